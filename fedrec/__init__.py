@@ -1,0 +1,3 @@
+"""fedrec: shops that may not share their customers' data train one recommender together."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,198 @@
+"""What a model must say so that a federation can train it: rounds, contributions, sums, scores.
+
+A model names the arrays that are *shared*; everything else is private. A round asks every shop for the sum of its shoppers'
+contributions, the coordinator moves the shared arrays by the total of all shops, and a shop turns shared arrays into a
+`Scorer`. The same methods train one shop alone or all shops pooled (`train_alone`), so every column of a comparison
+runs the same arithmetic.
+
+Axis names: ``num_items`` items of the item space at hand (the federation's shared list, or a shop's own catalogue),
+``num_shoppers`` rows of a shop's histories, ``num_features`` columns of the public item content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+from scipy import sparse
+
+from fedrec.errors import BadMessage, NotFinite
+
+State = dict[str, np.ndarray]
+"""A model's shared arrays by name: what the coordinator may hold and every shop may get."""
+
+
+class RoundKind(StrEnum):
+    """How a round's sum is used."""
+
+    STATISTICS = "statistics"
+    GRADIENT_STEP = "gradient-step"
+    LOCAL_UPDATE = "local-update"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of the arrays that one flat float64 vector holds, in order."""
+
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @property
+    def size(self) -> int:
+        """Number of values in the flat vector."""
+        return sum(math.prod(shape) for _, shape in self.shapes)
+
+    def digest(self) -> str:
+        """sha256 of names and shapes, hexadecimal; carried by every message."""
+        return hashlib.sha256(json.dumps(self.shapes).encode()).hexdigest()
+
+    def split(self, vector: np.ndarray) -> State:
+        """Views into ``vector`` (size,) by array name.
+
+        Raises:
+            BadMessage: the vector's length is not the layout's.
+        """
+        if vector.shape != (self.size,):
+            raise BadMessage(f"a vector of shape {vector.shape} does not fit a layout of {self.size} values")
+        arrays, start = {}, 0
+        for name, shape in self.shapes:
+            stop = start + math.prod(shape)
+            arrays[name] = vector[start:stop].reshape(shape)
+            start = stop
+        return arrays
+
+
+@dataclass(frozen=True)
+class RoundSpec:
+    """What one round asks of every shop.
+
+    Attributes:
+        kind: how the sum is used.
+        name: what is summed, for people ("popularity", "co-occurrence", "normal equations").
+        layout: of the flat vector that each shop sends.
+        inputs: shared arrays a shop needs to compute it (sent to every shop).
+    """
+
+    kind: RoundKind
+    name: str
+    layout: Layout
+    inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PublicInputs:
+    """What everybody may know about an item space; declared, never computed from events.
+
+    Attributes:
+        items: str, (num_items,); item keys.
+        content: float32 CSR, (num_items, num_features), rows of norm 1 (or empty rows); None without item text.
+    """
+
+    items: np.ndarray
+    content: sparse.csr_matrix | None = None
+
+    @property
+    def num_items(self) -> int:
+        """Size of the item space."""
+        return len(self.items)
+
+
+class Contributions(Protocol):
+    """All shoppers' contributions to one round, without ever writing out one vector per shopper.
+
+    Shopper u's contribution c_u is a function of the round's inputs, her own history and public data alone. The door
+    out clips by asking for the norms first and for a weighted sum after (weights min(1, C / norm)).
+    """
+
+    def norms(self) -> np.ndarray:
+        """float64, (num_shoppers,): L2 norm of each shopper's contribution."""
+        ...
+
+    def total(self, weights: np.ndarray) -> np.ndarray:
+        """float64, (layout.size,): sum over shoppers of ``weights[u]`` times c_u; weights float64 (num_shoppers,)."""
+        ...
+
+
+class Scorer(Protocol):
+    """A trained model over one item space, ready to rank."""
+
+    def scores(self, histories: sparse.csr_matrix) -> np.ndarray:
+        """float32, (num_rows, num_items): higher is better; histories CSR (num_rows, num_items), 1 where bought.
+
+        Known items are not masked here; a row without any entry (a cold shopper) still gets finite scores.
+        """
+        ...
+
+    def restrict(self, positions: np.ndarray, public: PublicInputs) -> Scorer:
+        """The same model over a shop's own item space.
+
+        Args:
+            positions: int64, (num_shop_items,): each shop item's place in this scorer's item space, or -1.
+            public: the shop's own item space; items at -1 are scored by content and popularity.
+        """
+        ...
+
+
+@runtime_checkable
+class Explainable(Protocol):
+    """A scorer that can say which bought item brought a recommendation."""
+
+    def because(self, history: np.ndarray, item: int) -> np.ndarray:
+        """float32, (len(history),): each bought item's part of the score of ``item``; positions in the item space."""
+        ...
+
+
+class Recommender(Protocol):
+    """A federated recommender. Instances hold settings only (a frozen dataclass), never data."""
+
+    name: ClassVar[str]
+
+    def plan_round(self, index: int, state: State, public: PublicInputs) -> RoundSpec | None:
+        """What round ``index`` (0, 1, ...) asks, given the shared arrays so far; None when training is complete."""
+        ...
+
+    def contributions(self, spec: RoundSpec, histories: sparse.csr_matrix) -> Contributions:
+        """The shop's side of a round; histories CSR (num_shoppers, num_items), values > 0 = strength of the event."""
+        ...
+
+    def advance(self, spec: RoundSpec, state: State, total: np.ndarray, public: PublicInputs) -> State:
+        """New shared arrays from the old and the sum over all shops, float64 (layout.size,). Never edits ``state``."""
+        ...
+
+    def fit(self, state: State, public: PublicInputs) -> Scorer:
+        """Solve the shared arrays into a scorer over the same item space."""
+        ...
+
+    def project(self, state: State, positions: np.ndarray, public: PublicInputs) -> State:
+        """The shared arrays in a shop's own item space; positions as in `Scorer.restrict`, ``public`` the shop's."""
+        ...
+
+    def own_statistics(self, state: State, histories: sparse.csr_matrix, public: PublicInputs) -> State:
+        """The shop's own raw statistics, in the item space and shape of ``state`` (projected). Never leaves the shop."""
+        ...
+
+    def mix(self, state: State, own: State, *, global_share: float) -> State:
+        """``global_share`` x global + (1 - ``global_share``) x own statistics; 0 is the shop alone, 1 the global model."""
+        ...
+
+    def candidates(self) -> dict[str, tuple[Any, ...]]:
+        """Settings worth trying on validation, by field name: the same search space for every column."""
+        ...
+
+
+def train_alone(model: Recommender, histories: sparse.csr_matrix, public: PublicInputs) -> State:
+    """Run all of a model's rounds on one table of histories, without a federation (local-only and pooled columns)."""
+    state: State = {}
+    index = 0
+    while (spec := model.plan_round(index, state, public)) is not None:
+        total = model.contributions(spec, histories).total(np.ones(histories.shape[0]))
+        if not np.isfinite(total).all():
+            raise NotFinite(f"the sum of round {index} ({spec.name}) is not finite")
+        state = model.advance(spec, state, total, public)
+        index += 1
+    return state
