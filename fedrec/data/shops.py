@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
+
+from fedrec.data.events import Events
+from fedrec.data.histories import codes_of, name_keys, rank_within
+from fedrec.data.items import Items
+from fedrec.data.split import Part, Split
+from fedrec.errors import ConfigError, DataError
+
+UNCATEGORISED = "uncategorised"
+"""The shop of items without a category, under the rule ``category``."""
+
+_NUM_CLUSTERS = 16
+_DEFAULT_ALPHA = 0.5
 
 
 @dataclass(frozen=True)
@@ -41,3 +55,348 @@ class ShopData:
         return sparse.csr_matrix(
             (coo.data[keep], (coo.row[keep], columns[keep])), shape=(histories.shape[0], num_shared)
         )
+
+
+def assign(events: Events, rule: str | None, *, seed: int, items: Items | None = None) -> Events:
+    """Say which shop each event belongs to.
+
+    - ``column`` (or None): the ``shop`` column as it is.
+    - ``random:N``: shoppers at random in N shops of equal size (to within one).
+    - ``skewed:N`` or ``skewed:N:ALPHA``: shops differ in taste and size. Shoppers are grouped by the category they
+      bought most (without categories: by clusters of what they bought); each group is divided over the N shops by a
+      draw from Dirichlet(ALPHA), default 0.5: the smaller, the more skewed. Every shop gets at least one shopper.
+      Source: label skew of Li et al. 2022, arXiv:2102.02079, with groups in place of labels.
+    - ``category``: an event belongs to the shop of its item's first category; a shopper who buys in several
+      categories has an account in several shops.
+
+    The random and skewed rules replace a ``shop`` column; where the same shopper id occurs in two old shops the ids
+    become "<old shop>/<id>", so that two people stay two.
+
+    Args:
+        events: cleaned events.
+        rule: as above.
+        seed: of the draws; they depend on names, not on the order of rows.
+        items: catalogue whose categories the rules ``skewed`` and ``category`` use first; else the events' own.
+    Raises:
+        ConfigError: the rule, N or ALPHA is unknown or out of range.
+        DataError: no shop column, or no categories where the rule needs them.
+    """
+    name, numbers = _parse_rule(rule)
+    if name == "column":
+        codes_of(events, "shop")
+        return events
+    if len(events) == 0:
+        raise DataError("there are no events to divide into shops")
+    if name == "category":
+        codes, names = _by_category(events, items)
+        return _with_shop(events.table, codes, names)
+    table = _unique_shoppers(events)
+    shopper, shopper_names = codes_of(Events(table), "shopper")
+    is_present = np.bincount(shopper, minlength=len(shopper_names)) > 0
+    num_shops = int(numbers[0])
+    if num_shops > int(is_present.sum()):
+        raise ConfigError(
+            f"'{rule}' wants {num_shops} shops, but there are only {int(is_present.sum())} shoppers"
+        )
+    keys = name_keys(shopper_names, seed)
+    if name == "random":
+        shop_of = _divide(keys, is_present, num_shops)
+    else:
+        groups = _taste_groups(Events(table), items, shopper, len(shopper_names), seed)
+        alpha = numbers[1] if len(numbers) > 1 else _DEFAULT_ALPHA
+        shop_of = _divide_skewed(keys, groups, is_present, num_shops, alpha, seed)
+    width = len(str(num_shops))
+    names = np.array([f"shop-{number:0{width}d}" for number in range(1, num_shops + 1)], dtype=object)
+    return _with_shop(table, shop_of[shopper], names)
+
+
+Declared = pd.DataFrame | Mapping[str, Iterable[str]]
+
+
+def build_shops(
+    split: Split, items: Items, *, declared: Declared | None = None
+) -> tuple[np.ndarray, tuple[ShopData, ...]]:
+    """Give every shop its own data, and the federation its shared item list.
+
+    Args:
+        split: events with shops, and their parts.
+        items: item table that holds every item of the events and of ``declared``.
+        declared: catalogues that shops declare beyond what they sold: a table with columns ``shop`` and ``item``, or
+            item keys by shop.
+    Returns:
+        shared_items: str (object), (num_shared,); sorted keys of the shared items in at least one shop's catalogue.
+        shops: sorted by name.
+    Raises:
+        DataError: an item is not in the item table, or a declared shop has no events.
+    """
+    shop, shop_names = codes_of(split.events, "shop")
+    shopper, shopper_names = codes_of(split.events, "shopper")
+    shopper_order = np.argsort(shopper_names)
+    shopper_names, shopper = shopper_names[shopper_order], _inverse(shopper_order)[shopper]
+    item_names = items.table.index.to_numpy(dtype=object)
+    item = _item_places(split.events, items)
+    order = np.argsort(shop.astype(np.int16) if len(shop_names) < 2**15 else shop, kind="stable")
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(shop, minlength=len(shop_names)))])
+    del shop
+    extra = _declared_places(declared, items, set(shop_names[np.diff(bounds) > 0]))
+    drafts = []
+    for code in np.argsort(shop_names):
+        if bounds[code] < bounds[code + 1]:
+            rows = order[bounds[code] : bounds[code + 1]]
+            name = str(shop_names[code])
+            catalogue = extra.get(name, np.zeros(0, np.int32))
+            drafts.append(_Draft.of(name, shopper[rows], item[rows], split.parts[rows], catalogue))
+    is_shared = items.table["is_shared"].to_numpy(bool)
+    is_listed = np.zeros(len(item_names), bool)
+    for draft in drafts:
+        is_listed[draft.catalogue] = True
+    is_listed &= is_shared
+    position = np.where(is_listed, np.cumsum(is_listed) - 1, -1)
+    shops = tuple(draft.finish(shopper_names, item_names, position) for draft in drafts)
+    return item_names[is_listed], shops
+
+
+def stack(shops: Iterable[ShopData], parts: Iterable[Part], num_shared: int) -> sparse.csr_matrix:
+    """All shops' rows of these parts in the shared item space, shops in the given order: what a pooled model sees."""
+    wanted = [part.name.lower() for part in parts]
+    rows = []
+    for shop in shops:
+        total = sum((getattr(shop, name) for name in wanted[1:]), start=getattr(shop, wanted[0]))
+        rows.append(shop.shared(total, num_shared))
+    return sparse.vstack(rows, format="csr", dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A shop whose rows are known, before the shared item list is; arrays as in `ShopData`, items as table places."""
+
+    name: str
+    shoppers: np.ndarray
+    catalogue: np.ndarray
+    histories: dict[Part, sparse.csr_matrix]
+    missing_test: np.ndarray
+
+    @classmethod
+    def of(
+        cls, name: str, shopper: np.ndarray, item: np.ndarray, parts: np.ndarray, extra: np.ndarray
+    ) -> _Draft:
+        shoppers, row = np.unique(shopper, return_inverse=True)
+        catalogue = np.unique(np.concatenate([item[parts != Part.TEST], extra]))
+        column = np.searchsorted(catalogue, item)
+        is_known = column < len(catalogue)
+        is_known[is_known] = catalogue[column[is_known]] == item[is_known]
+        shape = (len(shoppers), len(catalogue))
+        histories = {}
+        for part in Part:
+            chosen = (parts == part) & is_known
+            matrix = sparse.csr_matrix(
+                (np.ones(int(chosen.sum()), np.float32), (row[chosen], column[chosen])), shape=shape
+            )
+            matrix.sum_duplicates()
+            matrix.data.fill(1.0)
+            histories[part] = matrix
+        missing = np.unique(np.stack([row[~is_known], item[~is_known]]), axis=1)[0]
+        return cls(name, shoppers, catalogue, histories, np.bincount(missing, minlength=len(shoppers)))
+
+    def finish(self, shopper_names: np.ndarray, item_names: np.ndarray, position: np.ndarray) -> ShopData:
+        return ShopData(
+            name=self.name,
+            shoppers=shopper_names[self.shoppers],
+            items=item_names[self.catalogue],
+            positions=position[self.catalogue].astype(np.int64),
+            train=self.histories[Part.TRAIN],
+            validation=self.histories[Part.VALIDATION],
+            test=self.histories[Part.TEST],
+            fold_in=self.histories[Part.FOLD_IN],
+            missing_test=self.missing_test.astype(np.int64),
+        )
+
+
+def _item_places(events: Events, items: Items) -> np.ndarray:
+    """int32, (num_events,): each event's item as a row of the item table."""
+    codes, names = codes_of(events, "item")
+    place = items.table.index.get_indexer(pd.Index(names, dtype=items.table.index.dtype))
+    is_used = np.bincount(codes, minlength=len(names)) > 0
+    unknown = np.flatnonzero(is_used & (place < 0))
+    if len(unknown):
+        raise DataError(
+            f"{len(unknown)} items of the events are not in the item table, first '{names[unknown[0]]}'; add them"
+        )
+    return place.astype(np.int32)[codes]
+
+
+def _declared_places(declared: Declared | None, items: Items, shops: set[str]) -> dict[str, np.ndarray]:
+    """Rows of the item table that each shop declares as its catalogue."""
+    if declared is None:
+        return {}
+    if isinstance(declared, pd.DataFrame):
+        declared = {str(shop): rows for shop, rows in declared.groupby("shop", observed=True)["item"]}
+    places = {}
+    for shop, keys in declared.items():
+        if shop not in shops:
+            raise DataError(f"a catalogue is declared for shop '{shop}', which has no events")
+        names = pd.Index([str(key) for key in keys], dtype=items.table.index.dtype)
+        place = items.table.index.get_indexer(names)
+        if (place < 0).any():
+            raise DataError(
+                f"shop '{shop}' declares item '{names[place < 0][0]}', which is not in the item table"
+            )
+        places[shop] = place.astype(np.int32)
+    return places
+
+
+def _parse_rule(rule: str | None) -> tuple[str, list[float]]:
+    """Name and numbers of a rule."""
+    allowed = "allowed: column, random:N, skewed:N, skewed:N:ALPHA, category"
+    name, *texts = (rule or "column").split(":")
+    limits = {"column": (0, 0), "category": (0, 0), "random": (1, 1), "skewed": (1, 2)}
+    if name not in limits or not limits[name][0] <= len(texts) <= limits[name][1]:
+        raise ConfigError(f"unknown rule '{rule}' for shops; {allowed}")
+    try:
+        numbers = [float(int(text)) if place == 0 else float(text) for place, text in enumerate(texts)]
+    except ValueError as error:
+        raise ConfigError(f"'{rule}' holds no number where one is due; {allowed}") from error
+    if not all(0 < number < 1e9 for number in numbers):
+        raise ConfigError(f"'{rule}': the number of shops must be at least 1 and ALPHA above 0; {allowed}")
+    return name, numbers
+
+
+def _with_shop(table: pd.DataFrame, codes: np.ndarray, names: np.ndarray) -> Events:
+    """The table with a shop column of the names in use, sorted."""
+    used = np.flatnonzero(np.bincount(codes, minlength=len(names)))
+    used = used[np.argsort(names[used])]
+    place = np.full(len(names), -1, np.int32)
+    place[used] = np.arange(len(used))
+    shop = pd.Categorical.from_codes(place[codes], categories=pd.Index(names[used], dtype="str"))
+    return Events(table.assign(shop=shop))
+
+
+def _unique_shoppers(events: Events) -> pd.DataFrame:
+    """The table, with shopper ids that mean one person even without the old shop column."""
+    if "shop" not in events.table:
+        return events.table
+    shop, shop_names = codes_of(events, "shop")
+    shopper, names = codes_of(events, "shopper")
+    pairs, codes = np.unique(shop.astype(np.int64) * len(names) + shopper, return_inverse=True)
+    if len(pairs) == len(np.unique(shopper)):
+        return events.table
+    new_names = shop_names[pairs // len(names)] + "/" + names[pairs % len(names)]
+    shoppers = pd.Categorical.from_codes(codes, categories=pd.Index(new_names, dtype="str"))
+    return events.table.assign(shopper=shoppers)
+
+
+def _divide(keys: np.ndarray, is_present: np.ndarray, num_shops: int) -> np.ndarray:
+    """int32, one shop for each shopper name: equal shares in the order of the seeded keys."""
+    order = np.argsort(np.where(is_present, keys, np.uint64(2**64 - 1)), kind="stable")
+    count = int(is_present.sum())
+    shop_of = np.zeros(len(keys), np.int32)
+    shop_of[order[:count]] = np.arange(count, dtype=np.int64) * num_shops // count
+    return shop_of
+
+
+def _divide_skewed(
+    keys: np.ndarray, groups: np.ndarray, is_present: np.ndarray, num_shops: int, alpha: float, seed: int
+) -> np.ndarray:
+    """int32, one shop for each shopper name: each group's shoppers cut by a Dirichlet draw of its own."""
+    num_groups = int(groups.max()) + 1
+    shares = np.random.default_rng([seed, 1]).dirichlet(np.full(num_shops, alpha), size=num_groups)
+    present = np.flatnonzero(is_present)
+    rank, sizes = rank_within(groups[present], keys[present], num_groups)
+    quantile = (rank + 0.5) / sizes[groups[present]]
+    ends = np.cumsum(shares, axis=1)  # (num_groups, num_shops)
+    shop = np.zeros(len(present), np.int64)
+    for end in ends[:, :-1].T:
+        shop += quantile >= end[groups[present]]
+    order = np.argsort(keys[present], kind="stable")
+    for empty in np.flatnonzero(np.bincount(shop, minlength=num_shops) == 0):
+        largest = np.bincount(shop, minlength=num_shops).argmax()
+        shop[order[np.flatnonzero(shop[order] == largest)[0]]] = empty
+    shop_of = np.zeros(len(keys), np.int32)
+    shop_of[present] = shop
+    return shop_of
+
+
+def _first_categories(events: Events, items: Items | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """Each event's first category as int32 codes (-1 = unknown) and sorted names; None where nothing is known."""
+    codes = np.full(len(events), -1, np.int64)
+    labels = pd.Series([], dtype="str")
+    if items is not None and "category" in items.table:
+        item, names = codes_of(events, "item")
+        labels = items.table["category"].reindex(names).fillna("").astype("str")
+        codes = item.astype(np.int64)
+    elif "category" in events.table:
+        column = events.table["category"].astype("category")
+        labels = pd.Series(column.cat.categories.astype(str), dtype="str")
+        codes = column.cat.codes.to_numpy().astype(np.int64)
+    first = labels.str.split("|").str[0].str.strip().fillna("").to_numpy(dtype=object)
+    names, place = np.unique(np.append(first, "").astype(object), return_inverse=True)
+    place -= names[0] == ""  # "" sorts first: unknown becomes -1
+    names = names[names != ""]
+    found = place[codes]
+    return (found.astype(np.int32), names) if (found >= 0).any() else None
+
+
+def _by_category(events: Events, items: Items | None) -> tuple[np.ndarray, np.ndarray]:
+    """Shop codes and names under the rule ``category``."""
+    found = _first_categories(events, items) or _first_categories(events, None)
+    if found is None:
+        raise DataError(
+            "the rule 'category' needs item categories; give them with --items or a category column"
+        )
+    codes, names = found
+    if (codes < 0).any():
+        if UNCATEGORISED in names:
+            other = int(np.flatnonzero(names == UNCATEGORISED)[0])
+        else:
+            names, other = np.append(names, UNCATEGORISED), len(names)
+        codes = np.where(codes < 0, other, codes)
+    return codes, names
+
+
+def _taste_groups(
+    events: Events, items: Items | None, shopper: np.ndarray, num_shoppers: int, seed: int
+) -> np.ndarray:
+    """int64, (num_shopper_names,): each shopper's group by main category, else by cluster of what she bought."""
+    found = _first_categories(events, items) or _first_categories(events, None)
+    if found is not None and len(found[1]) > 1:
+        codes, names = found
+        is_known = codes >= 0
+        counts = sparse.csr_matrix(
+            (np.ones(int(is_known.sum())), (shopper[is_known], codes[is_known])),
+            shape=(num_shoppers, len(names)),
+        )
+        return np.asarray(counts.argmax(axis=1)).ravel().astype(np.int64)
+    item, item_names = codes_of(events, "item")
+    bought = sparse.csr_matrix((np.ones(len(item)), (shopper, item)), shape=(num_shoppers, len(item_names)))
+    bought.data.fill(1.0)
+    return _clusters(bought, name_keys(item_names, seed), seed)
+
+
+def _clusters(bought: sparse.csr_matrix, item_keys: np.ndarray, seed: int) -> np.ndarray:
+    """int64, (num_rows,): k-means clusters of rows by direction in a low-rank space (subspace iteration)."""
+    rank = min(_NUM_CLUSTERS // 2, *bought.shape)
+    weights = sparse.diags(1 / np.sqrt(np.maximum(np.asarray(bought.sum(axis=0)).ravel(), 1.0)))
+    scaled = bought @ weights
+    start = np.stack([name_keys(item_keys.astype(str), seed + column) for column in range(rank)], axis=1)
+    basis = start / 2.0**63 - 1.0
+    for _ in range(4):
+        basis = np.linalg.qr(scaled.T @ (scaled @ basis))[0]
+    points = scaled @ basis
+    points /= np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
+    spread = np.linspace(0, len(points) - 1, _NUM_CLUSTERS).astype(int)
+    centres = points[np.lexsort(points.T)[spread]]
+    for _ in range(10):
+        cluster = (points @ centres.T).argmax(axis=1)
+        member = sparse.csr_matrix(
+            (np.ones(len(points)), (cluster, np.arange(len(points)))), (len(centres), len(points))
+        )
+        centres = member @ points
+        centres /= np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)
+    return cluster
+
+
+def _inverse(order: np.ndarray) -> np.ndarray:
+    """int32: the permutation that undoes ``order``."""
+    inverse = np.empty(len(order), np.int32)
+    inverse[order] = np.arange(len(order), dtype=np.int32)
+    return inverse
