@@ -1,0 +1,1 @@
+"""Pure evaluation: ranked lists in, tables out."""
