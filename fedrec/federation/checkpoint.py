@@ -1,0 +1,115 @@
+"""The shared arrays after every finished round, on disk: one file, replaced atomically.
+
+A checkpoint is a safetensors file whose metadata holds the run's identity, the number of finished rounds and
+their records, so arrays and index can never come from different rounds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from fedrec.errors import StoreError
+from fedrec.federation.coordinator_side import ClosedRound, Coordinator, check_same_run
+from fedrec.federation.run_record import RoundRecord, write_atomically
+from fedrec.models.recommender import State
+
+CHECKPOINT_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run between two rounds.
+
+    Attributes:
+        identity: `Coordinator.identity` of the run.
+        index: finished rounds, so the next round's index.
+        state: the shared arrays.
+        rounds: records of the finished rounds.
+        plan_digests: hexadecimal, one a finished round.
+    """
+
+    identity: str
+    index: int
+    state: State
+    rounds: tuple[RoundRecord, ...]
+    plan_digests: tuple[str, ...]
+
+
+class Checkpoints:
+    """The checkpoint file of one run, and the records of its finished rounds so far."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.rounds: tuple[RoundRecord, ...] = ()
+        self.plan_digests: tuple[str, ...] = ()
+
+    def resume(self, coordinator: Coordinator) -> bool:
+        """Set the coordinator to the last finished round; False when there is no checkpoint yet.
+
+        Raises:
+            ConfigError: the checkpoint is of another run.
+            StoreError: the file is damaged.
+        """
+        if not self.path.exists():
+            return False
+        found = read_checkpoint(self.path)
+        check_same_run(coordinator.identity(), found.identity)
+        coordinator.restore(found.index, found.state)
+        self.rounds, self.plan_digests = found.rounds, found.plan_digests
+        return True
+
+    def save(self, coordinator: Coordinator, closed: ClosedRound, record: RoundRecord) -> None:
+        """Keep the round that just closed."""
+        self.rounds = (*self.rounds, record)
+        self.plan_digests = (*self.plan_digests, closed.plan_digest)
+        write_checkpoint(
+            self.path,
+            Checkpoint(
+                coordinator.identity(), coordinator.index, coordinator.state, self.rounds, self.plan_digests
+            ),
+        )
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write atomically; a crash leaves the checkpoint before it."""
+    about = {
+        "format": CHECKPOINT_FORMAT,
+        "identity": checkpoint.identity,
+        "index": checkpoint.index,
+        "rounds": [dataclasses.asdict(record) for record in checkpoint.rounds],
+        "plan_digests": checkpoint.plan_digests,
+    }
+    arrays = {name: np.require(array, requirements="C") for name, array in checkpoint.state.items()}
+    write_atomically(path, save(arrays, metadata={"fedrec": json.dumps(about)}))
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        StoreError: missing, damaged or of another format.
+    """
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            about = json.loads((file.metadata() or {})["fedrec"])
+            if about["format"] != CHECKPOINT_FORMAT:
+                raise StoreError(
+                    f"{path}: checkpoint of format {about['format']!r}, expected {CHECKPOINT_FORMAT}"
+                )
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        return Checkpoint(
+            identity=about["identity"],
+            index=about["index"],
+            state=state,
+            rounds=tuple(RoundRecord(**record) for record in about["rounds"]),
+            plan_digests=tuple(about["plan_digests"]),
+        )
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path}: not a readable checkpoint ({type(error).__name__})") from error

@@ -1,0 +1,226 @@
+"""The coordinator's side of a run: one open round at a time, sums added in roster order.
+
+The total does not depend on the order of arrival: a release that comes before those of shops ahead of it in
+the roster waits until they have answered or are known to be unavailable. Memory is one accumulator plus the
+releases that wait.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedrec.errors import BadMessage, ConfigError, NotFinite, ProtocolError, TooFewShops
+from fedrec.federation.plan import (
+    Protection,
+    RoundPlan,
+    canonical_json,
+    check_clip_norm,
+    check_roster,
+    items_digest,
+    model_settings,
+)
+from fedrec.federation.release import read_release
+from fedrec.federation.shop_side import is_finite
+from fedrec.models.recommender import PublicInputs, Recommender, State
+
+
+@dataclass(frozen=True)
+class ClosedRound:
+    """What is known when a round is over.
+
+    Attributes:
+        index, name: of the round.
+        plan_digest: hexadecimal.
+        answered: shops in the sum, in roster order.
+        failed: shops of the roster that are not.
+    """
+
+    index: int
+    name: str
+    plan_digest: str
+    answered: tuple[str, ...]
+    failed: tuple[str, ...]
+
+
+class Coordinator:
+    """Plans rounds, adds up releases, moves the shared arrays. No input or output of its own.
+
+    ``next_plan`` opens a round, ``receive`` and ``mark_unavailable`` fill it, ``close`` ends it; ``state``
+    and ``index`` are the shared arrays and the next round at any time between rounds.
+    """
+
+    def __init__(
+        self,
+        model: Recommender,
+        public: PublicInputs,
+        roster: Sequence[str],
+        *,
+        min_shops: int = 1,
+        run_id: str = "",
+        clip_norm: float | None = None,
+    ) -> None:
+        """Args:
+        model: what is trained; a frozen dataclass of its settings.
+        public: the federation's item space.
+        roster: names of the shops, in the order in which sums are added.
+        min_shops: fewest shops whose sum may be used, 1 <= min_shops <= len(roster).
+        run_id: names the run; bound by every plan, so a resumed run must bring the same.
+        clip_norm: L2 bound on a shopper's contribution, > 0; None = unbounded.
+        """
+        self.model = model
+        self.public = public
+        self.roster = tuple(roster)
+        self.state: State = {}
+        self.index = 0
+        self.min_shops = min_shops
+        self.run_id = run_id
+        self.clip_norm = clip_norm
+        check_roster(self.roster, min_shops)
+        check_clip_norm(clip_norm)
+        self._settings = model_settings(model)
+        self._items_digest = items_digest(public)
+        self._position_of = {shop: position for position, shop in enumerate(self.roster)}
+        self._plan: RoundPlan | None = None
+        self._is_complete = False
+
+    def identity(self) -> str:
+        """Hexadecimal sha256 of what a checkpoint must agree with: run, model, items, roster, bounds."""
+        return hashlib.sha256(
+            canonical_json(
+                [
+                    self.run_id,
+                    self.model.name,
+                    self._settings,
+                    self._items_digest,
+                    self.roster,
+                    self.min_shops,
+                    self.clip_norm,
+                ]
+            )
+        ).hexdigest()
+
+    def restore(self, index: int, state: State) -> None:
+        """Go on after ``index`` finished rounds with their shared arrays."""
+        if self._plan is not None:
+            raise ProtocolError(f"round {self.index} is open: a run is restored between rounds")
+        self.index, self.state, self._is_complete = index, dict(state), False
+
+    def next_plan(self) -> RoundPlan | None:
+        """Open the next round; None when the model is trained."""
+        if self._plan is not None:
+            raise ProtocolError(f"round {self.index} is open: close it before the next")
+        if self._is_complete:
+            return None
+        spec = self.model.plan_round(self.index, self.state, self.public)
+        if spec is None:
+            self._is_complete = True
+            return None
+        self._plan = RoundPlan(
+            run_id=self.run_id,
+            index=self.index,
+            spec=spec,
+            model_name=self.model.name,
+            model_settings=self._settings,
+            items_digest=self._items_digest,
+            roster=self.roster,
+            min_shops=self.min_shops,
+            protection=Protection.NONE,
+            clip_norm=self.clip_norm,
+        )
+        self._total = np.zeros(spec.layout.size)
+        self._waiting: dict[int, np.ndarray] = {}
+        self._is_heard = [False] * len(self.roster)
+        self._answered: set[int] = set()
+        self._next_to_add = 0
+        return self._plan
+
+    def receive(self, shop: str, data: bytes) -> bool:
+        """Take one shop's release.
+
+        Returns:
+            True when it counts; False when this shop has been heard in this round already.
+        Raises:
+            BadMessage: no round is open, the shop is not on the roster, or the bytes are not a release for
+                this plan.
+        """
+        plan = self._open_plan()
+        position = self._position(shop)
+        if self._is_heard[position]:
+            return False
+        values = read_release(data, plan)
+        self._is_heard[position] = True
+        self._answered.add(position)
+        self._waiting[position] = values
+        self._add_in_order()
+        return True
+
+    def mark_unavailable(self, shop: str) -> None:
+        """The shop will not answer this round; nothing happens when it has answered."""
+        self._open_plan()
+        self._is_heard[self._position(shop)] = True
+        self._add_in_order()
+
+    def close(self) -> ClosedRound:
+        """End the round and move the shared arrays.
+
+        Raises:
+            TooFewShops: fewer than ``min_shops`` answered; the shared arrays and the index stay as they were.
+            NotFinite: the sum over the shops overflowed.
+        """
+        plan = self._open_plan()
+        self._is_heard = [True] * len(self.roster)
+        self._add_in_order()
+        total = self._total
+        self._plan, self._total = None, np.zeros(0)
+        if len(self._answered) < self.min_shops:
+            raise TooFewShops(
+                f"round {plan.index} ({plan.spec.name}): {len(self._answered)} of {len(self.roster)} "
+                f"shops answered, at least {self.min_shops} are needed (min_shops); finished rounds are kept"
+            )
+        if not is_finite(total):
+            raise NotFinite(f"round {plan.index} ({plan.spec.name}): the sum over the shops is not finite")
+        self.state = self.model.advance(plan.spec, self.state, total, self.public)
+        self.index += 1
+        return ClosedRound(
+            index=plan.index,
+            name=plan.spec.name,
+            plan_digest=plan.digest.hex(),
+            answered=tuple(shop for i, shop in enumerate(self.roster) if i in self._answered),
+            failed=tuple(shop for i, shop in enumerate(self.roster) if i not in self._answered),
+        )
+
+    @property
+    def num_waiting(self) -> int:
+        """Releases held back until shops before them have been heard."""
+        return len(self._waiting) if self._plan is not None else 0
+
+    def _add_in_order(self) -> None:
+        """Add what can be added without leaving roster order."""
+        while self._next_to_add < len(self.roster) and self._is_heard[self._next_to_add]:
+            values = self._waiting.pop(self._next_to_add, None)
+            if values is not None:
+                self._total += values
+            self._next_to_add += 1
+
+    def _open_plan(self) -> RoundPlan:
+        if self._plan is None:
+            raise BadMessage("no round is open: the message is late or early")
+        return self._plan
+
+    def _position(self, shop: str) -> int:
+        if shop not in self._position_of:
+            raise BadMessage(f"shop {shop!r} is not on the roster of {len(self.roster)} shops")
+        return self._position_of[shop]
+
+
+def check_same_run(expected: str, found: str) -> None:
+    """Refuse a checkpoint of another run."""
+    if expected != found:
+        raise ConfigError(
+            "the checkpoint belongs to another run (model, settings, items, roster or data differ): "
+            "resume with the configuration it was made with, or choose another output folder"
+        )

@@ -1,0 +1,210 @@
+"""What the coordinator asks of every shop in one round, and the bytes that say so.
+
+A plan is a canonical JSON header plus the raw input arrays. The header names the sha256 of each array, so the
+digest of the header binds the whole plan: two shops with the same digest were asked the same thing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from fedrec.errors import BadMessage, ConfigError
+from fedrec.models.recommender import Layout, PublicInputs, Recommender, RoundKind, RoundSpec
+
+FORMAT_VERSION = 1
+"""Version of plans and releases; a shop and a coordinator of different versions refuse each other."""
+
+WIRE_DTYPES = frozenset({"float64", "float32", "int64", "int32", "uint8", "bool"})
+"""Types that an input array may have."""
+
+
+class Protection(StrEnum):
+    """What stands between a shop's sum and the coordinator."""
+
+    NONE = "none"
+
+    @property
+    def guarantee(self) -> str:
+        """The promise in words, for every output of a run."""
+        return "none: research mode; shops' sums leave unprotected"
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """One round as every shop of the roster must understand it.
+
+    Attributes:
+        run_id: names the run; the same when a run is resumed.
+        index: 0, 1, ... within the run.
+        spec: what is summed, its layout and the shared arrays a shop needs for it.
+        model_name: registered name of the model.
+        model_settings: the model's own fields, as JSON values.
+        items_digest: sha256 of the federation's item keys in order, hexadecimal.
+        roster: names of all shops; sums are added in this order.
+        min_shops: fewest shops whose sum may be used; 1 <= min_shops <= len(roster).
+        protection: what a shop does to its sum before it leaves.
+        clip_norm: L2 bound on one shopper's contribution; None = unbounded.
+    """
+
+    run_id: str
+    index: int
+    spec: RoundSpec
+    model_name: str
+    model_settings: Mapping[str, Any]
+    items_digest: str
+    roster: tuple[str, ...]
+    min_shops: int
+    protection: Protection = Protection.NONE
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.index >= 0:
+            raise ConfigError(f"round index {self.index}: must be 0 or more")
+        check_roster(self.roster, self.min_shops)
+        check_clip_norm(self.clip_norm)
+        for name, array in self.spec.inputs.items():
+            if array.dtype.name not in WIRE_DTYPES:
+                allowed = ", ".join(sorted(WIRE_DTYPES))
+                raise ConfigError(f"input array {name!r} has type {array.dtype}: allowed are {allowed}")
+
+    @cached_property
+    def header(self) -> bytes:
+        """Canonical JSON of everything but the input arrays' values, which it names by sha256."""
+        return canonical_json(
+            {
+                "format": FORMAT_VERSION,
+                "run": self.run_id,
+                "round": self.index,
+                "kind": str(self.spec.kind),
+                "name": self.spec.name,
+                "layout": self.spec.layout.shapes,
+                "inputs": [
+                    [name, array.dtype.name, array.shape, _array_digest(array)]
+                    for name, array in self.spec.inputs.items()
+                ],
+                "model": self.model_name,
+                "settings": self.model_settings,
+                "items": self.items_digest,
+                "roster": self.roster,
+                "min_shops": self.min_shops,
+                "protection": str(self.protection),
+                "clip_norm": self.clip_norm,
+            }
+        )
+
+    @cached_property
+    def digest(self) -> bytes:
+        """sha256 of the header, 32 bytes: binds the whole plan."""
+        return hashlib.sha256(self.header).digest()
+
+    @cached_property
+    def layout_digest(self) -> bytes:
+        """sha256 of the layout, 32 bytes."""
+        return bytes.fromhex(self.spec.layout.digest())
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """Header and input arrays as they travel to one shop."""
+        return len(self.header) + sum(array.nbytes for array in self.spec.inputs.values())
+
+
+def read_plan(header: bytes, arrays: Mapping[str, np.ndarray]) -> RoundPlan:
+    """The plan that a header and its input arrays describe.
+
+    Args:
+        header: canonical JSON as `RoundPlan.header` writes it.
+        arrays: input arrays by name, with the types and shapes of the header.
+    Raises:
+        BadMessage: another version, unknown or missing fields, or arrays that are not the ones the header
+            names.
+    """
+    try:
+        fields = json.loads(header)
+        if fields["format"] != FORMAT_VERSION:
+            raise BadMessage(f"plan of format {fields['format']!r}: this shop reads format {FORMAT_VERSION}")
+        layout = Layout(tuple((name, tuple(shape)) for name, shape in fields["layout"]))
+        names = [name for name, _, _, _ in fields["inputs"]]
+        if sorted(names) != sorted(arrays):
+            raise BadMessage(f"plan names the input arrays {names}, the message holds {list(arrays)}")
+        plan = RoundPlan(
+            run_id=fields["run"],
+            index=fields["round"],
+            spec=RoundSpec(
+                kind=RoundKind(fields["kind"]),
+                name=fields["name"],
+                layout=layout,
+                inputs={name: arrays[name] for name in names},
+            ),
+            model_name=fields["model"],
+            model_settings=fields["settings"],
+            items_digest=fields["items"],
+            roster=tuple(fields["roster"]),
+            min_shops=fields["min_shops"],
+            protection=Protection(fields["protection"]),
+            clip_norm=fields["clip_norm"],
+        )
+        rewritten = plan.header
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigError) as error:
+        raise BadMessage(f"bytes that are not a plan: {type(error).__name__}") from error
+    if rewritten != header:
+        raise BadMessage("plan header is not canonical, has unknown fields, or its input arrays were changed")
+    return plan
+
+
+def model_settings(model: Recommender) -> dict[str, Any]:
+    """A model's own fields as JSON values; equal settings give equal JSON.
+
+    Raises:
+        ConfigError: the model is not a dataclass, or a field is not a JSON value.
+    """
+    if not dataclasses.is_dataclass(model) or isinstance(model, type):
+        raise ConfigError(f"model {model.name!r}: a model must be a frozen dataclass of its settings")
+    settings = dataclasses.asdict(model)
+    try:
+        return dict(json.loads(canonical_json(settings)))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model {model.name!r}: settings must be plain JSON values: {error}") from error
+
+
+def items_digest(public: PublicInputs) -> str:
+    """sha256 over the item keys in order, hexadecimal."""
+    digest = hashlib.sha256()
+    for key in public.items.tolist():
+        encoded = str(key).encode()
+        digest.update(len(encoded).to_bytes(4, "little") + encoded)
+    return digest.hexdigest()
+
+
+def canonical_json(value: object) -> bytes:
+    """The one way to write a JSON value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def check_roster(roster: tuple[str, ...], min_shops: int) -> None:
+    """Refuse an empty or repeated roster and an impossible minimum."""
+    if not roster or len(set(roster)) != len(roster):
+        raise ConfigError(f"roster of {len(roster)} shops: names must be given, each once")
+    if not 1 <= min_shops <= len(roster):
+        raise ConfigError(
+            f"min_shops = {min_shops}: must be between 1 and the {len(roster)} shops of the roster"
+        )
+
+
+def check_clip_norm(clip_norm: float | None) -> None:
+    """Refuse a bound that bounds nothing."""
+    if clip_norm is not None and not (clip_norm > 0 and math.isfinite(clip_norm)):
+        raise ConfigError(f"clip_norm = {clip_norm}: must be a finite number above 0, or left out")
+
+
+def _array_digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"").hexdigest()

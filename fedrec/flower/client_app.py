@@ -1,0 +1,145 @@
+"""The Flower app of a shop: a plan comes in, a release goes out, whatever goes wrong inside stays inside."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from flwr.app import Array, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedrec.errors import ConfigError
+from fedrec.federation.plan import RoundPlan
+from fedrec.flower.exchange import (
+    place_to_record,
+    plan_from_record,
+    release_to_record,
+    unavailable,
+)
+from fedrec.shop.node import FederationFiles, ShopNode, read_shop_files
+
+_log = logging.getLogger("fedrec.shop")
+
+OpenNode = Callable[[Context], ShopNode]
+"""How a process finds the shop that a message is for."""
+
+
+@dataclass(frozen=True, repr=False)
+class NodesInMemory:
+    """Shops of a simulation in this process; ``partition-id`` is the place in the roster."""
+
+    nodes: Sequence[ShopNode]
+
+    def __call__(self, context: Context) -> ShopNode:
+        return self.nodes[partition_id(context)]
+
+
+@dataclass(frozen=True)
+class NodesInFiles:
+    """Shops opened from the files in a run directory, each process its own copy."""
+
+    run_dir: str
+
+    def __call__(self, context: Context) -> ShopNode:
+        return _open_node(self.run_dir, partition_id(context))
+
+
+def open_node_from_run_dir(context: Context) -> ShopNode:
+    """The shop of this node, in the run directory that the run's configuration names (``run-dir``)."""
+    return _open_node(run_dir_of(context), partition_id(context))
+
+
+def make_client_app(open_node: OpenNode) -> ClientApp:
+    """The app of a shop.
+
+    Args:
+        open_node: finds the shop; must be picklable where the engine uses other processes.
+    """
+    app = ClientApp()
+    app.train("round")(_AnswerRound(open_node))
+    app.query("hello")(_say_hello)
+    return app
+
+
+def run_dir_of(context: Context) -> str:
+    """The run directory in a run's or a node's configuration.
+
+    Raises:
+        ConfigError: neither names one.
+    """
+    run_dir = context.node_config.get("run-dir") or context.run_config.get("run-dir")
+    if not run_dir:
+        raise ConfigError("no run directory: give --run-config 'run-dir=\"/path/of/the/run\"'")
+    return str(Path(str(run_dir)).absolute())
+
+
+def partition_id(context: Context) -> int:
+    """The place in the roster that the engine gave this node."""
+    position = context.node_config.get("partition-id")
+    if not isinstance(position, int):
+        raise ConfigError(f"partition-id {position!r}: must be the shop's place in the roster, 0 or more")
+    return position
+
+
+@dataclass(frozen=True, repr=False)
+class _AnswerRound:
+    open_node: OpenNode
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        try:
+            plan = _read_plan(message.content)
+            content = release_to_record(self.open_node(context).answer(plan))
+        except (
+            Exception
+        ):  # whatever it is: its text may hold a shopper's data, so it stays in the shop's own log
+            _log.exception("this shop could not answer a round")
+            return unavailable(message)
+        return Message(content, reply_to=message)
+
+
+def _say_hello(message: Message, context: Context) -> Message:
+    try:
+        return Message(place_to_record(partition_id(context)), reply_to=message)
+    except ConfigError:
+        _log.exception("this node has no place in the roster")
+        return unavailable(message)
+
+
+class _LastPlan:
+    """The plan read last in this process, so that many shops of one process read one broadcast once."""
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] = ()
+        self._plan: RoundPlan | None = None
+
+    def read(self, content: RecordDict) -> RoundPlan:
+        # bytes never change, so the same objects are the same plan; anything else is read and checked anew.
+        key = tuple(
+            value.data if isinstance(value, Array) else value
+            for record in content.values()
+            for _, value in sorted(record.items())
+        )
+        is_same = len(key) == len(self._key) and all(a is b for a, b in zip(key, self._key, strict=True))
+        if self._plan is None or not is_same:
+            self._plan = plan_from_record(content)
+            self._key = key
+        return self._plan
+
+
+_read_plan = _LastPlan().read
+
+
+@lru_cache(maxsize=4)
+def _files(run_dir: str) -> FederationFiles:
+    return read_shop_files(Path(run_dir))
+
+
+@lru_cache(maxsize=64)
+def _open_node(run_dir: str, position: int) -> ShopNode:
+    return _files(run_dir).node(position)
+
+
+app = make_client_app(open_node_from_run_dir)

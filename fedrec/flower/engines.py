@@ -1,0 +1,200 @@
+"""One federation from start to end on an engine: shops of this machine, or Flower's own Ray simulation."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, RecordDict
+from scipy import sparse
+
+from fedrec.errors import ConfigError
+from fedrec.federation.checkpoint import Checkpoints
+from fedrec.federation.coordinator_side import Coordinator
+from fedrec.federation.run_record import RoundRecord
+from fedrec.flower.client_app import NodesInFiles, NodesInMemory, make_client_app
+from fedrec.flower.local_grid import RUN_ID, Faults, LocalGrid
+from fedrec.flower.server_app import OnReply, OnRound, ServerRun, make_server_app
+from fedrec.models.recommender import PublicInputs, Recommender, State
+from fedrec.shop.node import shop_nodes, write_shop_files
+
+
+@dataclass(frozen=True, repr=False)
+class Federation:
+    """What is trained, and by whom.
+
+    Attributes:
+        model: a frozen dataclass of its settings.
+        public: the federation's item space.
+        roster: names of the shops, in the order in which sums are added.
+        histories: CSR, (num_shoppers, num_items) each, in roster order.
+        min_shops: fewest shops whose sum may be used.
+        run_id: names the run (a digest of configuration and data, say); a resumed run must bring the same.
+        clip_norm: L2 bound on a shopper's contribution; None = unbounded.
+    """
+
+    model: Recommender
+    public: PublicInputs
+    roster: Sequence[str]
+    histories: Sequence[sparse.csr_matrix]
+    min_shops: int = 1
+    run_id: str = ""
+    clip_norm: float | None = None
+
+    def coordinator(self) -> Coordinator:
+        """A coordinator before the first round."""
+        return Coordinator(
+            self.model,
+            self.public,
+            self.roster,
+            min_shops=self.min_shops,
+            run_id=self.run_id,
+            clip_norm=self.clip_norm,
+        )
+
+    def write_files(self, run_dir: Path) -> None:
+        """Write the files from which other processes open the shops."""
+        write_shop_files(
+            run_dir,
+            self.model,
+            self.public,
+            self.roster,
+            self.histories,
+            min_shops=self.min_shops,
+            run_id=self.run_id,
+            clip_norm=self.clip_norm,
+        )
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How the rounds run; none of it changes the result.
+
+    Attributes:
+        checkpoint: file for the shared arrays after every finished round; None keeps nothing.
+        resume: go on from the checkpoint if there is one.
+        deadline_s: seconds a round waits for replies, > 0; None = until every shop has answered or failed.
+        on_round, on_reply: called after each round, after each shop.
+    """
+
+    checkpoint: Path | None = None
+    resume: bool = False
+    deadline_s: float | None = None
+    on_round: OnRound | None = None
+    on_reply: OnReply | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class Trained:
+    """What a run of rounds ends with: the shared arrays and the records of all its rounds."""
+
+    state: State
+    rounds: tuple[RoundRecord, ...] = field(default_factory=tuple)
+
+
+def run_local(
+    federation: Federation,
+    options: RunOptions | None = None,
+    *,
+    workers: int = 0,
+    faults: Faults | None = None,
+    run_dir: Path | None = None,
+) -> Trained:
+    """Run all rounds on this machine.
+
+    Args:
+        federation: what is trained, and by whom.
+        options: checkpoint, deadline, callbacks.
+        workers: worker processes, 0 = this process; workers open the shops from files in ``run_dir``.
+        faults: what goes wrong on purpose.
+        run_dir: needed with workers.
+    Raises:
+        TooFewShops: a round had too few shops; finished rounds stay in the checkpoint.
+        ConfigError: the checkpoint is of another run, or workers without a run directory.
+    """
+    run = _open(federation, options or RunOptions())
+    if workers and run_dir is None:
+        raise ConfigError(
+            f"workers = {workers} without a run directory: worker processes open the shops from files there"
+        )
+    if workers and run_dir is not None:
+        federation.write_files(run_dir)
+        client_app = make_client_app(NodesInFiles(str(Path(run_dir).absolute())))
+    else:
+        nodes = shop_nodes(federation.model, federation.public, federation.roster, federation.histories)
+        client_app = make_client_app(NodesInMemory(nodes))
+    with LocalGrid(client_app, federation.roster, workers=workers, faults=faults) as grid:
+        make_server_app(lambda _: run)(grid, _server_context())
+    return Trained(run.coordinator.state, tuple(run.rounds))
+
+
+def run_with_ray(
+    federation: Federation,
+    options: RunOptions | None = None,
+    *,
+    run_dir: Path,
+    cores_per_shop: float = 1.0,
+) -> Trained:
+    """Run all rounds on Flower's own simulation engine, with the same two apps.
+
+    Args:
+        federation: what is trained, and by whom.
+        options: checkpoint, deadline, callbacks.
+        run_dir: the shops' files are written here and opened by Ray's processes.
+        cores_per_shop: what Ray reserves for one shop, > 0.
+    Raises:
+        ConfigError: Ray is not installed, or the checkpoint is of another run.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError(
+            "engine 'ray' needs Flower's Ray engine: pip install 'fedrec[ray]', or use engine 'local'"
+        )
+    from flwr.simulation import run_simulation
+
+    run = _open(federation, options or RunOptions())
+    federation.write_files(run_dir)
+    failures: list[BaseException] = []
+
+    def open_run(_: Context) -> ServerRun:
+        return run
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run_simulation(
+            server_app=make_server_app(open_run),
+            client_app=make_client_app(NodesInFiles(str(Path(run_dir).absolute()))),
+            num_supernodes=len(federation.roster),
+            backend_config=_ray_settings(cores_per_shop),
+        )
+    if failures:
+        raise failures[0]
+    return Trained(run.coordinator.state, tuple(run.rounds))
+
+
+def _ray_settings(cores_per_shop: float) -> dict[str, Any]:
+    return {
+        "client_resources": {"num_cpus": cores_per_shop, "num_gpus": 0.0},
+        "init_args": {"include_dashboard": False, "log_to_driver": False},
+    }
+
+
+def _open(federation: Federation, options: RunOptions) -> ServerRun:
+    coordinator = federation.coordinator()
+    checkpoints = None if options.checkpoint is None else Checkpoints(options.checkpoint)
+    if checkpoints is not None and options.resume:
+        checkpoints.resume(coordinator)
+    return ServerRun(
+        coordinator,
+        checkpoints,
+        deadline_s=options.deadline_s,
+        on_round=options.on_round,
+        on_reply=options.on_reply,
+    )
+
+
+def _server_context() -> Context:
+    return Context(run_id=RUN_ID, node_id=0, node_config={}, state=RecordDict(), run_config={})

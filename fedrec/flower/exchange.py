@@ -1,0 +1,237 @@
+"""Plans and releases as Flower records, and one exchange of messages with many shops.
+
+Arrays travel as raw typed buffers. All messages of a round share one set of Flower arrays, so a plan is
+serialised once however many shops get it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedrec.errors import BadMessage, ProtocolError
+from fedrec.federation.plan import WIRE_DTYPES, RoundPlan, read_plan
+from fedrec.federation.release import Release
+from fedrec.flower import _compat
+
+ROUND_MESSAGE = "train.round"
+HELLO_MESSAGE = "query.hello"
+UNAVAILABLE = "unavailable"
+"""The one error that leaves a shop, whatever went wrong inside."""
+
+POLL_S = 0.5
+"""Longest pause between two looks for replies."""
+
+WAITING_BYTES = 512 * 1024**2
+"""Releases of a round that may wait at the coordinator for those of shops before them in the roster."""
+
+_RAW = "fedrec.raw"
+
+
+@dataclass(frozen=True, repr=False)
+class Reply:
+    """One shop's answer: the bytes of a release, or None when the shop is unavailable."""
+
+    shop: str
+    data: bytes | None
+
+
+def plan_to_record(plan: RoundPlan) -> RecordDict:
+    """The plan as a message's content."""
+    inputs = ArrayRecord()
+    for name, array in plan.spec.inputs.items():
+        inputs[name] = Array(array.dtype.name, array.shape, _RAW, array.tobytes())
+    return RecordDict({"plan": ConfigRecord({"header": plan.header}), "inputs": inputs})
+
+
+def plan_from_record(content: RecordDict) -> RoundPlan:
+    """The plan in a message's content.
+
+    Raises:
+        BadMessage: the content is not a plan.
+    """
+    if set(content) != {"plan", "inputs"}:
+        raise BadMessage(f"content {sorted(content)}: a plan has 'plan' and 'inputs'")
+    header, inputs = content["plan"], content["inputs"]
+    if (
+        not isinstance(header, ConfigRecord)
+        or not isinstance(inputs, ArrayRecord)
+        or set(header) != {"header"}
+    ):
+        raise BadMessage("content is not a plan: records of the wrong kind")
+    raw = header["header"]
+    if not isinstance(raw, bytes):
+        raise BadMessage("content is not a plan: the header is not bytes")
+    return read_plan(raw, {name: _array(array) for name, array in inputs.items()})
+
+
+def release_to_record(released: Release) -> RecordDict:
+    """A reply's content; built from a `Release` and from nothing else."""
+    data = released.to_bytes()
+    record = ArrayRecord()
+    record["release"] = Array("uint8", (len(data),), _RAW, data)
+    return RecordDict({"release": record})
+
+
+def release_from_record(content: RecordDict) -> bytes:
+    """The bytes of a release in a reply's content.
+
+    Raises:
+        BadMessage: the content is not a release.
+    """
+    record = content.get("release")
+    if set(content) != {"release"} or not isinstance(record, ArrayRecord) or set(record) != {"release"}:
+        raise BadMessage("the reply is not a release")
+    return record["release"].data
+
+
+def place_to_record(position: int) -> RecordDict:
+    """A node's place in the roster, as its configuration gives it; says nothing about the shop's data."""
+    return RecordDict({"place": ConfigRecord({"partition-id": position})})
+
+
+def place_from_record(content: RecordDict) -> int:
+    """A node's place in the roster.
+
+    Raises:
+        BadMessage: the content is not a place.
+    """
+    record = content.get("place")
+    position = record.get("partition-id") if isinstance(record, ConfigRecord) else None
+    if not isinstance(position, int):
+        raise BadMessage("the reply is not a place in the roster")
+    return position
+
+
+def unavailable(message: Message) -> Message:
+    """The reply of a shop that cannot answer; says nothing about why."""
+    return Message(Error(_compat.CLIENT_APP_FAILED, UNAVAILABLE), reply_to=message)
+
+
+def round_messages(plan: RoundPlan, nodes: Mapping[str, int]) -> dict[str, Message]:
+    """One message a shop, in the order of ``nodes``, all sharing the plan's content."""
+    content = plan_to_record(plan)
+    group = str(plan.index)
+    return {shop: Message(content, node, ROUND_MESSAGE, group_id=group) for shop, node in nodes.items()}
+
+
+def exchange(
+    grid: Grid, messages: Mapping[str, Message], *, deadline_s: float | None = None, window: int | None = None
+) -> Iterator[Reply]:
+    """Send one message a shop and yield the replies as they come, each shop at least once.
+
+    Args:
+        grid: Flower's, of any engine.
+        messages: by shop, in roster order.
+        deadline_s: seconds to wait, > 0; None waits for every reply or error. What has not come by then is
+            yielded as unavailable.
+        window: replies are asked for from this many shops at a time, counted from the first one that has not
+            answered, so at most ``window`` replies can wait for it; None asks for all.
+    """
+    grid.push_messages(list(messages.values()))
+    # Errors that a SuperLink reports have its own node id as source: only the id replied to tells the shop.
+    shop_of = {message.metadata.message_id: shop for shop, message in messages.items()}
+    if len(shop_of) != len(messages) or "" in shop_of:
+        raise ProtocolError("the grid took messages without giving each an id of its own")
+    ids = list(shop_of)
+    is_open = dict.fromkeys(ids, True)
+    first, pause_s = 0, 0.01
+    give_up_at = None if deadline_s is None else time.monotonic() + deadline_s
+    while True:
+        is_last_look = give_up_at is not None and time.monotonic() >= give_up_at
+        stop = len(ids) if is_last_look or window is None else first + window
+        num_heard = 0
+        for message in grid.pull_messages([name for name in ids[first:stop] if is_open[name]]):
+            name = message.metadata.reply_to_message_id
+            if name in shop_of:
+                num_heard += 1
+                is_open[name] = False
+                yield _read_reply(shop_of[name], message)
+        while first < len(ids) and not is_open[ids[first]]:
+            first += 1
+        if first == len(ids):
+            return
+        if is_last_look:
+            break
+        if not num_heard:
+            left_s = POLL_S if give_up_at is None else max(0.0, give_up_at - time.monotonic())
+            time.sleep(min(pause_s, left_s))
+        pause_s = 0.01 if num_heard else min(2 * pause_s, POLL_S)
+    for name in ids:
+        if is_open[name]:
+            yield Reply(shop_of[name], None)
+
+
+def window_for(plan: RoundPlan) -> int:
+    """How many releases may wait at the coordinator, by their size."""
+    return max(4, WAITING_BYTES // max(1, 8 * plan.spec.layout.size))
+
+
+def find_nodes(grid: Grid, roster: Sequence[str], *, deadline_s: float = 120.0) -> dict[str, int]:
+    """Ask every connected node for its place in the roster; waits until all of the roster is there.
+
+    Returns:
+        Node ids by shop, in roster order.
+    Raises:
+        ProtocolError: after ``deadline_s`` a shop is still missing, or two nodes claim one place.
+    """
+    places: dict[int, int] = {}
+    asked: set[int] = set()
+    give_up_at = time.monotonic() + deadline_s
+    while len(places) < len(roster):
+        new = sorted(set(grid.get_node_ids()) - asked)
+        hellos = {str(node): Message(RecordDict(), node, HELLO_MESSAGE) for node in new}
+        left_s = give_up_at - time.monotonic()
+        if left_s <= 0:
+            break
+        if not hellos:
+            time.sleep(min(POLL_S, 0.1))
+            continue
+        asked.update(new)
+        for node, place in _hello_replies(grid, hellos, left_s):
+            if places.setdefault(place, node) != node:
+                raise ProtocolError(f"two nodes claim place {place} of the roster")
+    if missing := [shop for place, shop in enumerate(roster) if place not in places]:
+        raise ProtocolError(
+            f"{len(missing)} of {len(roster)} shops did not connect in {deadline_s:g} s: {missing[:5]}"
+        )
+    return {shop: places[place] for place, shop in enumerate(roster)}
+
+
+def _hello_replies(grid: Grid, hellos: Mapping[str, Message], deadline_s: float) -> Iterator[tuple[int, int]]:
+    """(node id, place in the roster) of each node that answers."""
+    grid.push_messages(list(hellos.values()))
+    open_ids = {message.metadata.message_id: int(node) for node, message in hellos.items()}
+    give_up_at = time.monotonic() + deadline_s
+    while open_ids and time.monotonic() < give_up_at:
+        replies = list(grid.pull_messages(list(open_ids)))
+        for message in replies:
+            node = open_ids.pop(message.metadata.reply_to_message_id, None)
+            if node is not None and message.has_content():
+                yield node, place_from_record(message.content)
+        if not replies:
+            time.sleep(0.05)
+
+
+def _read_reply(shop: str, message: Message) -> Reply:
+    if message.has_error():
+        return Reply(shop, None)
+    try:
+        return Reply(shop, release_from_record(message.content))
+    except BadMessage:
+        return Reply(shop, None)
+
+
+def _array(array: Array) -> np.ndarray:
+    """A read-only view of a raw typed buffer."""
+    if array.stype != _RAW or array.dtype not in WIRE_DTYPES:
+        raise BadMessage(f"input array of kind {array.stype!r} and type {array.dtype!r}")
+    try:
+        return np.frombuffer(array.data, dtype=array.dtype).reshape(array.shape)
+    except ValueError as error:
+        raise BadMessage("input array whose bytes do not fit its shape") from error

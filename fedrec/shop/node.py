@@ -1,0 +1,213 @@
+"""One shop as a federation sees it: it answers plans with releases, and with nothing else.
+
+For worker processes, Ray and ``flwr run`` the shops of a simulation are written to files, one a shop, so that
+a process opens the shop it answers for and no other.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from scipy import sparse
+
+from fedrec.errors import BadMessage, ConfigError, StoreError
+from fedrec.federation.plan import RoundPlan, canonical_json, check_roster, items_digest, model_settings
+from fedrec.federation.release import Release, release
+from fedrec.federation.run_record import write_atomically
+from fedrec.federation.shop_side import contribute
+from fedrec.models.recommender import PublicInputs, Recommender
+
+FILES_FORMAT = 1
+FILES_FOLDER = "federation"
+"""Folder in the run directory that holds the roster and one file a shop."""
+
+
+@dataclass(frozen=True, repr=False)
+class ShopNode:
+    """One shop's side of all rounds.
+
+    Attributes:
+        name: shop id on the roster.
+        model: the model the shop agreed to train; a plan for another one is refused.
+        histories: float32 CSR, (num_shoppers, num_items) in the federation's item space.
+        items_digest: of the item space the histories are in.
+    """
+
+    name: str
+    model: Recommender
+    histories: sparse.csr_matrix
+    items_digest: str
+
+    def __repr__(self) -> str:
+        return f"ShopNode({self.name!r}, histories={self.histories.shape})"
+
+    def answer(self, plan: RoundPlan) -> Release:
+        """The shop's release for one round.
+
+        Raises:
+            BadMessage: the plan is for other shops, another model, other settings or another item space.
+            NotFinite: the sum is not finite.
+        """
+        if self.name not in plan.roster:
+            raise BadMessage(f"plan of round {plan.index} is for a roster without shop {self.name!r}")
+        if plan.model_name != self.model.name:
+            raise BadMessage(f"plan trains {plan.model_name!r}, this shop agreed to {self.model.name!r}")
+        if canonical_json(plan.model_settings) != canonical_json(model_settings(self.model)):
+            raise BadMessage(f"plan has other settings of {plan.model_name!r} than this shop agreed to")
+        if plan.items_digest != self.items_digest:
+            raise BadMessage("plan is over another item list than this shop's histories")
+        return release(contribute(self.model, plan, self.histories), plan)
+
+
+def shop_nodes(
+    model: Recommender, public: PublicInputs, roster: Sequence[str], histories: Sequence[sparse.csr_matrix]
+) -> tuple[ShopNode, ...]:
+    """The shops of a simulation, all in this process, in roster order."""
+    check_roster(tuple(roster), 1)
+    digest = items_digest(public)
+    nodes = []
+    for name, table in zip(roster, histories, strict=True):
+        if table.shape[1] != public.num_items:
+            raise ConfigError(
+                f"shop {name!r}: histories over {table.shape[1]} items, the list has {public.num_items}"
+            )
+        nodes.append(ShopNode(name, model, table, digest))
+    return tuple(nodes)
+
+
+@dataclass(frozen=True)
+class FederationFiles:
+    """What `write_shop_files` wrote, but the histories.
+
+    Attributes:
+        folder: where the files are.
+        model, public, roster, min_shops, run_id, clip_norm: as the coordinator takes them.
+        items_digest: of ``public``.
+    """
+
+    folder: Path
+    model: Recommender
+    public: PublicInputs
+    roster: tuple[str, ...]
+    min_shops: int
+    run_id: str
+    clip_norm: float | None
+    items_digest: str
+
+    def node(self, position: int) -> ShopNode:
+        """Open one shop, by its place in the roster."""
+        if not 0 <= position < len(self.roster):
+            raise ConfigError(f"partition-id {position}: the roster has {len(self.roster)} shops")
+        path = _histories_path(self.folder, position)
+        return ShopNode(self.roster[position], self.model, _load_csr(path), self.items_digest)
+
+
+def write_shop_files(
+    run_dir: Path,
+    model: Recommender,
+    public: PublicInputs,
+    roster: Sequence[str],
+    histories: Sequence[sparse.csr_matrix],
+    *,
+    min_shops: int = 1,
+    run_id: str = "",
+    clip_norm: float | None = None,
+) -> Path:
+    """Write what other processes need to run this federation: roster, items, content, one file of histories a
+    shop.
+
+    Args:
+        run_dir: the run's folder; the files go to ``federation/`` in it.
+        model: an importable class, a frozen dataclass of its settings.
+        public: the federation's item space.
+        roster: names of the shops.
+        histories: CSR, (num_shoppers, num_items) each, in roster order.
+        min_shops, run_id, clip_norm: for the coordinator of ``flwr run``.
+    Returns:
+        The folder written.
+    """
+    check_roster(tuple(roster), min_shops)
+    folder = Path(run_dir) / FILES_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    for position, (_, table) in enumerate(zip(roster, histories, strict=True)):
+        _save_csr(_histories_path(folder, position), table)
+    np.save(folder / "items.npy", np.asarray([str(key) for key in public.items.tolist()], dtype=np.str_))
+    if public.content is not None:
+        _save_csr(folder / "content.npz", public.content)
+    about = {
+        "format": FILES_FORMAT,
+        "model": f"{type(model).__module__}:{type(model).__qualname__}",
+        "settings": model_settings(model),
+        "roster": list(roster),
+        "has_content": public.content is not None,
+        "min_shops": min_shops,
+        "run_id": run_id,
+        "clip_norm": clip_norm,
+    }
+    write_atomically(folder / "roster.json", json.dumps(about, indent=1, allow_nan=False).encode())
+    return folder
+
+
+def read_shop_files(run_dir: Path) -> FederationFiles:
+    """Read what `write_shop_files` wrote; histories stay on disk until a node is opened.
+
+    Raises:
+        StoreError: a file is missing or not of this version.
+        ConfigError: the model cannot be imported.
+    """
+    folder = Path(run_dir) / FILES_FOLDER
+    try:
+        about = json.loads((folder / "roster.json").read_bytes())
+        if about["format"] != FILES_FORMAT:
+            raise StoreError(f"{folder}: shop files of format {about['format']!r}, expected {FILES_FORMAT}")
+        items = np.load(folder / "items.npy", allow_pickle=False)
+        content = _load_csr(folder / "content.npz") if about["has_content"] else None
+        public = PublicInputs(items, content)
+        return FederationFiles(
+            folder=folder,
+            model=_load_model(about["model"], about["settings"]),
+            public=public,
+            roster=tuple(about["roster"]),
+            min_shops=about["min_shops"],
+            run_id=about["run_id"],
+            clip_norm=about["clip_norm"],
+            items_digest=items_digest(public),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{folder}: no readable shop files ({type(error).__name__}); run-dir must be a folder that "
+            "`fedrec simulate` prepared for other processes"
+        ) from error
+
+
+def _load_model(reference: str, settings: Mapping[str, Any]) -> Recommender:
+    module_name, _, class_name = reference.partition(":")
+    try:
+        target: Any = importlib.import_module(module_name)
+        for part in class_name.split("."):
+            target = getattr(target, part)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"model {reference!r} cannot be imported here: {error}") from error
+    return cast(Recommender, target(**settings))
+
+
+def _histories_path(folder: Path, position: int) -> Path:
+    return folder / f"shop-{position:05d}.npz"
+
+
+def _save_csr(path: Path, matrix: sparse.csr_matrix) -> None:
+    csr = sparse.csr_matrix(matrix)
+    with open(path, "wb") as file:
+        np.savez(file, data=csr.data, indices=csr.indices, indptr=csr.indptr, shape=np.asarray(csr.shape))
+
+
+def _load_csr(path: Path) -> sparse.csr_matrix:
+    with np.load(path, allow_pickle=False) as parts:
+        shape = (int(parts["shape"][0]), int(parts["shape"][1]))
+        return sparse.csr_matrix((parts["data"], parts["indices"], parts["indptr"]), shape=shape)
