@@ -27,9 +27,7 @@ def hit_matrix(items: np.ndarray, taken: sparse.csr_matrix) -> np.ndarray:
         raise DataError(f"lists of shape {items.shape} do not fit the test rows of shape {taken.shape}")
     num_items = taken.shape[1]
     if items.size and not (items.min() >= -1 and items.max() < num_items):
-        raise DataError(
-            f"a list names item {items.max()} or {items.min()}: allowed are -1 to {num_items - 1}"
-        )
+        raise DataError(f"a list names item {items.max()} or {items.min()}: allowed are -1 to {num_items - 1}")
     is_taken = taken.data != 0
     rows = np.repeat(np.arange(taken.shape[0], dtype=np.int64), np.diff(taken.indptr))[is_taken]
     codes = np.sort(rows * num_items + taken.indices[is_taken])

@@ -51,15 +51,11 @@ def top_items(
     step = max(1, _CHUNK_VALUES // max(num_items, 1))
     for start in range(0, num_rows, step):
         rows = slice(start, min(start + step, num_rows))
-        _rank_chunk(
-            _unknown_scores(scores[rows], known[rows]), row_keys[rows], item_keys, items[rows], listed[rows]
-        )
+        _rank_chunk(_unknown_scores(scores[rows], known[rows]), row_keys[rows], item_keys, items[rows], listed[rows])
     return items, listed
 
 
-def _check(
-    scores: np.ndarray, known: sparse.csr_matrix, k: int, seed: int, row_ids: np.ndarray | None
-) -> np.ndarray:
+def _check(scores: np.ndarray, known: sparse.csr_matrix, k: int, seed: int, row_ids: np.ndarray | None) -> np.ndarray:
     """Refuse what cannot be ranked; the row ids."""
     if scores.ndim != 2 or scores.shape != known.shape:
         raise DataError(f"scores of shape {scores.shape} and known items of shape {known.shape} must agree")
@@ -76,9 +72,7 @@ def _check(
 def _unknown_scores(scores: np.ndarray, known: sparse.csr_matrix) -> np.ndarray:
     """A copy of the scores, float32, with known items at -inf."""
     if not (scores < np.inf).all():
-        raise DataError(
-            "a score is NaN or +inf: nothing can be ranked by it; the model must give finite scores"
-        )
+        raise DataError("a score is NaN or +inf: nothing can be ranked by it; the model must give finite scores")
     masked = np.array(scores, dtype=np.float32)
     rows = np.repeat(np.arange(known.shape[0]), np.diff(known.indptr))
     is_known = known.data != 0
@@ -94,9 +88,7 @@ def _rank_chunk(
     k = min(items.shape[1], num_items)
     if k == 0:
         return
-    last = np.partition(scores, num_items - k, axis=1)[
-        :, num_items - k, None
-    ]  # (rows, 1): the k-th best score
+    last = np.partition(scores, num_items - k, axis=1)[:, num_items - k, None]  # (rows, 1): the k-th best score
     is_candidate = (scores >= last) & (scores > -np.inf)
     crowded = np.flatnonzero(is_candidate.sum(axis=1) > _FEW_TIES * k)
     if crowded.size:
