@@ -71,9 +71,7 @@ class Checkpoints:
         self.plan_digests = (*self.plan_digests, closed.plan_digest)
         write_checkpoint(
             self.path,
-            Checkpoint(
-                coordinator.identity(), coordinator.index, coordinator.state, self.rounds, self.plan_digests
-            ),
+            Checkpoint(coordinator.identity(), coordinator.index, coordinator.state, self.rounds, self.plan_digests),
         )
 
 
@@ -100,9 +98,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         with safe_open(str(path), framework="numpy") as file:
             about = json.loads((file.metadata() or {})["fedrec"])
             if about["format"] != CHECKPOINT_FORMAT:
-                raise StoreError(
-                    f"{path}: checkpoint of format {about['format']!r}, expected {CHECKPOINT_FORMAT}"
-                )
+                raise StoreError(f"{path}: checkpoint of format {about['format']!r}, expected {CHECKPOINT_FORMAT}")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         return Checkpoint(
             identity=about["identity"],

@@ -113,6 +113,16 @@ class RoundPlan:
         return bytes.fromhex(self.spec.layout.digest())
 
     @cached_property
+    def num_values(self) -> int:
+        """Length of the vector that each shop sends."""
+        return self.spec.layout.size
+
+    @cached_property
+    def agreement(self) -> bytes:
+        """What a shop must have agreed to, as canonical JSON: model, settings, item space."""
+        return agreement(self.model_name, self.model_settings, self.items_digest)
+
+    @cached_property
     def size_bytes(self) -> int:
         """Header and input arrays as they travel to one shop."""
         return len(self.header) + sum(array.nbytes for array in self.spec.inputs.values())
@@ -176,6 +186,11 @@ def model_settings(model: Recommender) -> dict[str, Any]:
         raise ConfigError(f"model {model.name!r}: settings must be plain JSON values: {error}") from error
 
 
+def agreement(model_name: str, settings: Mapping[str, Any], digest: str) -> bytes:
+    """Canonical JSON of model, settings and item space: equal on both sides, or the shop does not answer."""
+    return canonical_json([model_name, settings, digest])
+
+
 def items_digest(public: PublicInputs) -> str:
     """sha256 over the item keys in order, hexadecimal."""
     digest = hashlib.sha256()
@@ -195,9 +210,7 @@ def check_roster(roster: tuple[str, ...], min_shops: int) -> None:
     if not roster or len(set(roster)) != len(roster):
         raise ConfigError(f"roster of {len(roster)} shops: names must be given, each once")
     if not 1 <= min_shops <= len(roster):
-        raise ConfigError(
-            f"min_shops = {min_shops}: must be between 1 and the {len(roster)} shops of the roster"
-        )
+        raise ConfigError(f"min_shops = {min_shops}: must be between 1 and the {len(roster)} shops of the roster")
 
 
 def check_clip_norm(clip_norm: float | None) -> None:

@@ -17,9 +17,7 @@ from fedrec.federation.plan import FORMAT_VERSION, Protection, RoundPlan
 from fedrec.federation.shop_side import Contribution, is_finite
 
 _MAGIC = b"fedrecRL"
-_HEADER = struct.Struct(
-    "<8sHHI32s32sQ"
-)  # magic, format, protection, round, plan digest, layout digest, count
+_HEADER = struct.Struct("<8sHHI32s32sQ")  # magic, format, protection, round, plan digest, layout digest, count
 _PROTECTION_CODES = {Protection.NONE: 0}
 _SEAL = object()
 
@@ -55,7 +53,7 @@ def release(contribution: Contribution, plan: RoundPlan) -> Release:
         NotFinite: the sum holds NaN or infinity.
         PrivacyError: the plan asks for a protection that this version does not have.
     """
-    if contribution.layout != plan.spec.layout or contribution.values.shape != (plan.spec.layout.size,):
+    if contribution.layout != plan.spec.layout or contribution.values.shape != (plan.num_values,):
         raise BadMessage("the contribution is not of the plan's layout")
     if not is_finite(contribution.values):
         raise NotFinite(f"the sum of round {plan.index} ({plan.spec.name}) is not finite")
@@ -85,8 +83,8 @@ def read_release(data: bytes, plan: RoundPlan) -> np.ndarray:
         raise BadMessage(f"a release of round {index}: round {plan.index} is open")
     if plan_digest != plan.digest or protection != _PROTECTION_CODES[plan.protection]:
         raise BadMessage(f"a release made for another plan of round {index}")
-    if layout_digest != plan.layout_digest or count != plan.spec.layout.size:
-        raise BadMessage(f"a release of another layout: {count} values, {plan.spec.layout.size} expected")
+    if layout_digest != plan.layout_digest or count != plan.num_values:
+        raise BadMessage(f"a release of another layout: {count} values, {plan.num_values} expected")
     if len(data) != _HEADER.size + 8 * count:
         raise BadMessage(f"a release of {len(data)} bytes: {_HEADER.size + 8 * count} expected")
     values = np.frombuffer(data, dtype="<f8", offset=_HEADER.size)
@@ -103,5 +101,5 @@ def _header(plan: RoundPlan) -> bytes:
         plan.index,
         plan.digest,
         plan.layout_digest,
-        plan.spec.layout.size,
+        plan.num_values,
     )

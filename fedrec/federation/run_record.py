@@ -77,9 +77,7 @@ class RunRecord:
 
     def to_json(self) -> str:
         """Indented JSON; NaN and infinity become null, numpy scalars plain numbers."""
-        return (
-            json.dumps(_plain(dataclasses.asdict(self)), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-        )
+        return json.dumps(_plain(dataclasses.asdict(self)), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
     def write(self, path: Path) -> None:
         """Write atomically: a reader sees the old file or the new one, never half of one."""
@@ -95,9 +93,7 @@ def read_record(path: Path) -> RunRecord:
     try:
         fields = json.loads(Path(path).read_bytes())
     except OSError as error:
-        raise StoreError(
-            f"{path}: cannot be read ({error.strerror}); give the folder of a finished run"
-        ) from error
+        raise StoreError(f"{path}: cannot be read ({error.strerror}); give the folder of a finished run") from error
     except ValueError as error:
         raise StoreError(f"{path}: is not JSON ({error})") from error
     if not isinstance(fields, dict) or fields.get("format") != RECORD_FORMAT:
@@ -105,9 +101,7 @@ def read_record(path: Path) -> RunRecord:
         raise StoreError(f"{path}: run record of format {found!r}, this version reads {RECORD_FORMAT}")
     known = {f.name for f in dataclasses.fields(RunRecord)}
     if wrong := sorted(known.symmetric_difference(fields)):
-        raise StoreError(
-            f"{path}: not a run record of format {RECORD_FORMAT}; unknown or missing keys: {wrong}"
-        )
+        raise StoreError(f"{path}: not a run record of format {RECORD_FORMAT}; unknown or missing keys: {wrong}")
     try:
         fields["rounds"] = tuple(RoundRecord(**entry) for entry in fields["rounds"])
     except TypeError as error:

@@ -48,14 +48,14 @@ def contribute(model: Recommender, plan: RoundPlan, histories: sparse.csr_matrix
     if plan.clip_norm is None:
         values = contributions.total(np.ones(histories.shape[0]))
         if is_finite(values):
-            return Contribution(_checked(values, spec.layout), spec.layout)
+            return Contribution(_checked(values, plan), spec.layout)
     is_usable = np.isfinite(contributions.norms())
     if not is_usable.all():
         # A weight of zero does not cancel NaN, so the rows themselves go.
         num_zeroed = int(np.count_nonzero(~is_usable))
         contributions = model.contributions(spec, histories[is_usable])
     values = contributions.total(_weights(contributions, plan.clip_norm, int(is_usable.sum())))
-    return Contribution(_checked(values, spec.layout), spec.layout, num_zeroed)
+    return Contribution(_checked(values, plan), spec.layout, num_zeroed)
 
 
 def is_finite(values: np.ndarray) -> bool:
@@ -72,7 +72,7 @@ def _weights(contributions: Contributions, clip_norm: float | None, num_shoppers
     return clip_norm / np.maximum(contributions.norms(), clip_norm)
 
 
-def _checked(values: np.ndarray, layout: Layout) -> np.ndarray:
-    if values.shape != (layout.size,) or values.dtype != np.float64:
-        raise BadMessage(f"a model's sum is {values.dtype} {values.shape}: must be float64 ({layout.size},)")
+def _checked(values: np.ndarray, plan: RoundPlan) -> np.ndarray:
+    if values.shape != (plan.num_values,) or values.dtype != np.float64:
+        raise BadMessage(f"a model's sum is {values.dtype} {values.shape}: must be float64 ({plan.num_values},)")
     return values

@@ -92,9 +92,7 @@ class _AnswerRound:
         try:
             plan = _read_plan(message.content)
             content = release_to_record(self.open_node(context).answer(plan))
-        except (
-            Exception
-        ):  # whatever it is: its text may hold a shopper's data, so it stays in the shop's own log
+        except Exception:  # whatever it is: its text may hold a shopper's data, so it stays in the shop's own log
             _log.exception("this shop could not answer a round")
             return unavailable(message)
         return Message(content, reply_to=message)

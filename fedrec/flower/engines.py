@@ -150,9 +150,7 @@ def run_with_ray(
         ConfigError: Ray is not installed, or the checkpoint is of another run.
     """
     if importlib.util.find_spec("ray") is None:
-        raise ConfigError(
-            "engine 'ray' needs Flower's Ray engine: pip install 'fedrec[ray]', or use engine 'local'"
-        )
+        raise ConfigError("engine 'ray' needs Flower's Ray engine: pip install 'fedrec[ray]', or use engine 'local'")
     from flwr.simulation import run_simulation
 
     run = _open(federation, options or RunOptions())

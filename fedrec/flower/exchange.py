@@ -58,11 +58,7 @@ def plan_from_record(content: RecordDict) -> RoundPlan:
     if set(content) != {"plan", "inputs"}:
         raise BadMessage(f"content {sorted(content)}: a plan has 'plan' and 'inputs'")
     header, inputs = content["plan"], content["inputs"]
-    if (
-        not isinstance(header, ConfigRecord)
-        or not isinstance(inputs, ArrayRecord)
-        or set(header) != {"header"}
-    ):
+    if not isinstance(header, ConfigRecord) or not isinstance(inputs, ArrayRecord) or set(header) != {"header"}:
         raise BadMessage("content is not a plan: records of the wrong kind")
     raw = header["header"]
     if not isinstance(raw, bytes):
@@ -197,9 +193,7 @@ def find_nodes(grid: Grid, roster: Sequence[str], *, deadline_s: float = 120.0) 
             if places.setdefault(place, node) != node:
                 raise ProtocolError(f"two nodes claim place {place} of the roster")
     if missing := [shop for place, shop in enumerate(roster) if place not in places]:
-        raise ProtocolError(
-            f"{len(missing)} of {len(roster)} shops did not connect in {deadline_s:g} s: {missing[:5]}"
-        )
+        raise ProtocolError(f"{len(missing)} of {len(roster)} shops did not connect in {deadline_s:g} s: {missing[:5]}")
     return {shop: places[place] for place, shop in enumerate(roster)}
 
 

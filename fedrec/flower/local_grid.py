@@ -50,9 +50,7 @@ class Faults:
     def __post_init__(self) -> None:
         for name in ("drop", "error", "duplicate"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(
-                    f"faults: {name} = {getattr(self, name)}: must be a probability between 0 and 1"
-                )
+                raise ConfigError(f"faults: {name} = {getattr(self, name)}: must be a probability between 0 and 1")
         if not 0 <= self.delay_s < float("inf"):
             raise ConfigError(f"faults: delay_s = {self.delay_s}: must be 0 or more seconds")
 
@@ -191,9 +189,7 @@ class LocalGrid(Grid):
             if self._sent.pop(name).fate.duplicate:
                 yield reply
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push, then pull until all replies are here or ``timeout`` seconds are over."""
         waiting = set(self.push_messages(messages))
         give_up_at = None if timeout is None else time.monotonic() + timeout

@@ -152,9 +152,7 @@ def open_run_from_run_dir(context: Context) -> ServerRun:
 
 
 def _write_rounds(run_dir: Path, run: ServerRun) -> None:
-    write_atomically(
-        run_dir / "rounds.json", json.dumps([asdict(record) for record in run.rounds], indent=1).encode()
-    )
+    write_atomically(run_dir / "rounds.json", json.dumps([asdict(record) for record in run.rounds], indent=1).encode())
 
 
 def _finish_in_run_dir(run: ServerRun) -> None:

@@ -6,10 +6,14 @@ a process opens the shop it answers for and no other.
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import importlib
 import json
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +21,7 @@ import numpy as np
 from scipy import sparse
 
 from fedrec.errors import BadMessage, ConfigError, StoreError
-from fedrec.federation.plan import RoundPlan, canonical_json, check_roster, items_digest, model_settings
+from fedrec.federation.plan import RoundPlan, agreement, check_roster, items_digest, model_settings
 from fedrec.federation.release import Release, release
 from fedrec.federation.run_record import write_atomically
 from fedrec.federation.shop_side import contribute
@@ -47,6 +51,11 @@ class ShopNode:
     def __repr__(self) -> str:
         return f"ShopNode({self.name!r}, histories={self.histories.shape})"
 
+    @cached_property
+    def agreement(self) -> bytes:
+        """Model, settings and item space that the shop agreed to."""
+        return agreement(self.model.name, model_settings(self.model), self.items_digest)
+
     def answer(self, plan: RoundPlan) -> Release:
         """The shop's release for one round.
 
@@ -56,12 +65,11 @@ class ShopNode:
         """
         if self.name not in plan.roster:
             raise BadMessage(f"plan of round {plan.index} is for a roster without shop {self.name!r}")
-        if plan.model_name != self.model.name:
-            raise BadMessage(f"plan trains {plan.model_name!r}, this shop agreed to {self.model.name!r}")
-        if canonical_json(plan.model_settings) != canonical_json(model_settings(self.model)):
-            raise BadMessage(f"plan has other settings of {plan.model_name!r} than this shop agreed to")
-        if plan.items_digest != self.items_digest:
-            raise BadMessage("plan is over another item list than this shop's histories")
+        if plan.agreement != self.agreement:
+            raise BadMessage(
+                f"plan of round {plan.index} trains {plan.model_name!r}: another model, other settings or "
+                f"another item list than the shop agreed to ({self.model.name!r})"
+            )
         return release(contribute(self.model, plan, self.histories), plan)
 
 
@@ -74,9 +82,7 @@ def shop_nodes(
     nodes = []
     for name, table in zip(roster, histories, strict=True):
         if table.shape[1] != public.num_items:
-            raise ConfigError(
-                f"shop {name!r}: histories over {table.shape[1]} items, the list has {public.num_items}"
-            )
+            raise ConfigError(f"shop {name!r}: histories over {table.shape[1]} items, the list has {public.num_items}")
         nodes.append(ShopNode(name, model, table, digest))
     return tuple(nodes)
 
@@ -194,7 +200,23 @@ def _load_model(reference: str, settings: Mapping[str, Any]) -> Recommender:
             target = getattr(target, part)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"model {reference!r} cannot be imported here: {error}") from error
-    return cast(Recommender, target(**settings))
+    return cast(Recommender, _rebuild(target, settings))
+
+
+def _rebuild(kind: Any, values: Mapping[str, Any]) -> Any:
+    """A dataclass from its JSON fields: nested dataclasses, enums and tuples get their types back."""
+    hints = typing.get_type_hints(kind)
+    fields = {}
+    for name, value in values.items():
+        hint = hints.get(name)
+        if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+            value = _rebuild(hint, value)
+        elif isinstance(hint, type) and issubclass(hint, enum.Enum):
+            value = hint(value)
+        elif isinstance(value, list) and typing.get_origin(hint) is tuple:
+            value = tuple(value)
+        fields[name] = value
+    return kind(**fields)
 
 
 def _histories_path(folder: Path, position: int) -> Path:
