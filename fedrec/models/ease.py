@@ -1,0 +1,126 @@
+"""EASE: the linear item-item model with a closed-form solution, from one or two sums over shoppers.
+
+Source: Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data", arXiv:1905.03375, eq. 8.
+Deviations: public item content enters as a prior (rho F F^T is added to the Gram matrix, as if each feature were a
+shopper who bought the items that have it), and items without statistics are scored by the same regression.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+from scipy import sparse
+from scipy.linalg import lapack
+
+from fedrec.errors import ConfigError
+from fedrec.models.co_occurrence import blocks, unpack_lower
+from fedrec.models.item_item import ItemItemModel, ItemItemScorer, check_item_item
+from fedrec.models.recommender import PublicInputs, State
+
+
+@dataclass(frozen=True)
+class EaseSettings:
+    """How EASE solves its statistics.
+
+    Attributes:
+        regularisation: lambda, added to the diagonal, in shoppers; > 0. An item that few more shoppers than this bought
+            hardly speaks for others. Best values grow slowly with the shop.
+        content_weight: rho, weight of the public content prior, in shoppers; 0 leaves content out.
+        shopper_exponent: a shopper weighs n ** (-2 x exponent) for n items: 0 = plain counts, 0.5 = all the same norm.
+        max_items: K, the number of most popular items with statistics; 1 to 12,000.
+    """
+
+    regularisation: float = 100.0
+    content_weight: float = 10.0
+    shopper_exponent: float = 0.0
+    max_items: int = 8000
+
+    def __post_init__(self) -> None:
+        if not 0 < self.regularisation < np.inf:
+            raise ConfigError(f"regularisation = {self.regularisation}: give a number above 0")
+        check_item_item(self.max_items, self.shopper_exponent, self.content_weight)
+
+
+@dataclass(frozen=True)
+class Ease(ItemItemModel):
+    """Linear item-item weights in closed form (Steck 2019), with titles and categories as a prior."""
+
+    name: ClassVar[str] = "ease"
+    settings: EaseSettings = field(default_factory=EaseSettings)
+
+    def candidates(self) -> dict[str, tuple[Any, ...]]:
+        """Values for shops from tens to thousands of shoppers."""
+        return {"regularisation": (20.0, 100.0, 300.0, 1000.0), "content_weight": (0.0, 3.0, 30.0)}
+
+    def fit(self, state: State, public: PublicInputs) -> ItemItemScorer:
+        """B = I - P diag(1 / diag P) with P = (G + lambda I + rho F F^T)^-1.
+
+        Raises:
+            ConfigError: the statistics are no Gram matrix for this lambda.
+        """
+        covered, settings = state["covered"], self.settings
+        features, weight = None, 0.0
+        if public.content is not None and settings.content_weight > 0:
+            features, weight = public.content[covered], settings.content_weight
+        gram = unpack_lower(state["co_occurrence"], len(covered))
+        if features is not None:
+            add_similarity(gram, features, weight)
+        gram[np.diag_indices_from(gram)] += settings.regularisation
+        weights, diagonal = _solve(gram)
+        return ItemItemScorer(
+            public=public,
+            popularity=state["popularity"],
+            covered=covered,
+            weights=weights,
+            content_map=partial(_content_map, weights, diagonal * weight, public, covered),
+            tail_weight=weight / (settings.regularisation + weight),
+        )
+
+
+def add_similarity(lower: np.ndarray, features: sparse.csr_matrix, weight: float) -> None:
+    """Add ``weight`` x F F^T to the lower triangle of a Fortran-ordered float64 matrix, in place, block by block."""
+    features = features.astype(np.float64)
+    transposed = features.T.tocsr()
+    for start, stop in blocks(features.shape[0]):
+        similarity = (features[start:] @ transposed[:, start:stop]).toarray(order="F")
+        similarity *= weight
+        lower[start:, start:stop] += similarity
+
+
+def _solve(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """B float32 (K, K) in C order and the diagonal of P; ``gram`` (its lower triangle) is used up."""
+    num_items = len(gram)
+    if num_items == 0:
+        return np.zeros((0, 0), np.float32), np.zeros(0)
+    factor, failed = lapack.dpotrf(gram, lower=1, overwrite_a=1, clean=0)
+    if failed:
+        raise ConfigError(
+            "the co-occurrence statistics are not positive definite; choose a larger regularisation, "
+            "or train again if the arrays come from a file"
+        )
+    inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
+    diagonal = inverse.diagonal().copy()
+    scale = -1 / diagonal
+    weights = np.empty((num_items, num_items), np.float32)
+    for start, stop in blocks(num_items):
+        square = inverse[start:stop, start:stop]
+        square = np.tril(square) + np.tril(square, -1).T
+        weights[start:stop, start:stop] = square * scale[start:stop]
+        below = inverse[stop:, start:stop]
+        weights[stop:, start:stop] = below * scale[start:stop]
+        weights[start:stop, stop:] = below.T * scale[stop:]
+    np.fill_diagonal(weights, 0)
+    return weights, diagonal
+
+
+def _content_map(weights: np.ndarray, scale: np.ndarray, public: PublicInputs, covered: np.ndarray) -> np.ndarray:
+    """rho P F, float32 (K, num_features); from B, since P = (I - B) diag(P). ``scale`` is rho x diag(P)."""
+    content = public.content
+    assert content is not None
+    scaled = (sparse.diags(scale.astype(np.float32)) @ content[covered]).tocsr()
+    mapped = scaled.toarray()
+    mapped -= np.asarray((scaled.T.tocsr() @ weights.T).T)
+    return mapped

@@ -1,0 +1,141 @@
+"""Popularity: one round of counts; everybody gets the same list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from scipy import sparse
+
+from fedrec.models.recommender import Layout, PublicInputs, RoundKind, RoundSpec, State
+
+
+@dataclass(frozen=True)
+class PopularitySettings:
+    """Popularity has nothing to set."""
+
+
+@dataclass(frozen=True)
+class ItemCounts:
+    """Every shopper's 0/1 row, times her own public-rule scale; see `Contributions`.
+
+    Attributes:
+        rows: CSR, (num_shoppers, num_items); only where entries are matters.
+        exponent: shopper u's row is scaled by (number of her items) ** -exponent.
+    """
+
+    rows: sparse.csr_matrix
+    exponent: float = 0.0
+
+    def norms(self) -> np.ndarray:
+        """float64, (num_shoppers,): n_u ** (1/2 - exponent), 0 for an empty history."""
+        lengths = np.diff(self.rows.indptr).astype(np.float64)
+        return np.where(lengths > 0, np.maximum(lengths, 1) ** (0.5 - self.exponent), 0.0)
+
+    def total(self, weights: np.ndarray) -> np.ndarray:
+        """float64, (num_items,)."""
+        lengths = np.diff(self.rows.indptr)
+        scaled = np.asarray(weights, np.float64) * np.maximum(lengths, 1).astype(np.float64) ** -self.exponent
+        return np.bincount(self.rows.indices, weights=np.repeat(scaled, lengths), minlength=self.rows.shape[1]).astype(
+            np.float64
+        )
+
+
+@dataclass(frozen=True)
+class PopularityScorer:
+    """The same scores for everybody.
+
+    Attributes:
+        counts: float64, (num_items,).
+    """
+
+    counts: np.ndarray
+
+    def scores(self, histories: sparse.csr_matrix) -> np.ndarray:
+        """float32, (num_rows, num_items)."""
+        return np.repeat(self.counts.astype(np.float32)[None, :], histories.shape[0], axis=0)
+
+    def restrict(self, positions: np.ndarray, public: PublicInputs) -> PopularityScorer:
+        """The counts at ``positions``; unknown items have none."""
+        return PopularityScorer(take(self.counts, positions))
+
+
+@dataclass(frozen=True)
+class Popularity:
+    """What most shoppers bought, most first."""
+
+    name: ClassVar[str] = "popularity"
+    settings: PopularitySettings = field(default_factory=PopularitySettings)
+
+    def plan_round(self, index: int, state: State, public: PublicInputs) -> RoundSpec | None:
+        """One round of counts."""
+        if index > 0:
+            return None
+        return popularity_round(public)
+
+    def contributions(self, spec: RoundSpec, histories: sparse.csr_matrix) -> ItemCounts:
+        """A shopper's contribution is her 0/1 row, of norm sqrt(number of her items)."""
+        return ItemCounts(binary_rows(histories))
+
+    def advance(self, spec: RoundSpec, state: State, total: np.ndarray, public: PublicInputs) -> State:
+        """The counts are the state."""
+        return {"popularity": spec.layout.split(total)["popularity"].copy()}
+
+    def fit(self, state: State, public: PublicInputs) -> PopularityScorer:
+        """Counts are scores."""
+        return PopularityScorer(state["popularity"])
+
+    def project(self, state: State, positions: np.ndarray, public: PublicInputs) -> State:
+        """The counts at ``positions``; unknown items have none."""
+        return {"popularity": take(state["popularity"], positions)}
+
+    def own_statistics(self, state: State, histories: sparse.csr_matrix, public: PublicInputs) -> State:
+        """The shop's own counts."""
+        return {"popularity": ItemCounts(binary_rows(histories)).total(np.ones(histories.shape[0]))}
+
+    def mix(self, state: State, own: State, *, global_share: float) -> State:
+        """Weighted mean of global and own counts."""
+        return mix_arrays(state, own, global_share=global_share)
+
+    def candidates(self) -> dict[str, tuple[Any, ...]]:
+        """Nothing to tune."""
+        return {}
+
+
+def binary_rows(histories: sparse.csr_matrix) -> sparse.csr_matrix:
+    """The same CSR matrix if it is canonical; else a copy with sorted columns, no duplicates and no explicit zeros."""
+    if histories.has_canonical_format and (histories.data > 0).all():
+        return histories
+    rows = sparse.csr_matrix(histories, copy=True)
+    rows.sum_duplicates()
+    rows.eliminate_zeros()
+    return rows
+
+
+def popularity_round(public: PublicInputs) -> RoundSpec:
+    """The round that asks for the sum of all shoppers' rows."""
+    layout = Layout((("popularity", (public.num_items,)),))
+    return RoundSpec(RoundKind.STATISTICS, "popularity", layout)
+
+
+def take(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """``values`` (num_items, ...) at ``positions`` (num_shop_items,), 0 where the position is -1."""
+    taken = np.zeros((len(positions), *values.shape[1:]), values.dtype)
+    is_known = positions >= 0
+    taken[is_known] = values[positions[is_known]]
+    return taken
+
+
+def mix_arrays(state: State, own: State, *, global_share: float) -> State:
+    """``global_share`` x state + (1 - ``global_share``) x own, for every floating array; others stay as they are."""
+    mixed = {}
+    for name, values in state.items():
+        if global_share == 1 or not np.issubdtype(values.dtype, np.floating):
+            mixed[name] = values
+        elif global_share == 0:
+            mixed[name] = own[name]
+        else:
+            mixed[name] = values * global_share
+            mixed[name] += own[name] * (1 - global_share)
+    return mixed
