@@ -1,0 +1,336 @@
+"""What a run is asked to do: a scenario file (TOML), options over it, checked and frozen.
+
+A scenario has the sections ``[data]``, ``[model]``, ``[federation]`` and ``[evaluation]``; every key has a default, so an
+empty file is a run on the built-in marketplace. Unknown keys are refused with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedrec.data.split import SplitKind
+from fedrec.data.synthetic import SyntheticSettings
+from fedrec.errors import ConfigError
+
+ColumnName = Literal["popularity", "local", "federated", "federated_personal", "pooled"]
+COLUMNS: tuple[str, ...] = get_args(ColumnName)
+"""Columns of a comparison, in the order in which they are shown."""
+
+SYNTHETIC = "synthetic"
+"""The source that needs no file: the built-in marketplace."""
+
+Setting = bool | int | float | str
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Progress(Protocol):
+    """Who is told how far a run is. Phases follow each other: a new one ends the one before."""
+
+    def phase(self, name: str, total: int | None) -> None:
+        """A phase of ``total`` steps begins; None where the number of steps is not known."""
+        ...
+
+    def advance(self, n: int = 1) -> None:
+        """``n`` more steps of this phase are done."""
+        ...
+
+    def note(self, text: str) -> None:
+        """One line worth reading now."""
+        ...
+
+
+class Silent:
+    """A `Progress` that tells nobody."""
+
+    def phase(self, name: str, total: int | None) -> None:
+        """Ignored."""
+
+    def advance(self, n: int = 1) -> None:
+        """Ignored."""
+
+    def note(self, text: str) -> None:
+        """Ignored."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataSection(_Section):
+    """Where events come from, and how they become shops and parts.
+
+    Attributes:
+        source: a named set (``fedrec data list``); or
+        events: a CSV or Parquet file; or
+        url, query: an SQLAlchemy URL and the SELECT to run there. With none of them: the built-in marketplace.
+        items: a file with item text, category and price.
+        test: a file of test events; replaces the split.
+        columns: our column name -> the file's, for columns that are not found by their usual names.
+        item_key: the column that makes two shops' items the same (a GTIN, a SKU).
+        shops: ``column``, ``random:N``, ``skewed:N``, ``skewed:N:ALPHA`` or ``category``.
+        split: kind of split; ``split_settings`` are its parameters (see `fedrec.data.split.make_split`).
+        min_rating: keep ratings of at least this.
+        synthetic: what marketplace to generate, for the source ``synthetic``.
+    """
+
+    source: str | None = None
+    events: str | None = None
+    url: str | None = None
+    query: str | None = None
+    items: str | None = None
+    test: str | None = None
+    columns: dict[str, str] = {}
+    item_key: str | None = None
+    shops: str = "column"
+    split: SplitKind = SplitKind.LEAVE_LAST
+    split_settings: dict[str, Setting] = {}
+    min_rating: float | None = None
+    synthetic: SyntheticSettings = SyntheticSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_source(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not any(values.get(key) for key in ("source", "events", "url")):
+            return {**values, "source": SYNTHETIC}
+        return values
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSection:
+        given = [f"{key} = {value!r}" for key in ("source", "events", "url") if (value := getattr(self, key))]
+        if len(given) > 1:
+            raise ConfigError(f"data: {' and '.join(given)}: give one of source, events, url")
+        if bool(self.url) != bool(self.query):
+            missing = "query" if self.url else "url"
+            raise ConfigError(f"data: {missing} is missing; a database needs both url and query")
+        if self.synthetic != SyntheticSettings() and self.source != SYNTHETIC:
+            raise ConfigError(f'[data.synthetic] needs source = "{SYNTHETIC}"; it is {given[0]}')
+        return self
+
+
+class ModelSection(_Section):
+    """Which model is trained.
+
+    Attributes:
+        name: of a model (``fedrec models``), or ``package.module:Class``.
+        settings: the model's own fields; the rest keep their defaults.
+        tune: choose settings on validation shoppers, for every column alike.
+    """
+
+    name: str = "ease"
+    settings: dict[str, Setting] = {}
+    tune: bool = True
+
+
+class FaultsSection(_Section):
+    """What goes wrong on purpose: probabilities for each message, and the longest delay of a reply in seconds."""
+
+    drop: Share = 0.0
+    delay_s: Annotated[float, Field(ge=0)] = 0.0
+    error: Share = 0.0
+    duplicate: Share = 0.0
+    seed: int = 0
+
+
+class FederationSection(_Section):
+    """How rounds are run.
+
+    Attributes:
+        engine: ``local`` (in this process, or worker processes) or ``ray`` (Flower's simulation engine, an extra).
+        workers: worker processes; 0 = in this process.
+        min_shops: a round with fewer answers fails.
+        faults: seeded failures.
+    """
+
+    engine: Literal["local", "ray"] = "local"
+    workers: Annotated[int, Field(ge=0, le=256)] = 0
+    min_shops: Annotated[int, Field(ge=1)] = 1
+    faults: FaultsSection = FaultsSection()
+
+
+class EvaluationSection(_Section):
+    """What is measured.
+
+    Attributes:
+        ks: list lengths; 10 is always among them, since the comparison is on NDCG@10.
+        columns: which columns of the comparison to compute.
+        max_test_shoppers_per_shop: score a seeded sample where a shop has more; None = all.
+        sampled_negatives: also the leave-one-out columns with 99 sampled negatives, for comparison with papers.
+        bootstrap: resamples behind each interval.
+    """
+
+    ks: tuple[Annotated[int, Field(ge=1, le=50)], ...] = (10, 20, 50)
+    columns: tuple[ColumnName, ...] = get_args(ColumnName)
+    max_test_shoppers_per_shop: Annotated[int, Field(ge=1)] | None = None
+    sampled_negatives: bool = False
+    bootstrap: Annotated[int, Field(ge=100, le=100_000)] = 1000
+
+    @field_validator("ks")
+    @classmethod
+    def _sorted_with_ten(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted({*ks, 10}))
+
+    @field_validator("columns")
+    @classmethod
+    def _in_order(cls, columns: tuple[ColumnName, ...]) -> tuple[ColumnName, ...]:
+        if not columns:
+            raise ConfigError(f"evaluation.columns is empty; choose from {', '.join(COLUMNS)}")
+        return tuple(name for name in get_args(ColumnName) if name in columns)
+
+
+class SimulationSettings(_Section):
+    """Everything a run depends on, beside the data itself. Build one in Python, or read a scenario file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)] = "run"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    federation: FederationSection = FederationSection()
+    evaluation: EvaluationSection = EvaluationSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_name(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "name" not in values:
+            return {**values, "name": _name_from_data(values.get("data"))}
+        return values
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values with all defaults filled in: the record's ``config`` entry, and a scenario again."""
+        return self.model_dump(mode="json")
+
+
+def read_scenario(path: str | Path) -> SimulationSettings:
+    """Read a scenario file; relative paths in it are relative to the file.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, a key is unknown, a value out of range.
+    """
+    return settings_from_options(path)
+
+
+def settings_from_options(
+    scenario: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    assignments: Iterable[str] = (),
+) -> SimulationSettings:
+    """Settings from a scenario file, options over it, and ``key=value`` assignments over both.
+
+    Args:
+        scenario: a TOML file, or None for the defaults.
+        options: dotted key ("data.source") -> value; None values are left out. A source, events file or URL replaces
+            whichever of the three the scenario names, with what belongs to it.
+        assignments: "model.settings.l2=100"; the value is read as TOML, else taken as text.
+    Raises:
+        ConfigError: as `read_scenario`, or an assignment without "=".
+    """
+    values = {} if scenario is None else _read_toml(Path(scenario))
+    given = {key: value for key, value in (options or {}).items() if value is not None}
+    for text in assignments:
+        key, sign, value = text.partition("=")
+        if not sign or not key.strip():
+            raise ConfigError(f"--set {text}: write key=value, as in model.settings.l2=100")
+        given[key.strip()] = _toml_value(value.strip())
+    if given.keys() & {"data.source", "data.events", "data.url"} and isinstance(values.get("data"), dict):
+        belongs = ("source", "events", "url", "query", "items", "test", "columns", "item_key", "synthetic")
+        values["data"] = {key: value for key, value in values["data"].items() if key not in belongs}
+        values.pop("name", None)
+    for key, value in given.items():
+        _assign(values, key, value)
+    return parse_settings(values)
+
+
+def parse_settings(values: Mapping[str, Any]) -> SimulationSettings:
+    """Check nested plain values, as a scenario file or a record's ``config`` entry holds them.
+
+    Raises:
+        ConfigError: a key is unknown or a value out of range; the message names the key.
+    """
+    try:
+        return SimulationSettings.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError("; ".join(dict.fromkeys(_explain(entry) for entry in error.errors()[:4]))) from None
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean X?" for the most similar known word, else ""."""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"scenario {path}: cannot be read ({error.strerror}); give a TOML file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"scenario {path}: is not a text file in UTF-8; give a TOML file") from error
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"scenario {path}: is not TOML ({error})") from error
+    data = values.get("data")
+    for key in ("events", "items", "test"):
+        if isinstance(data, dict) and isinstance(data.get(key), str):
+            data[key] = str(path.parent / data[key])
+    return values
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key, making the sections on the way."""
+    *path, last = key.split(".")
+    for step in path:
+        values = values.setdefault(step, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{key}: {step} is not a section")
+    values[last] = value
+
+
+def _name_from_data(data: Any) -> str:
+    """Default name of a run: the named set, or the stem of the events file."""
+    if not isinstance(data, dict):
+        return SYNTHETIC
+    text = data.get("source") or Path(str(data.get("events") or "")).stem or ("database" if data.get("url") else "")
+    name = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in str(text)).strip("-")
+    return name[:60] or ("run" if text else SYNTHETIC)
+
+
+def _explain(error: Any) -> str:
+    """One finding of pydantic in our words: which key, which value, what is allowed."""
+    path = [str(step) for step in error["loc"]]
+    key = ".".join(path)
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = _known_keys(path[:-1])
+        return f"unknown key {key}{nearest(path[-1], known)} (known: {', '.join(known)})"
+    if path[:2] == ["model", "settings"] or path[:2] == ["data", "split_settings"]:
+        return f"{'.'.join(path[:3])} = {_short(error['input'])}: give a number, a text, true or false"
+    message = error["msg"][:1].lower() + error["msg"][1:]
+    return f"{key} = {_short(error['input'])}: {message}"
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value, default=str)[:80]
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    """Keys of the section at a path of the scenario."""
+    section: Any = SimulationSettings
+    for step in path:
+        section = section.model_fields[step].annotation
+    if dataclasses.is_dataclass(section):
+        return [field.name for field in dataclasses.fields(section)]
+    return list(section.model_fields)
