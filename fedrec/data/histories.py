@@ -1,4 +1,4 @@
-"""Shoppers' histories as integer codes: who bought what first, in which order, without depending on the order of rows."""
+"""Shoppers' histories as integer codes: who bought what first, whatever the order of rows."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pandas as pd
 from fedrec.data.events import Events
 from fedrec.errors import DataError
 
+_TIE = 0  # purpose of the draws that break ties
+
 
 @dataclass(frozen=True)
 class Accounts:
@@ -22,6 +24,7 @@ class Accounts:
         shop_of: int32, (num_accounts,); each account's shop, as code of the ``shop`` column.
         account_keys: uint64, (num_accounts,); seeded hashes of the accounts' names.
         item_keys: uint64, (num_item_names,); seeded hashes of the items' names.
+        seed: of the hashes.
     """
 
     account: np.ndarray
@@ -29,6 +32,7 @@ class Accounts:
     shop_of: np.ndarray
     account_keys: np.ndarray
     item_keys: np.ndarray
+    seed: int
 
     @property
     def num_accounts(self) -> int:
@@ -38,9 +42,7 @@ class Accounts:
     def draws(self, rows: np.ndarray | slice, purpose: int) -> np.ndarray:
         """uint64, one for each row of ``rows``: random, but a function of seed, shopper, item and purpose only."""
         salt = np.uint64((purpose * 0x9E3779B97F4A7C15) % 2**64)
-        return _scramble(
-            self.account_keys[self.account[rows]] ^ _scramble(self.item_keys[self.item[rows]] + salt)
-        )
+        return _scramble(self.account_keys[self.account[rows]] ^ _scramble(self.item_keys[self.item[rows]] + salt))
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def code_accounts(events: Events, *, seed: int) -> Accounts:
     shopper_keys = name_keys(shopper_names, seed)
     shop_keys = name_keys(shop_names, seed + 1)
     keys = _scramble(shopper_keys[pairs % width] + shop_keys[shop_of])
-    return Accounts(account, item, shop_of, keys, name_keys(item_names, seed + 2))
+    return Accounts(account, item, shop_of, keys, name_keys(item_names, seed + 2), seed)
 
 
 def group(account: np.ndarray, thing: np.ndarray, num_accounts: int, keys: Sequence[np.ndarray]) -> Groups:
@@ -146,6 +148,42 @@ def rank_within(account: np.ndarray, draws: np.ndarray, num_accounts: int) -> tu
     rank = np.empty(len(account), np.int64)
     rank[order] = np.arange(len(account)) - (np.cumsum(sizes) - sizes)[account[order]]
     return rank, sizes
+
+
+def history_keys(events: Events, accounts: Accounts) -> list[np.ndarray]:
+    """Sort keys of a shopper's history, the most important first: time, order, invoice, then a draw."""
+    keys = []
+    if has_clock(events):
+        keys.append(events.table["timestamp"].to_numpy(np.float64))
+    if "order" in events.table:
+        keys.append(events.table["order"].to_numpy())
+    draws = accounts.draws(slice(None), _TIE)
+    if "basket" in events.table:  # invoices at the same time do not mix
+        codes, names = _basket_cells(events)
+        of_invoice = name_keys(np.append(names, ""), accounts.seed)[codes]
+        keys.append(np.where(codes < 0, draws, _scramble(of_invoice ^ accounts.account_keys[accounts.account])))
+    return [*keys, draws]
+
+
+def has_clock(events: Events) -> bool:
+    """Whether any timestamp is known."""
+    return "timestamp" in events.table and bool(events.table["timestamp"].notna().any())
+
+
+def basket_codes(events: Events) -> np.ndarray:
+    """int64, (num_events,): one code per basket id; an event without one is an invoice of its own."""
+    baskets = _basket_cells(events)[0].astype(np.int64)
+    missing = np.flatnonzero(baskets < 0)
+    baskets[missing] = baskets.max(initial=0) + 1 + np.arange(len(missing))
+    return baskets
+
+
+def _basket_cells(events: Events) -> tuple[np.ndarray, np.ndarray]:
+    """Codes (-1 = unknown) and names of the baskets."""
+    cells = events.table["basket"]
+    if not isinstance(cells.dtype, pd.CategoricalDtype):
+        cells = cells.astype(str).where(cells.notna()).astype("category")
+    return cells.cat.codes.to_numpy(), cells.cat.categories.to_numpy(dtype=object)
 
 
 def _dense(values: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:

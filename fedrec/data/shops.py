@@ -30,10 +30,11 @@ class ShopData:
         name: shop id.
         shoppers: str, (num_shoppers,); ids, sorted.
         items: str, (num_shop_items,); keys of the shop's catalogue, sorted.
-        positions: int64, (num_shop_items,): place in the federation's shared item list, -1 = known here alone.
-        train, validation, test, fold_in: float32 CSR, (num_shoppers, num_shop_items); 1 where the shopper had the item in
-            that part of the split (explicit zeros never). ``fold_in`` is history of shoppers that must not be trained
-            on (split ``strong``), else empty.
+        positions: int64, (num_shop_items,): place in the federation's shared item list, -1 = known here
+            alone.
+        train, validation, test, fold_in: float32 CSR, (num_shoppers, num_shop_items); 1 where the shopper
+            had the item in that part of the split (explicit zeros never). ``fold_in`` is history of
+            shoppers that must not be trained on (split ``strong``), else empty.
         missing_test: int64, (num_shoppers,): test rows whose item is not in the shop's catalogue.
     """
 
@@ -48,7 +49,7 @@ class ShopData:
     missing_test: np.ndarray
 
     def shared(self, histories: sparse.csr_matrix, num_shared: int) -> sparse.csr_matrix:
-        """The same rows in the federation's item space, (num_shoppers, num_shared); items known here alone fall away."""
+        """The same rows in the federation's item space, (num_shoppers, num_shared); own items fall away."""
         coo = histories.tocoo()
         columns = self.positions[coo.col]
         keep = columns >= 0
@@ -62,21 +63,23 @@ def assign(events: Events, rule: str | None, *, seed: int, items: Items | None =
 
     - ``column`` (or None): the ``shop`` column as it is.
     - ``random:N``: shoppers at random in N shops of equal size (to within one).
-    - ``skewed:N`` or ``skewed:N:ALPHA``: shops differ in taste and size. Shoppers are grouped by the category they
-      bought most (without categories: by clusters of what they bought); each group is divided over the N shops by a
-      draw from Dirichlet(ALPHA), default 0.5: the smaller, the more skewed. Every shop gets at least one shopper.
+    - ``skewed:N`` or ``skewed:N:ALPHA``: shops differ in taste and size. Shoppers are grouped by the
+      category they bought most (without categories: by clusters of what they bought); each group is divided
+      over the N shops by a draw from Dirichlet(ALPHA), default 0.5: the smaller, the more skewed. Every
+      shop gets at least one shopper.
       Source: label skew of Li et al. 2022, arXiv:2102.02079, with groups in place of labels.
     - ``category``: an event belongs to the shop of its item's first category; a shopper who buys in several
       categories has an account in several shops.
 
-    The random and skewed rules replace a ``shop`` column; where the same shopper id occurs in two old shops the ids
-    become "<old shop>/<id>", so that two people stay two.
+    The random and skewed rules replace a ``shop`` column; where the same shopper id occurs in two old shops
+    the ids become "<old shop>/<id>", so that two people stay two.
 
     Args:
         events: cleaned events.
         rule: as above.
         seed: of the draws; they depend on names, not on the order of rows.
-        items: catalogue whose categories the rules ``skewed`` and ``category`` use first; else the events' own.
+        items: catalogue whose categories the rules ``skewed`` and ``category`` use first; else the events'
+            own.
     Raises:
         ConfigError: the rule, N or ALPHA is unknown or out of range.
         DataError: no shop column, or no categories where the rule needs them.
@@ -95,9 +98,7 @@ def assign(events: Events, rule: str | None, *, seed: int, items: Items | None =
     is_present = np.bincount(shopper, minlength=len(shopper_names)) > 0
     num_shops = int(numbers[0])
     if num_shops > int(is_present.sum()):
-        raise ConfigError(
-            f"'{rule}' wants {num_shops} shops, but there are only {int(is_present.sum())} shoppers"
-        )
+        raise ConfigError(f"'{rule}' wants {num_shops} shops, but there are only {int(is_present.sum())} shoppers")
     keys = name_keys(shopper_names, seed)
     if name == "random":
         shop_of = _divide(keys, is_present, num_shops)
@@ -121,10 +122,11 @@ def build_shops(
     Args:
         split: events with shops, and their parts.
         items: item table that holds every item of the events and of ``declared``.
-        declared: catalogues that shops declare beyond what they sold: a table with columns ``shop`` and ``item``, or
-            item keys by shop.
+        declared: catalogues that shops declare beyond what they sold: a table with columns ``shop`` and
+            ``item``, or item keys by shop.
     Returns:
-        shared_items: str (object), (num_shared,); sorted keys of the shared items in at least one shop's catalogue.
+        shared_items: str (object), (num_shared,); sorted keys of the shared items in at least one shop's
+            catalogue.
         shops: sorted by name.
     Raises:
         DataError: an item is not in the item table, or a declared shop has no events.
@@ -177,9 +179,7 @@ class _Draft:
     missing_test: np.ndarray
 
     @classmethod
-    def of(
-        cls, name: str, shopper: np.ndarray, item: np.ndarray, parts: np.ndarray, extra: np.ndarray
-    ) -> _Draft:
+    def of(cls, name: str, shopper: np.ndarray, item: np.ndarray, parts: np.ndarray, extra: np.ndarray) -> _Draft:
         shoppers, row = np.unique(shopper, return_inverse=True)
         catalogue = np.unique(np.concatenate([item[parts != Part.TEST], extra]))
         column = np.searchsorted(catalogue, item)
@@ -220,7 +220,7 @@ def _item_places(events: Events, items: Items) -> np.ndarray:
     unknown = np.flatnonzero(is_used & (place < 0))
     if len(unknown):
         raise DataError(
-            f"{len(unknown)} items of the events are not in the item table, first '{names[unknown[0]]}'; add them"
+            f"{len(unknown)} items of the events are not in the item table (add them), first '{names[unknown[0]]}'"
         )
     return place.astype(np.int32)[codes]
 
@@ -238,9 +238,7 @@ def _declared_places(declared: Declared | None, items: Items, shops: set[str]) -
         names = pd.Index([str(key) for key in keys], dtype=items.table.index.dtype)
         place = items.table.index.get_indexer(names)
         if (place < 0).any():
-            raise DataError(
-                f"shop '{shop}' declares item '{names[place < 0][0]}', which is not in the item table"
-            )
+            raise DataError(f"shop '{shop}' declares item '{names[place < 0][0]}', which is not in the item table")
         places[shop] = place.astype(np.int32)
     return places
 
@@ -340,9 +338,7 @@ def _by_category(events: Events, items: Items | None) -> tuple[np.ndarray, np.nd
     """Shop codes and names under the rule ``category``."""
     found = _first_categories(events, items) or _first_categories(events, None)
     if found is None:
-        raise DataError(
-            "the rule 'category' needs item categories; give them with --items or a category column"
-        )
+        raise DataError("the rule 'category' needs item categories; give them with --items or a category column")
     codes, names = found
     if (codes < 0).any():
         if UNCATEGORISED in names:
@@ -353,9 +349,7 @@ def _by_category(events: Events, items: Items | None) -> tuple[np.ndarray, np.nd
     return codes, names
 
 
-def _taste_groups(
-    events: Events, items: Items | None, shopper: np.ndarray, num_shoppers: int, seed: int
-) -> np.ndarray:
+def _taste_groups(events: Events, items: Items | None, shopper: np.ndarray, num_shoppers: int, seed: int) -> np.ndarray:
     """int64, (num_shopper_names,): each shopper's group by main category, else by cluster of what she bought."""
     found = _first_categories(events, items) or _first_categories(events, None)
     if found is not None and len(found[1]) > 1:

@@ -1,11 +1,12 @@
-"""A generated marketplace with known tastes, so that everything runs and can be checked with nothing downloaded.
+"""A generated marketplace with known tastes, so that everything runs and can be checked with nothing
+downloaded.
 
-Every shopper mixes a few tastes, every taste is a distribution over items, and a shop sells part of the items:
-P(item | shop, shopper, time) = sum over tastes of share(shopper, taste, time) x P(item | shop, taste, period). Further
-items of a basket are, now and then, complements of its first item.
+Every shopper mixes a few tastes, every taste is a distribution over items, and a shop sells part of the
+items: P(item | shop, shopper, time) = sum over tastes of share(shopper, taste, time) x P(item | shop,
+taste, period). Further items of a basket are, now and then, complements of its first item.
 
-Each shop's events depend on the settings, the seed and the shop's number alone, so shops can be generated one by one;
-nothing depends on the number of threads.
+Each shop's events depend on the settings, the seed and the shop's number alone, so shops can be generated
+one by one; nothing depends on the number of threads.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class SyntheticSettings:
 
     Attributes:
         num_shoppers: of all shops together.
-        num_shops: their sizes are evenly spaced on a log scale, the largest ``size_ratio`` times the smallest.
+        num_shops: their sizes are evenly spaced on a log scale, the largest ``size_ratio`` times the
+            smallest.
         num_items: of all shops together.
         size_ratio: >= 1.
         mean_events: events of a shopper, on average; > 3.
@@ -54,9 +56,9 @@ class SyntheticSettings:
     num_items: int = 3_000
     size_ratio: float = 100.0
     mean_events: float = 14.0
-    num_tastes: int = 48
-    focus: float = 6.0
-    zipf: float = 0.8
+    num_tastes: int = 64
+    focus: float = 10.0
+    zipf: float = 0.65
     drift: float = 0.3
     new_items: float = 0.2
     complements: float = 0.25
@@ -106,7 +108,8 @@ class GroundTruth:
         popularity: float64, (num_items,); popularity weights, sum 1.
         vectors: float64, (num_items, 16); item vectors of length 1.
         centres: float64, (num_tastes, 16); taste centres of length 1.
-        affinity: float64, (num_items, num_tastes + 1); unnormalised P(item | taste); the last taste is mere popularity.
+        affinity: float64, (num_items, num_tastes + 1); unnormalised P(item | taste); the last taste is mere
+            popularity.
         release: float64, (num_items,); share of the year after which the item is sold, 0 = from the start.
         complements: int32, (num_items, 2); items that go with each item.
         category: int64, (num_items,).
@@ -134,11 +137,9 @@ class GroundTruth:
         share = 0.6 * (sizes[place] / sizes[-1]) ** 0.3
         count = max(1, min(self.settings.num_items, round(self.settings.num_items * share)))
         rng = _stream(self.seed, _SHOP, place)
-        tilt = np.log(rng.gamma(0.8, size=len(CATEGORIES)) + 1e-3)
+        tilt = np.log(rng.gamma(2.0, size=len(CATEGORIES)) + 1e-2)
         score = 0.6 * np.log(self.popularity) + tilt[self.category] + rng.gumbel(size=len(self.popularity))
-        score += (
-            1e6 * (self.release == 0) * (score >= score[self.release == 0].max())
-        )  # one item is there at once
+        score += 1e6 * (self.release == 0) * (score >= score[self.release == 0].max())  # one item is there at once
         return np.sort(np.argsort(-score, kind="stable")[:count])
 
     def tastes(self, shop: str) -> tuple[np.ndarray, np.ndarray]:
@@ -182,9 +183,7 @@ class GroundTruth:
     def _place(self, shop: str) -> int:
         found = np.flatnonzero(self.settings.shop_names == shop)
         if len(found) == 0:
-            raise DataError(
-                f"the marketplace has no shop '{shop}'; it has {', '.join(self.settings.shop_names)}"
-            )
+            raise DataError(f"the marketplace has no shop '{shop}'; it has {', '.join(self.settings.shop_names)}")
         return int(found[0])
 
     def _rows(self, shop: str, shoppers: Sequence[str] | np.ndarray) -> np.ndarray:
@@ -200,7 +199,7 @@ class GroundTruth:
         return weights / weights.sum(axis=1, keepdims=True)
 
     def _favourites(self, place: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tastes int64 and shares float64, both (2, num_shop_shoppers, favourites + 1), at start and end of the year."""
+        """Tastes int64 and shares float64, (2, num_shop_shoppers, favourites + 1) each, at start and end of year."""
         settings = self.settings
         size = int(settings.shop_sizes[place])
         sold = self.assortment(str(settings.shop_names[place]))
@@ -212,18 +211,16 @@ class GroundTruth:
         popular = np.full((2, size, 1), settings.num_tastes)
         shares = rng.gamma(0.7, size=shape) + 1e-6
         shares *= 0.85 / shares.sum(axis=2, keepdims=True)
-        return np.concatenate([liked, popular], axis=2), np.concatenate(
-            [shares, np.full((2, size, 1), 0.15)], axis=2
-        )
+        return np.concatenate([liked, popular], axis=2), np.concatenate([shares, np.full((2, size, 1), 0.15)], axis=2)
 
 
 def generate(settings: SyntheticSettings, *, seed: int) -> tuple[Events, Items, GroundTruth]:
     """Generate the whole marketplace, shop by shop into preallocated columns.
 
     Returns:
-        Events with shop, shopper, item, timestamp, quantity, price and basket (numbered within a shopper); items with
-        titles, categories and prices, all shared; and what is true. Shopper ids repeat between shops: they are customer
-        numbers, and the same number in two shops is two people.
+        Events with shop, shopper, item, timestamp, quantity, price and basket (numbered within a shopper);
+        items with titles, categories and prices, all shared; and what is true. Shopper ids repeat between
+        shops: they are customer numbers, and the same number in two shops is two people.
     """
     items, truth = _market(settings, seed)
     counts = [_activity(settings, seed, place) for place in range(settings.num_shops)]
@@ -394,9 +391,7 @@ def _market(settings: SyntheticSettings, seed: int) -> tuple[Items, GroundTruth]
     category = kind // num_types
     style = rng.integers(0, len(STYLES), size)
     num_brands = len(BRAND_STARTS) * len(BRAND_ENDS)
-    brand = (
-        category * 5 + rng.integers(0, 8, size)
-    ) % num_brands  # neighbouring categories share some brands
+    brand = (category * 5 + rng.integers(0, 8, size)) % num_brands  # neighbouring categories share some brands
     parts = {
         "category": rng.standard_normal((len(names), _VECTOR_SIZE)),
         "kind": rng.standard_normal((len(names) * num_types, _VECTOR_SIZE)),
@@ -417,17 +412,13 @@ def _market(settings: SyntheticSettings, seed: int) -> tuple[Items, GroundTruth]
         + 0.8 * parts["style"][rng.integers(0, len(STYLES), count)]
         + 0.5 * parts["brand"][rng.integers(0, num_brands, count)]
     )
-    nearness = np.einsum(
-        "id,kd->ik", vectors, centres
-    )  # not @: its rounding depends on the number of threads
+    nearness = np.einsum("id,kd->ik", vectors, centres)  # not @: its rounding depends on the number of threads
     affinity = popularity[:, None] * np.exp(settings.focus * np.append(nearness, np.zeros((size, 1)), axis=1))
     release = np.where(rng.random(size) < settings.new_items, rng.random(size), 0.0)
     release[np.argmax(popularity)] = 0.0
     price = np.round(np.exp(rng.normal(2.8, 0.5, len(names))[category] + rng.normal(0, 0.4, size)), 2)
     complements = _complements(kind, style, popularity, num_types, rng)
-    truth = GroundTruth(
-        settings, seed, popularity, vectors, centres, affinity, release, complements, category, price
-    )
+    truth = GroundTruth(settings, seed, popularity, vectors, centres, affinity, release, complements, category, price)
     return _items(kind, style, brand, price, rng.integers(0, len(VARIANTS), size)), truth
 
 
@@ -448,9 +439,7 @@ def _complements(
     return chosen
 
 
-def _items(
-    kind: np.ndarray, style: np.ndarray, brand: np.ndarray, price: np.ndarray, variant: np.ndarray
-) -> Items:
+def _items(kind: np.ndarray, style: np.ndarray, brand: np.ndarray, price: np.ndarray, variant: np.ndarray) -> Items:
     """The public catalogue: titles say brand, style, type and variant."""
     labels = [(name, word) for name, words in CATEGORIES.items() for word in words]
     brands = [start + end for start in BRAND_STARTS for end in BRAND_ENDS]
