@@ -1,7 +1,7 @@
 """What a run is asked to do: a scenario file (TOML), options over it, checked and frozen.
 
-A scenario has the sections ``[data]``, ``[model]``, ``[federation]`` and ``[evaluation]``; every key has a default, so an
-empty file is a run on the built-in marketplace. Unknown keys are refused with the nearest known one.
+A scenario has the sections ``[data]``, ``[model]``, ``[federation]`` and ``[evaluation]``. Every key has a default, so
+an empty file is a run on the built-in marketplace. Unknown keys are refused with the nearest known one.
 """
 
 from __future__ import annotations
@@ -58,6 +58,9 @@ class Silent:
 
     def note(self, text: str) -> None:
         """Ignored."""
+
+
+quiet: Progress = Silent()
 
 
 class _Section(BaseModel):
@@ -202,6 +205,19 @@ class SimulationSettings(_Section):
             return {**values, "name": _name_from_data(values.get("data"))}
         return values
 
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> SimulationSettings:
+        """Check nested plain values, as a scenario file or a record's ``config`` entry holds them.
+
+        Raises:
+            ConfigError: a key is unknown or a value out of range; the message names the key.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            findings = dict.fromkeys(_explain(entry) for entry in error.errors()[:4])
+            raise ConfigError("; ".join(findings)) from None
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values with all defaults filled in: the record's ``config`` entry, and a scenario again."""
         return self.model_dump(mode="json")
@@ -244,19 +260,7 @@ def settings_from_options(
         values.pop("name", None)
     for key, value in given.items():
         _assign(values, key, value)
-    return parse_settings(values)
-
-
-def parse_settings(values: Mapping[str, Any]) -> SimulationSettings:
-    """Check nested plain values, as a scenario file or a record's ``config`` entry holds them.
-
-    Raises:
-        ConfigError: a key is unknown or a value out of range; the message names the key.
-    """
-    try:
-        return SimulationSettings.model_validate(dict(values))
-    except ValidationError as error:
-        raise ConfigError("; ".join(dict.fromkeys(_explain(entry) for entry in error.errors()[:4]))) from None
+    return SimulationSettings.from_mapping(values)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
