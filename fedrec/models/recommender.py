@@ -148,18 +148,13 @@ class Explainable(Protocol):
 
 
 class Recommender(Protocol):
-    """A federated recommender: a frozen dataclass with one field, its settings; never data.
+    """A federated recommender: a frozen dataclass of its settings (or of one field ``settings``), never data.
 
     Optional class attributes: ``fit_fields`` (names of settings that change how statistics are solved but not what
     shops send) and ``is_iterative`` (True where every round moves the model, so that a learning curve says something).
     """
 
     name: ClassVar[str]
-
-    @property
-    def settings(self) -> Any:
-        """A frozen dataclass of plain JSON values."""
-        ...
 
     def plan_round(self, index: int, state: State, public: PublicInputs) -> RoundSpec | None:
         """What round ``index`` (0, 1, ...) asks, given the shared arrays so far; None when training is complete."""
