@@ -69,9 +69,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
         hit_matrix(LISTS[:2], TAKEN)
 
 
-def random_case(
-    seed: int, num_rows: int, num_items: int, length: int
-) -> tuple[np.ndarray, sparse.csr_matrix]:
+def random_case(seed: int, num_rows: int, num_items: int, length: int) -> tuple[np.ndarray, sparse.csr_matrix]:
     """Random lists without repeats, and 1 to 30 test items per row."""
     rng = np.random.default_rng(seed)
     lists = np.argsort(rng.random((num_rows, num_items)), axis=1)[:, :length].astype(np.int32)
@@ -86,9 +84,7 @@ def random_case(
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 10**9), num_items=st.integers(2, 60), k=st.integers(1, 20))
-def test_figures_lie_in_the_unit_interval_and_agree_with_each_other(
-    seed: int, num_items: int, k: int
-) -> None:
+def test_figures_lie_in_the_unit_interval_and_agree_with_each_other(seed: int, num_items: int, k: int) -> None:
     lists, taken = random_case(seed, 5, num_items, min(num_items, 20))
     hits, relevant = hit_matrix(lists, taken), relevant_counts(taken)
     hit, full, capped = hit_rate(hits, k=k), recall(hits, relevant, k=k), capped_recall(hits, relevant, k=k)
@@ -124,17 +120,13 @@ def test_figures_equal_those_of_ranx_on_the_same_lists(monkeypatch: pytest.Monke
         qrels = Qrels({f"u{row:03}": {str(item): 1 for item in taken[row].indices} for row in range(60)})
         run = Run(
             {
-                f"u{row:03}": {
-                    str(item): 1.0 / (place + 1) for place, item in enumerate(lists[row]) if item >= 0
-                }
+                f"u{row:03}": {str(item): 1.0 / (place + 1) for place, item in enumerate(lists[row]) if item >= 0}
                 for row in range(60)
             }
         )
         hits, relevant = hit_matrix(lists, taken), relevant_counts(taken)
         for k in (10, 20, 50):
-            theirs = evaluate(
-                qrels, run, [f"hit_rate@{k}", f"recall@{k}", f"ndcg@{k}", f"mrr@{k}"], return_mean=False
-            )
+            theirs = evaluate(qrels, run, [f"hit_rate@{k}", f"recall@{k}", f"ndcg@{k}", f"mrr@{k}"], return_mean=False)
             np.testing.assert_allclose(hit_rate(hits, k=k), theirs[f"hit_rate@{k}"], atol=1e-12)
             np.testing.assert_allclose(recall(hits, relevant, k=k), theirs[f"recall@{k}"], atol=1e-12)
             np.testing.assert_allclose(ndcg(hits, relevant, k=k), theirs[f"ndcg@{k}"], atol=1e-12)

@@ -83,8 +83,7 @@ def test_lists_do_not_depend_on_how_rows_are_batched(levels: int) -> None:
     ids = rng.permutation(1000)[:40]
     whole, _ = top_items(scores, known, 10, seed=5, row_ids=ids)
     cut = [
-        top_items(scores[r : r + 7], known[r : r + 7], 10, seed=5, row_ids=ids[r : r + 7])[0]
-        for r in range(0, 40, 7)
+        top_items(scores[r : r + 7], known[r : r + 7], 10, seed=5, row_ids=ids[r : r + 7])[0] for r in range(0, 40, 7)
     ]
     np.testing.assert_array_equal(whole, np.concatenate(cut))
     np.testing.assert_array_equal(whole, top_items(scores, known, 10, seed=5, row_ids=ids)[0])
