@@ -36,7 +36,7 @@ def test_two_rounds_by_hand(coordinator, histories):
     assert coordinator.index == 2
 
 
-@pytest.mark.parametrize("order", itertools.permutations(range(3)))
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_the_sum_does_not_depend_on_the_order_of_arrival(counting, order):
     # 1e16 + 1 - 1e16: float64 sums differ by order unless they are added in one
     values = [np.array([1e16]), np.array([1.0]), np.array([-1e16])]
