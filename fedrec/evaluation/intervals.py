@@ -15,7 +15,7 @@ from scipy import special
 
 from fedrec.errors import ConfigError, DataError
 
-LARGE_SAMPLE = 20_000
+LARGE_SAMPLE = 10_000
 """From this many shoppers on, resampled means are drawn from their normal limit instead of by resampling."""
 
 EXACT_SIGNS = 14

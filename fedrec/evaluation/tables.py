@@ -143,6 +143,10 @@ def evaluate_lists(
     if not ks or ks[0] < 1 or list(ks) != sorted(set(ks)):
         raise ConfigError(f"ks = {list(ks)}: allowed are ascending list lengths of 1 or more")
     names = tuple(shop.shop for shop in shops)
+    if not names or not lists:
+        raise DataError(
+            f"{len(names)} shops and {len(lists)} columns: give at least one shop and one column to evaluate"
+        )
     if len(set(names)) != len(names):
         raise DataError(f"a shop is given twice: {', '.join(names)}")
     values: dict[str, dict[str, np.ndarray]] = {}
@@ -321,13 +325,16 @@ def _score_tables(
 ) -> dict[str, dict[str, Any]]:
     """The ``scores`` part of run.json; one set of draws per shop serves all columns and metrics."""
     columns = list(values)
-    stacked = [np.concatenate([values[c][shop] for c in columns], axis=1) for shop in shops] if columns else []
-    draws = [resampled_means(table, rng=rng, resamples=resamples) for table in stacked]
-    sizes = np.array([(~np.isnan(table)).sum(axis=0) for table in stacked]).reshape(len(stacked), -1)
-    sums = np.array([np.nansum(table, axis=0) for table in stacked]).reshape(sizes.shape)
+    draws = []
+    sizes = np.zeros((len(shops), len(columns) * len(names)), dtype=np.int64)
+    sums = np.zeros(sizes.shape)
+    for s, shop in enumerate(shops):
+        table = np.concatenate([values[column][shop] for column in columns], axis=1)
+        draws.append(resampled_means(table, rng=rng, resamples=resamples))
+        sizes[s], sums[s] = (~np.isnan(table)).sum(axis=0), np.nansum(table, axis=0)
     means = np.divide(sums, sizes, out=np.full(sums.shape, np.nan), where=sizes > 0)
     macro, micro = _over_shops(means, draws, sizes, level)
-    per_shop = [_shop_interval(means[s], draws[s], sizes[s], level) for s in range(len(stacked))]
+    per_shop = [_shop_interval(*parts, level) for parts in zip(means, draws, sizes, strict=True)]
     scores: dict[str, dict[str, Any]] = {}
     for place, column in enumerate(columns):
         part = slice(place * len(names), (place + 1) * len(names))
@@ -363,11 +370,10 @@ def _over_shops(
         total = weights.sum(axis=0)
         scale = np.where(total > 0, total, np.nan)
         mean = (np.nan_to_num(means) * weights).sum(axis=0) / scale
-        drawn = np.zeros_like(draws[0]) if draws else np.zeros((1, 0))
+        drawn = np.zeros_like(draws[0])
         for weight, of_shop, own in zip(weights, draws, means, strict=True):
             drawn += np.where(np.isnan(of_shop), np.nan_to_num(own), of_shop) * weight
-        most = sizes.max(axis=0) if len(sizes) else np.zeros(0)
-        results.append(_shop_interval(mean, drawn / scale, most, level))
+        results.append(_shop_interval(mean, drawn / scale, sizes.max(axis=0), level))
     return results[0], results[1]
 
 
