@@ -24,7 +24,7 @@ from fedrec.evaluation.intervals import (
 IntervalRecord = dict[str, float | None]
 """``{"mean", "low", "high"}``; null = not known."""
 
-GAIN_RESAMPLES = 10_000
+GAIN_RESAMPLES = 2_000
 
 
 @dataclass(frozen=True)
