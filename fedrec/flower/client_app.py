@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -110,20 +111,20 @@ class _LastPlan:
     """The plan read last in this process, so that many shops of one process read one broadcast once."""
 
     def __init__(self) -> None:
-        self._key: tuple[object, ...] = ()
+        self._parts: list[object] = []
         self._plan: RoundPlan | None = None
 
     def read(self, content: RecordDict) -> RoundPlan:
         # bytes never change, so the same objects are the same plan; anything else is read and checked anew.
-        key = tuple(
-            value.data if isinstance(value, Array) else value
-            for record in content.values()
-            for _, value in sorted(record.items())
-        )
-        is_same = len(key) == len(self._key) and all(a is b for a, b in zip(key, self._key, strict=True))
+        parts: list[object] = []
+        for key, record in content.items():
+            parts.append(key)
+            for name, value in record.items():
+                parts += (name, value.data if isinstance(value, Array) else value)
+        is_same = len(parts) == len(self._parts) and all(map(operator.is_, parts, self._parts))
         if self._plan is None or not is_same:
             self._plan = plan_from_record(content)
-            self._key = key
+            self._parts = parts
         return self._plan
 
 

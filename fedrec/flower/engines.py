@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import warnings
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,21 +155,18 @@ def run_with_ray(
 
     run = _open(federation, options or RunOptions())
     federation.write_files(run_dir)
-    failures: list[BaseException] = []
-
-    def open_run(_: Context) -> ServerRun:
-        return run
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    flower_log = logging.getLogger("flwr")
+    level = flower_log.level
+    flower_log.setLevel(logging.ERROR)  # or it advises its own command line instead of the call below
+    try:
         run_simulation(
-            server_app=make_server_app(open_run),
+            server_app=make_server_app(lambda _: run),
             client_app=make_client_app(NodesInFiles(str(Path(run_dir).absolute()))),
             num_supernodes=len(federation.roster),
             backend_config=_ray_settings(cores_per_shop),
         )
-    if failures:
-        raise failures[0]
+    finally:
+        flower_log.setLevel(level)
     return Trained(run.coordinator.state, tuple(run.rounds))
 
 

@@ -261,13 +261,10 @@ class LocalGrid(Grid):
 
 def _own_copy(message: Message) -> Message:
     """The message with containers of its own: mods take records out, and the content is shared."""
-    records = {}
+    content = message.content.copy()
     for key, record in message.content.items():
-        own = type(record)()
-        for name, value in record.items():
-            own[name] = value  # type: ignore[assignment]
-        records[key] = own
-    return _compat.with_content(message, RecordDict(records))
+        content[key] = record.copy()
+    return _compat.with_content(message, content)
 
 
 def _failure(sent: _Sent) -> Message | None:

@@ -13,7 +13,6 @@ import json
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,21 +39,16 @@ class ShopNode:
         name: shop id on the roster.
         model: the model the shop agreed to train; a plan for another one is refused.
         histories: float32 CSR, (num_shoppers, num_items) in the federation's item space.
-        items_digest: of the item space the histories are in.
+        agreement: model, settings and item space that the shop agreed to, as `RoundPlan.agreement` writes them.
     """
 
     name: str
     model: Recommender
     histories: sparse.csr_matrix
-    items_digest: str
+    agreement: bytes
 
     def __repr__(self) -> str:
         return f"ShopNode({self.name!r}, histories={self.histories.shape})"
-
-    @cached_property
-    def agreement(self) -> bytes:
-        """Model, settings and item space that the shop agreed to."""
-        return agreement(self.model.name, model_settings(self.model), self.items_digest)
 
     def answer(self, plan: RoundPlan) -> Release:
         """The shop's release for one round.
@@ -78,12 +72,12 @@ def shop_nodes(
 ) -> tuple[ShopNode, ...]:
     """The shops of a simulation, all in this process, in roster order."""
     check_roster(tuple(roster), 1)
-    digest = items_digest(public)
+    agreed = agreement(model.name, model_settings(model), items_digest(public))
     nodes = []
     for name, table in zip(roster, histories, strict=True):
         if table.shape[1] != public.num_items:
             raise ConfigError(f"shop {name!r}: histories over {table.shape[1]} items, the list has {public.num_items}")
-        nodes.append(ShopNode(name, model, table, digest))
+        nodes.append(ShopNode(name, model, table, agreed))
     return tuple(nodes)
 
 
@@ -94,7 +88,7 @@ class FederationFiles:
     Attributes:
         folder: where the files are.
         model, public, roster, min_shops, run_id, clip_norm: as the coordinator takes them.
-        items_digest: of ``public``.
+        agreement: of ``model`` and ``public``.
     """
 
     folder: Path
@@ -104,14 +98,14 @@ class FederationFiles:
     min_shops: int
     run_id: str
     clip_norm: float | None
-    items_digest: str
+    agreement: bytes
 
     def node(self, position: int) -> ShopNode:
         """Open one shop, by its place in the roster."""
         if not 0 <= position < len(self.roster):
             raise ConfigError(f"partition-id {position}: the roster has {len(self.roster)} shops")
         path = _histories_path(self.folder, position)
-        return ShopNode(self.roster[position], self.model, _load_csr(path), self.items_digest)
+        return ShopNode(self.roster[position], self.model, _load_csr(path), self.agreement)
 
 
 def write_shop_files(
@@ -175,15 +169,16 @@ def read_shop_files(run_dir: Path) -> FederationFiles:
         items = np.load(folder / "items.npy", allow_pickle=False)
         content = _load_csr(folder / "content.npz") if about["has_content"] else None
         public = PublicInputs(items, content)
+        model = _load_model(about["model"], about["settings"])
         return FederationFiles(
             folder=folder,
-            model=_load_model(about["model"], about["settings"]),
+            model=model,
             public=public,
             roster=tuple(about["roster"]),
             min_shops=about["min_shops"],
             run_id=about["run_id"],
             clip_norm=about["clip_norm"],
-            items_digest=items_digest(public),
+            agreement=agreement(model.name, model_settings(model), items_digest(public)),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(
