@@ -1,5 +1,4 @@
-"""What lists are like beyond their hits: coverage, concentration, novelty, diversity, serendipity,
-popularity.
+"""What lists are like beyond their hits: coverage, concentration, novelty, diversity, serendipity, popularity.
 
 Lists are int32 (num_shoppers, list_length), item positions, best first, filled with -1 at the end; every
 figure looks at the first k places and at the items that are there. Coverage, novelty, diversity, serendipity
@@ -30,8 +29,7 @@ def catalogue_coverage(items: np.ndarray, num_items: int, *, k: int) -> float:
 
 
 def gini(items: np.ndarray, num_items: int, *, k: int) -> float:
-    """Gini index of the items' exposure, all catalogue items counted: 0 = all alike, 1 - 1/num_items = one
-    has all.
+    """Gini index of the exposure of all catalogue items: 0 = all alike, 1 - 1/num_items = one has all.
 
     NaN where nothing is listed at all.
     """
@@ -48,8 +46,7 @@ def novelty(items: np.ndarray, popularity: np.ndarray, num_shoppers: int, *, k: 
 
     Args:
         items: the lists.
-        popularity: (num_items,); shoppers of the shop that had the item in training. Items of nobody count as
-        one's.
+        popularity: (num_items,); training shoppers of each item. Items of nobody count as one shopper's.
         num_shoppers: shoppers with training events, >= 1.
 
     Returns:

@@ -43,8 +43,7 @@ class Interval:
 
 
 def resampled_means(values: np.ndarray, *, rng: np.random.Generator, resamples: int = 1000) -> np.ndarray:
-    """Means over shoppers drawn with replacement; one draw serves all columns, so that differences stay
-    paired.
+    """Means over shoppers drawn with replacement; one draw serves all columns, so differences stay paired.
 
     Args:
         values: float64, (num_shoppers, num_columns); NaN leaves a shopper out of that column's mean.

@@ -44,8 +44,7 @@ def relevant_counts(taken: sparse.csr_matrix, missing: np.ndarray | None = None)
     Args:
         taken: CSR, (num_shoppers, num_items); entries other than 0 count once.
         missing: int64, (num_shoppers,); test items that are not in the catalogue, so no list can hold them.
-        Given, they
-            count as relevant and hence as misses (the extra columns); not given, they do not count.
+            Given, they count as relevant and hence as misses (the extra columns); not given, they do not count.
     """
     canonical = sparse.csr_matrix(taken, copy=True)
     canonical.sum_duplicates()

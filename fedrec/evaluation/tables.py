@@ -21,9 +21,6 @@ from fedrec.evaluation.intervals import (
     resampled_means,
 )
 
-IntervalRecord = dict[str, float | None]
-"""``{"mean", "low", "high"}``; null = not known."""
-
 GAIN_RESAMPLES = 2_000
 
 
@@ -118,30 +115,28 @@ def evaluate_lists(
 ) -> Evaluation:
     """Measure ranked lists: per shop, macro (unweighted over shops) and micro (over all test shoppers).
 
-    HR, recall, NDCG and MRR at every k, the rest at the first k. Means are over rows with a test item in the
-    catalogue; ``hr_all_test_rows`` and ``ndcg_all_test_rows`` also count test items the shop does not have,
-    as misses. Intervals resample shoppers within each shop, the same draws for all columns. Coverage and Gini
-    belong to a shop's lists as a
-    whole: they have no interval, and their micro figure weights shops by test shoppers. A shop without test
-    shoppers has null figures and is in no mean.
+    HR, recall, NDCG and MRR at every k, the rest at the least k. Means are over rows with a test item in the
+    catalogue; ``hr_all_test_rows`` and ``ndcg_all_test_rows`` also count test items the shop does not have, as
+    misses. Intervals resample shoppers within each shop, the same draws for all columns. Coverage and Gini belong
+    to a shop's lists as a whole: they have no interval, and their micro figure weights shops by test shoppers. A
+    shop without test shoppers has null figures and is in no mean.
 
     Args:
         shops: the test shoppers, each shop once.
-        lists: column -> shop -> int32 (num_rows, list_length >= max(ks)) item positions, -1 at the end where
-        fewer.
+        lists: column -> shop -> int32 (num_rows, list_length >= max(ks)) item positions, -1 = no item left.
         rng: source of the resamples.
-        ks: lengths looked at, ascending.
+        ks: list lengths looked at.
         is_recall_capped: recall = hits / min(k, test items), for split ``strong``.
         resamples: number of bootstrap draws.
         level: of the intervals.
 
     Raises:
-        ConfigError: ks are not ascending lengths >= 1.
-        DataError: a shop's lists are absent, too short, hold an item twice, a known item or one outside the
-        catalogue.
+        ConfigError: ks is empty or has a length below 1.
+        DataError: a shop's lists are absent or too short, or hold an item twice, a known item or a foreign one.
     """
-    if not ks or ks[0] < 1 or list(ks) != sorted(set(ks)):
-        raise ConfigError(f"ks = {list(ks)}: allowed are ascending list lengths of 1 or more")
+    ks = sorted(set(ks))
+    if not ks or ks[0] < 1:
+        raise ConfigError(f"ks = {ks}: give at least one list length, each 1 or more")
     names = tuple(shop.shop for shop in shops)
     if not names or not lists:
         raise DataError(
@@ -168,7 +163,7 @@ def gain_table(
     of: str,
     over: str,
     rng: np.random.Generator,
-    metric: str = "ndcg@10",
+    metric: str | None = None,
     shoppers: Mapping[str, int] | None = None,
     decisions: Mapping[str, tuple[str, str]] | None = None,
     resamples: int = GAIN_RESAMPLES,
@@ -185,12 +180,13 @@ def gain_table(
         of: the column that may gain.
         over: the column it is compared with.
         rng: source of the resamples.
-        metric: one with a value per shopper.
+        metric: one with a value per shopper; None = NDCG at the evaluation's least k.
         shoppers: shop -> its shoppers, for the record.
         decisions: shop -> (decision, reason), for the record.
         resamples: number of bootstrap draws.
         level: of the intervals, one by one and (Holm) together.
     """
+    metric = next(name for name in evaluation.metrics if name.startswith("ndcg@")) if metric is None else metric
     differences = {
         shop: evaluation.per_shopper(of, shop, metric) - evaluation.per_shopper(over, shop, metric)
         for shop in evaluation.shops

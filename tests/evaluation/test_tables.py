@@ -63,7 +63,7 @@ def plain_means(column: str, metric: str) -> dict[str, list[float]]:
     for shop in SHOPS:
         values = result.setdefault(shop.shop, [])
         for row, items in enumerate(LISTS[column][shop.shop]):
-            relevant, missing = set(shop.test[row].indices.tolist()), int(shop.missing[row])
+            relevant, missing = set(shop.test[row].indices.tolist()), int(np.asarray(shop.missing)[row])
             if metric == "ndcg_all_test_rows@10" and (relevant or missing):
                 values.append(plain_ndcg(items, relevant, 10, missing))
             elif metric == "ndcg@20" and relevant:
@@ -221,6 +221,13 @@ def test_a_column_over_itself_gains_nothing() -> None:
     assert {row["p_value"] for row in gain["shops"].values()} == {1.0}
 
 
+def test_lengths_are_taken_in_any_order_and_the_gain_is_of_ndcg_at_the_least() -> None:
+    found = evaluate(ks=(20, 5))
+    assert found.scores == evaluate(ks=(5, 20)).scores
+    assert "novelty@5" in found.metrics
+    assert gain_table(found, of="federated", over="local", rng=np.random.default_rng(0))["metric"] == "ndcg@5"
+
+
 def test_the_same_seed_gives_the_same_tables() -> None:
     assert evaluate().scores == evaluate().scores
 
@@ -263,8 +270,9 @@ def test_lists_that_are_no_such_lists_are_refused() -> None:
         evaluate_lists(SHOPS, LISTS, rng=rng, ks=(10, 100))
     with pytest.raises(DataError, match="given twice"):
         evaluate_lists([*SHOPS, SHOPS[0]], LISTS, rng=rng)
-    with pytest.raises(ConfigError, match="ascending"):
-        evaluate_lists(SHOPS, LISTS, rng=rng, ks=(20, 10))
+    for ks in ((), (0, 10)):
+        with pytest.raises(ConfigError, match="list length"):
+            evaluate_lists(SHOPS, LISTS, rng=rng, ks=ks)
 
 
 def test_a_shop_test_that_contradicts_itself_is_refused() -> None:
