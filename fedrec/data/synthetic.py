@@ -138,7 +138,7 @@ class GroundTruth:
         count = max(1, min(self.settings.num_items, round(self.settings.num_items * share)))
         rng = _stream(self.seed, _SHOP, place)
         tilt = np.log(rng.gamma(2.0, size=len(CATEGORIES)) + 1e-2)
-        score = 0.6 * np.log(self.popularity) + tilt[self.category] + rng.gumbel(size=len(self.popularity))
+        score = np.log(self.popularity) + tilt[self.category] + rng.gumbel(size=len(self.popularity))
         score += 1e6 * (self.release == 0) * (score >= score[self.release == 0].max())  # one item is there at once
         return np.sort(np.argsort(-score, kind="stable")[:count])
 

@@ -389,6 +389,19 @@ def test_last_basket_tests_only_what_the_shop_trains_on_and_shoppers_with_histor
     assert {pair[:2] for pair in validated} <= {pair[:2] for pair in trained}
 
 
+@settings(max_examples=40, deadline=None)
+@given(train=ROWS, test=ROWS)
+def test_a_given_test_file_never_tests_what_is_known(train: list[tuple], test: list[tuple]):
+    known = {row[:3] for row in train}
+    asked = {row[:3] for row in test} - known
+    assume(asked)
+    columns = "shop shopper item timestamp basket"
+    split = given_test(make_events(train, columns), make_events(test, columns), seed=0)
+    assert in_part(split, Part.TEST) == asked
+    assert in_part(split, Part.TRAIN) | in_part(split, Part.VALIDATION) == known
+    assert {pair[:2] for pair in in_part(split, Part.TRAIN)} == {pair[:2] for pair in known}
+
+
 def test_the_seed_decides_the_draws_and_nothing_else_does():
     rows = [("a", f"s{number}", f"i{item}", 0) for number in range(20) for item in range(10)]
     for kind in ("leave-last", "random-share", "strong"):
