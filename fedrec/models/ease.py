@@ -17,7 +17,7 @@ from scipy.linalg import lapack
 
 from fedrec.errors import ConfigError
 from fedrec.models.co_occurrence import blocks, unpack_lower
-from fedrec.models.item_item import ItemItemModel, ItemItemScorer, check_item_item
+from fedrec.models.item_item import ItemItemModel, ItemItemScorer, add_similarity, check_item_item
 from fedrec.models.recommender import PublicInputs, State
 
 
@@ -49,6 +49,7 @@ class Ease(ItemItemModel):
     """Linear item-item weights in closed form (Steck 2019), with titles and categories as a prior."""
 
     name: ClassVar[str] = "ease"
+    fit_fields: ClassVar[tuple[str, ...]] = ("regularisation", "content_weight")
     settings: EaseSettings = field(default_factory=EaseSettings)
 
     def candidates(self) -> dict[str, tuple[Any, ...]]:
@@ -78,16 +79,6 @@ class Ease(ItemItemModel):
             content_map=partial(_content_map, weights, diagonal * weight, public, covered),
             tail_weight=weight / (settings.regularisation + weight),
         )
-
-
-def add_similarity(lower: np.ndarray, features: sparse.csr_matrix, weight: float) -> None:
-    """Add ``weight`` x F F^T to the lower triangle of a Fortran-ordered float64 matrix, in place, block by block."""
-    features = features.astype(np.float64)
-    transposed = features.T.tocsr()
-    for start, stop in blocks(features.shape[0]):
-        similarity = (features[start:] @ transposed[:, start:stop]).toarray(order="F")
-        similarity *= weight
-        lower[start:, start:stop] += similarity
 
 
 def _solve(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

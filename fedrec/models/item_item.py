@@ -13,6 +13,7 @@ from scipy import sparse
 from fedrec.errors import ConfigError
 from fedrec.models.co_occurrence import (
     CoOccurrence,
+    blocks,
     packed_diagonal,
     packed_size,
     take_packed,
@@ -124,6 +125,16 @@ class ItemItemModel:
     def mix(self, state: State, own: State, *, global_share: float) -> State:
         """Weighted mean of co-occurrence and popularity."""
         return mix_arrays(state, own, global_share=global_share)
+
+
+def add_similarity(lower: np.ndarray, features: sparse.csr_matrix, weight: float) -> None:
+    """Add ``weight`` x F F^T to the lower triangle of a Fortran-ordered float64 matrix, in place, block by block."""
+    features = features.astype(np.float64)
+    transposed = features.T.tocsr()
+    for start, stop in blocks(features.shape[0]):
+        similarity = (features[start:] @ transposed[:, start:stop]).toarray(order="F")
+        similarity *= weight
+        lower[start:, start:stop] += similarity
 
 
 @dataclass(frozen=True)

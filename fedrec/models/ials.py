@@ -1,0 +1,308 @@
+"""iALS: matrix factorisation of implicit feedback by alternating least squares, one sweep a round.
+
+Source: Hu, Koren & Volinsky 2008, "Collaborative Filtering for Implicit Feedback Datasets", eq. 4 and 5; regularisation
+by frequency: Rendle et al. 2022, "Revisiting the Performance of iALS on Item Recommendation Benchmarks",
+arXiv:2110.14037, eq. 9. A shop solves its shoppers' factors, which never leave it, and sends the sums that the items'
+normal equations need; the coordinator solves the items.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+from scipy import sparse
+
+from fedrec.errors import ConfigError
+from fedrec.models.least_squares import (
+    Batch,
+    for_each_batch,
+    normal_equations,
+    solve,
+    solve_rows,
+    spread,
+    with_padding_row,
+)
+from fedrec.models.popularity import binary_rows, mix_arrays, take
+from fedrec.models.recommender import Layout, PublicInputs, RoundKind, RoundSpec, State
+
+_TIE_BREAK = 1e-6
+_ROWS_AT_ONCE = 64
+_STATISTICS = ("gram", "normal", "right", "popularity", "shoppers")
+
+
+@dataclass(frozen=True)
+class IalsSettings:
+    """The loss and how long it is minimised.
+
+    Attributes:
+        factors: d, length of every vector; >= 1.
+        alpha: an event of strength r weighs 1 + alpha r against 1 for every item not bought; > 0.
+        regularisation: lambda; > 0.
+        frequency_exponent: nu in [0, 1]; an item's ridge is lambda x (alpha x its shoppers + all shoppers) ** nu, a
+            shopper's lambda x (alpha x her items + all items) ** nu. 0 = the same for everyone (Hu et al.).
+        sweeps: number of rounds; >= 1.
+        init_seed: public seed of the items' first factors.
+    """
+
+    factors: int = 64
+    alpha: float = 10.0
+    regularisation: float = 10.0
+    frequency_exponent: float = 0.0
+    sweeps: int = 10
+    init_seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("factors", "sweeps"):
+            if not getattr(self, name) >= 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}: give a whole number of at least 1")
+        for name in ("alpha", "regularisation"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} = {getattr(self, name)}: give a number above 0")
+        if not 0 <= self.frequency_exponent <= 1:
+            raise ConfigError(f"frequency_exponent = {self.frequency_exponent}: give a number from 0 to 1")
+        if not self.init_seed >= 0:
+            raise ConfigError(f"init_seed = {self.init_seed}: give a whole number of at least 0")
+
+
+@dataclass(frozen=True)
+class NormalEquations:
+    """Every shopper's part of the items' normal equations, given the items' factors; see `Contributions`.
+
+    With x the shopper's solved factors her part is x x^T (packed), alpha r x x^T (packed) and (1 + alpha r) x for each
+    of her items, 1 for each of her items, and 1. Packed is the upper triangle with sqrt(2) off the diagonal.
+
+    Attributes:
+        rows: CSR, (num_shoppers, num_items); strengths.
+        shoppers: float64, (num_shoppers, d); x, which never leaves the shop.
+        alpha: as in `IalsSettings`.
+    """
+
+    rows: sparse.csr_matrix
+    shoppers: np.ndarray = field(repr=False)
+    alpha: float
+
+    def norms(self) -> np.ndarray:
+        """float64, (num_shoppers,)."""
+        squared = (self.shoppers**2).sum(axis=1)
+        lengths = np.diff(self.rows.indptr)
+        strengths = self.rows.astype(np.float64)
+        strengths.data *= self.alpha
+        of_normal = np.asarray(strengths.multiply(strengths).sum(axis=1)).ravel()
+        strengths.data += 1
+        of_right = np.asarray(strengths.multiply(strengths).sum(axis=1)).ravel()
+        return np.sqrt(squared**2 * (1 + of_normal) + squared * of_right + lengths + (lengths > 0))
+
+    def total(self, weights: np.ndarray) -> np.ndarray:
+        """float64, (layout.size,)."""
+        num_items, d = self.rows.shape[1], self.shoppers.shape[1]
+        layout = _layout(num_items, d)
+        total = np.zeros(layout.size)
+        sums = layout.split(total)
+        weights = np.asarray(weights, np.float64)
+        is_active = np.diff(self.rows.indptr) > 0
+        weighted = self.shoppers * weights[:, None]
+        sums["gram"][:] = _pack(self.shoppers.T @ weighted)
+        sums["shoppers"][0] = weights[is_active].sum()
+        everyone = np.repeat(weights, np.diff(self.rows.indptr))
+        sums["popularity"][:] = np.bincount(self.rows.indices, weights=everyone, minlength=num_items)
+        for sign in (1.0, -1.0):
+            is_part = is_active & (sign * weights > 0)
+            if is_part.any():
+                self._add_items(sums, np.flatnonzero(is_part), sign * weights[is_part], sign)
+        return total
+
+    def _add_items(self, sums: State, shoppers: np.ndarray, weights: np.ndarray, sign: float) -> None:
+        """Add ``sign`` times the parts of these shoppers, whose ``weights`` are above 0, to the items' sums."""
+        scale = np.sqrt(weights)
+        padded = with_padding_row(self.shoppers[shoppers] * scale[:, None])
+        columns = self.rows[shoppers].T.tocsr()  # (num_items, num_shoppers)
+        padded_scale = np.append(scale, 0.0)
+
+        def work(batch: Batch) -> None:
+            left, right = normal_equations(batch, padded, self.alpha, padded_scale)
+            sums["normal"][batch.rows] += sign * _pack(left)
+            sums["right"][batch.rows] += sign * right
+
+        for_each_batch(columns, padded.shape[1], work)
+
+
+@dataclass(frozen=True)
+class IalsScorer:
+    """Folds a history in and multiplies with the items' factors.
+
+    Attributes:
+        item_factors: float64, (num_items, d).
+        gram: float64, (d, d): of the item space that the model was solved in.
+        num_model_items: size of that item space.
+        popularity: float64, (num_items,); breaks ties, and orders a cold shopper's list.
+        settings: of the model.
+        public: the item space.
+    """
+
+    item_factors: np.ndarray
+    gram: np.ndarray
+    num_model_items: int
+    popularity: np.ndarray
+    settings: IalsSettings
+    public: PublicInputs
+
+    @cached_property
+    def _float32_factors(self) -> np.ndarray:
+        return self.item_factors.T.astype(np.float32)
+
+    def scores(self, histories: sparse.csr_matrix) -> np.ndarray:
+        """float32, (num_rows, num_items)."""
+        shoppers = _solve_shoppers(
+            binary_rows(histories), self.item_factors, self.gram, self.num_model_items, self.settings
+        )
+        scores = shoppers.astype(np.float32) @ self._float32_factors
+        top = self.popularity.max(initial=0)
+        if top > 0:
+            scores += (self.popularity * (_TIE_BREAK / top)).astype(np.float32)
+        return scores
+
+    def restrict(self, positions: np.ndarray, public: PublicInputs) -> IalsScorer:
+        """The same factors for a shop's own items; unknown items get those of items with similar content."""
+        popularity = take(self.popularity, positions)
+        factors = _with_content(take(self.item_factors, positions), positions >= 0, popularity, public)
+        return IalsScorer(factors, self.gram, self.num_model_items, popularity, self.settings, public)
+
+
+@dataclass(frozen=True)
+class Ials:
+    """Matrix factorisation by alternating least squares (Hu et al. 2008); shopper vectors stay in the shop."""
+
+    name: ClassVar[str] = "ials"
+    is_iterative: ClassVar[bool] = True
+    settings: IalsSettings = field(default_factory=IalsSettings)
+
+    def plan_round(self, index: int, state: State, public: PublicInputs) -> RoundSpec | None:
+        """One sweep a round, from the items' factors so far."""
+        if index >= self.settings.sweeps:
+            return None
+        d = self.settings.factors
+        factors = state.get("item_factors")
+        if factors is None:
+            rng = np.random.default_rng(self.settings.init_seed)
+            factors = rng.standard_normal((public.num_items, d)) * (0.1 / math.sqrt(d))
+        layout = _layout(public.num_items, d)
+        return RoundSpec(RoundKind.STATISTICS, "normal equations", layout, {"item_factors": factors})
+
+    def contributions(self, spec: RoundSpec, histories: sparse.csr_matrix) -> NormalEquations:
+        """Solves the shop's shoppers; the rest is in `NormalEquations`."""
+        return self._equations(np.asarray(spec.inputs["item_factors"], np.float64), histories)
+
+    def _equations(self, factors: np.ndarray, histories: sparse.csr_matrix) -> NormalEquations:
+        rows = binary_rows(histories)
+        shoppers = _solve_shoppers(rows, factors, factors.T @ factors, len(factors), self.settings)
+        return NormalEquations(rows, shoppers, self.settings.alpha)
+
+    def advance(self, spec: RoundSpec, state: State, total: np.ndarray, public: PublicInputs) -> State:
+        """Solves the items; keeps the sums and the factors that they were computed with, for personalisation."""
+        statistics = {name: values.copy() for name, values in spec.layout.split(total).items()}
+        previous = np.asarray(spec.inputs["item_factors"], np.float64)
+        return {"item_factors": self._solve_items(statistics), "previous_factors": previous, **statistics}
+
+    def fit(self, state: State, public: PublicInputs) -> IalsScorer:
+        """The items' factors solve the state's normal equations; items without events take content's."""
+        factors = self._solve_items(state)
+        is_known = state["popularity"] > 0
+        factors = _with_content(factors, is_known, state["popularity"], public)
+        gram = factors.T @ factors
+        return IalsScorer(factors, gram, len(factors), state["popularity"], self.settings, public)
+
+    def project(self, state: State, positions: np.ndarray, public: PublicInputs) -> State:
+        """Factors and sums of the shop's items; zeros for unknown ones."""
+        projected = {"gram": state["gram"], "shoppers": state["shoppers"]}
+        for name in ("item_factors", "previous_factors", "normal", "right", "popularity"):
+            projected[name] = take(state[name], positions)
+        return projected
+
+    def own_statistics(self, state: State, histories: sparse.csr_matrix, public: PublicInputs) -> State:
+        """The shop's own sums, from shoppers solved at the same item factors as the global sums."""
+        equations = self._equations(state["previous_factors"], histories)
+        total = equations.total(np.ones(histories.shape[0]))
+        factors = {name: state[name] for name in ("item_factors", "previous_factors")}
+        return {**factors, **_layout(public.num_items, self.settings.factors).split(total)}
+
+    def mix(self, state: State, own: State, *, global_share: float) -> State:
+        """Weighted mean of the normal equations; `fit` solves them again."""
+        return mix_arrays(state, own, global_share=global_share)
+
+    def candidates(self) -> dict[str, tuple[Any, ...]]:
+        """As many combinations as EASE tries."""
+        return {"alpha": (2.0, 10.0, 40.0), "regularisation": (1.0, 10.0, 50.0, 200.0)}
+
+    def _solve_items(self, statistics: State) -> np.ndarray:
+        """float64, (num_items, d), from the sums over all shoppers."""
+        settings = self.settings
+        gram = _unpack(statistics["gram"][None, :], settings.factors)[0]
+        counts = settings.alpha * statistics["popularity"] + statistics["shoppers"][0]
+        ridge = settings.regularisation * np.maximum(counts, 1) ** settings.frequency_exponent
+        solved = np.zeros(statistics["right"].shape)
+        diagonal = np.arange(settings.factors)
+
+        def work(start: int) -> None:
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            left = _unpack(statistics["normal"][rows], settings.factors)
+            left += gram
+            left[:, diagonal, diagonal] += ridge[rows][:, None]
+            solved[rows] = solve(left, statistics["right"][rows])
+
+        spread(work, range(0, len(solved), _ROWS_AT_ONCE), is_worth_it=len(solved) > 2 * _ROWS_AT_ONCE)
+        return solved
+
+
+def _layout(num_items: int, d: int) -> Layout:
+    packed = d * (d + 1) // 2
+    sizes = ((packed,), (num_items, packed), (num_items, d), (num_items,), (1,))
+    return Layout(tuple(zip(_STATISTICS, sizes, strict=True)))
+
+
+def _solve_shoppers(
+    rows: sparse.csr_matrix, factors: np.ndarray, gram: np.ndarray, num_items: int, settings: IalsSettings
+) -> np.ndarray:
+    """Shoppers' factors, float64 (num_shoppers, d); zeros for empty histories."""
+    counts = settings.alpha * np.diff(rows.indptr) + num_items
+    ridge = settings.regularisation * np.maximum(counts, 1) ** settings.frequency_exponent
+    return solve_rows(rows, factors, gram, alpha=settings.alpha, ridge=ridge)
+
+
+def _with_content(
+    factors: np.ndarray, is_known: np.ndarray, popularity: np.ndarray, public: PublicInputs
+) -> np.ndarray:
+    """Factors (num_items, d) whose unknown items take a mean of the known ones, weighted by popularity and cosine.
+
+    One average shopper's worth of zero factors is in the mean, so that faint similarity gives small factors.
+    """
+    if public.content is None or is_known.all():
+        return factors
+    factors, content = factors.copy(), public.content.astype(np.float64)
+    known, unknown = content[is_known], content[~is_known]
+    weights = popularity[is_known]
+    weighted = known.T @ (factors[is_known] * weights[:, None])  # (num_features, d)
+    mass = unknown @ (known.T @ weights)
+    factors[~is_known] = (unknown @ weighted) / (1 + mass)[:, None]
+    return factors
+
+
+def _pack(matrices: np.ndarray) -> np.ndarray:
+    """Upper triangles (..., d (d + 1) / 2) of symmetric matrices (..., d, d), off-diagonal entries times sqrt(2)."""
+    d = matrices.shape[-1]
+    first, second = np.triu_indices(d)
+    packed = matrices.reshape(*matrices.shape[:-2], d * d).take(first * d + second, axis=-1)
+    packed *= np.where(first == second, 1.0, math.sqrt(2))
+    return packed
+
+
+def _unpack(packed: np.ndarray, d: int) -> np.ndarray:
+    """Symmetric matrices (num_rows, d, d) from their packed triangles (num_rows, d (d + 1) / 2)."""
+    first, second = np.triu_indices(d)
+    cells = np.empty((d, d), np.int64)
+    cells[first, second] = cells[second, first] = np.arange(len(first))
+    scaled = packed * np.where(first == second, 1.0, math.sqrt(0.5))
+    return scaled.take(cells.ravel(), axis=1).reshape(-1, d, d)
