@@ -1,0 +1,179 @@
+"""A shop's model opened from a run directory: solved again from the shared arrays and the shop's own events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError
+from safetensors.numpy import load
+from scipy import sparse
+
+from fedrec.data.split import Part
+from fedrec.errors import DataError, StoreError
+from fedrec.federation.run_record import write_atomically
+from fedrec.models import load_model, settings_of
+from fedrec.models.content import content_features
+from fedrec.models.popularity import Popularity
+from fedrec.models.recommender import PublicInputs, Recommender, Scorer, State, train_alone
+from fedrec.shop.personalise import Blend, Choice, blended, personal_scorer
+
+CHOICES_FORMAT = 1
+SHARED_FILE = "model/shared.safetensors"
+CHOICES_FILE = "model/personal.json"
+
+
+@dataclass(frozen=True)
+class ServedShop:
+    """One shop ready to recommend.
+
+    Attributes:
+        name: of the shop.
+        scorer: its model, over ``items``.
+        items: str, (num_items,), sorted: keys of its catalogue.
+        titles: str, (num_items,); "" = unknown.
+        shoppers: str, (num_shoppers,), sorted.
+        known: float32 CSR, (num_shoppers, num_items): what each had before the test events.
+        tested: the same of the test events.
+    """
+
+    name: str
+    scorer: Scorer
+    items: np.ndarray
+    titles: np.ndarray
+    shoppers: np.ndarray
+    known: sparse.csr_matrix
+    tested: sparse.csr_matrix
+
+
+def write_choices(
+    run_dir: Path,
+    *,
+    column: str,
+    local: Recommender,
+    personal: Recommender,
+    shared_items: np.ndarray,
+    choices: Mapping[str, Choice],
+) -> None:
+    """Keep what shops chose, so that `open_shop` can serve them."""
+    about = {
+        "format": CHOICES_FORMAT,
+        "column": column,
+        "local": _model_record(local),
+        "personal": _model_record(personal),
+        "shared_items": [str(item) for item in shared_items.tolist()],
+        "choices": {shop: asdict(choice) for shop, choice in choices.items()},
+    }
+    write_atomically(run_dir / CHOICES_FILE, json.dumps(about, indent=1, allow_nan=False).encode())
+
+
+def open_shop(run_dir: Path, shop: str) -> ServedShop:
+    """Open one shop of a finished run; takes as long as solving its model.
+
+    Raises:
+        StoreError: the run directory is not complete.
+        DataError: the run has no such shop.
+    """
+    about, state = _read_model(run_dir)
+    split = _read_table(run_dir / "split.parquet", [("shop", "==", shop)])
+    if split.empty:
+        raise DataError(f"shop {shop!r}: not in this run; there are: {', '.join(shop_names(run_dir))}")
+    catalogue = _read_table(run_dir / "items.parquet", None).set_index("item")
+    features = content_features(catalogue["title"], catalogue["category"])
+    parts = split["part"].to_numpy()
+    shoppers, rows = np.unique(split["shopper"].astype(str), return_inverse=True)
+    keys = split["item"].astype(str).to_numpy()
+    items = np.unique(keys[parts != Part.TEST])
+    places = np.minimum(np.searchsorted(items, keys), len(items) - 1)
+    is_here = items[places] == keys
+
+    def matrix(*wanted: Part) -> sparse.csr_matrix:
+        chosen = is_here & np.isin(parts, wanted)
+        table = sparse.csr_matrix(
+            (np.ones(chosen.sum(), np.float32), (rows[chosen], places[chosen])), shape=(len(shoppers), len(items))
+        )
+        table.data[:] = 1
+        return table
+
+    folded = np.isin(np.arange(len(shoppers)), rows[parts == Part.FOLD_IN])
+    trained = matrix(Part.TRAIN) + sparse.diags((~folded).astype(np.float32)) @ matrix(Part.VALIDATION)
+    trained = trained.tocsr()
+    public_of = partial(_public, features, catalogue.index)
+    return ServedShop(
+        name=shop,
+        scorer=_scorer(about, state, shop, public_of, items, trained.tocsr()),
+        items=items,
+        titles=catalogue["title"].reindex(items).fillna("").to_numpy(str),
+        shoppers=shoppers,
+        known=matrix(Part.TRAIN, Part.VALIDATION, Part.FOLD_IN),
+        tested=matrix(Part.TEST),
+    )
+
+
+def _scorer(
+    about: Mapping[str, Any],
+    state: State,
+    shop: str,
+    public_of: Callable[[np.ndarray], PublicInputs],
+    items: np.ndarray,
+    rows: sparse.csr_matrix,
+) -> Scorer:
+    """The model that the run's main column serves at this shop."""
+    shared, public = public_of(np.array(about["shared_items"], dtype=str)), public_of(items)
+    places = np.minimum(np.searchsorted(shared.items, items), shared.num_items - 1)
+    positions = np.where(shared.items[places] == items, places, -1).astype(np.int64)
+    personal, local = (load_model(about[name]["class"], about[name]["settings"]) for name in ("personal", "local"))
+    choice = about["choices"].get(shop)
+    if about["column"] in ("federated", "pooled"):
+        return personal.fit(state, shared).restrict(positions, public)
+    if choice is not None and choice["joins"]:
+        scorer = personal_scorer(personal, state, positions, rows, public, global_share=choice["global_share"])
+        return blended(scorer, Blend(**choice["blend"]), rows, public)
+    if about["column"] == "popularity":
+        local = Popularity()
+    scorer = local.fit(train_alone(local, rows, public), public)
+    return scorer if choice is None else blended(scorer, Blend(**choice["local_blend"]), rows, public)
+
+
+def _public(features: sparse.csr_matrix | None, index: pd.Index, items: np.ndarray) -> PublicInputs:
+    return PublicInputs(items, None if features is None else features[index.get_indexer(items)].tocsr())
+
+
+def _model_record(model: Recommender) -> dict[str, Any]:
+    return {"class": f"{type(model).__module__}:{type(model).__qualname__}", "settings": settings_of(model)}
+
+
+def _read_model(run_dir: Path) -> tuple[dict[str, Any], State]:
+    try:
+        about = json.loads((run_dir / CHOICES_FILE).read_bytes())
+        state = load((run_dir / SHARED_FILE).read_bytes())
+    except (OSError, ValueError, SafetensorError) as error:
+        raise StoreError(
+            f"{run_dir}: no finished run here ({CHOICES_FILE} or {SHARED_FILE} cannot be read); "
+            "give the run directory that `fedrec simulate` printed"
+        ) from error
+    if about.get("format") != CHOICES_FORMAT:
+        raise StoreError(f"{run_dir}: {CHOICES_FILE} has format {about.get('format')!r}, not {CHOICES_FORMAT}")
+    return about, state
+
+
+def _read_table(path: Path, filters: list[tuple[str, str, str]] | None) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path, filters=filters)
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: cannot be read ({type(error).__name__}); is this a run directory?") from error
+
+
+def shop_names(run_dir: Path) -> list[str]:
+    """Names of the run's shops, sorted."""
+    try:
+        shops = pd.read_parquet(run_dir / "split.parquet", columns=["shop"])["shop"]
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{run_dir}: split.parquet cannot be read; is this a run directory?") from error
+    return sorted(shops.astype(str).unique().tolist())

@@ -1,0 +1,171 @@
+"""A whole comparison on one machine: from events to ranked lists, figures and a report.
+
+`simulate` runs every column of a comparison on the same split: shops alone, the federation through real Flower rounds,
+the federation personalised, all data pooled. The figures are the researcher's own: they come from raw data.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedrec.config import Progress, SimulationSettings, quiet, read_scenario
+from fedrec.data.split import SplitKind
+from fedrec.evaluation.tables import evaluate_lists, gain_table
+from fedrec.federation.run_record import RunRecord
+from fedrec.models import load_model
+from fedrec.shop.personalise import Choice
+from fedrec.simulation import outputs
+from fedrec.simulation.columns import Search
+from fedrec.simulation.comparison import Chosen, Lists, main_column, rank_columns
+from fedrec.simulation.rounds import federate
+from fedrec.simulation.world import World, prepare
+
+__all__ = ["Run", "simulate"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished comparison.
+
+    Attributes:
+        record: what ``run.json`` holds.
+        run_dir: where it, the lists, the split, the model and the report are.
+    """
+
+    record: RunRecord
+    run_dir: Path
+
+
+class _Clock:
+    """Seconds spent in each named part of a run."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] = time.perf_counter() - start
+
+    def seconds(self) -> dict[str, float]:
+        return {**self._seconds, "total": time.perf_counter() - self._started}
+
+
+def simulate(
+    settings: SimulationSettings | Mapping[str, Any] | str | Path,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress = quiet,
+) -> Run:
+    """Run a comparison and leave its run directory.
+
+    Args:
+        settings: a scenario: checked settings, nested plain values as in a scenario file, or the file's path.
+        out: run directory; must not exist unless ``resume``. None = runs/<name>-<UTC time>.
+        resume: go on with the finished rounds in ``out``.
+        progress: told about phases and steps.
+
+    Raises:
+        ConfigError, DataError: a setting or the data cannot be used; nothing was overwritten.
+        TooFewShops: a round had fewer shops than ``min_shops``; finished rounds stay for ``resume``.
+    """
+    settings = _checked(settings)
+    model = load_model(settings.model.name, settings.model.settings)
+    run_dir = outputs.choose_run_dir(settings, out, resume=resume)
+    clock = _Clock()
+    with clock.part("load and split"):
+        progress.phase("load and split", None)
+        world = prepare(settings)
+        outputs.write_world(run_dir, settings, world)
+    search = Search(world, settings, model, progress)
+    with clock.part("choose settings"):
+        chosen = _choose(search, settings)
+    with clock.part("federated rounds"):
+        trained, curve = federate(settings, world, chosen.shared, run_dir, resume=resume, progress=progress)
+        outputs.write_model(run_dir, trained.state, chosen, world, main_column(settings))
+    with clock.part("rank"):
+        lists = rank_columns(settings, world, chosen, trained.state, progress)
+        outputs.write_lists(run_dir, world, lists, main_column(settings))
+    with clock.part("evaluate"):
+        progress.phase("evaluate", None)
+        tables = _evaluate(settings, world, chosen, lists)
+    if not curve:
+        curve = _one_point_curve(len(trained.rounds), tables)
+    record = outputs.make_record(settings, world, chosen, search.trials, trained, curve, tables, clock.seconds())
+    outputs.write_record(run_dir, record)
+    return Run(record, run_dir)
+
+
+def _checked(given: SimulationSettings | Mapping[str, Any] | str | Path) -> SimulationSettings:
+    if isinstance(given, SimulationSettings):
+        return given
+    if isinstance(given, Mapping):
+        return SimulationSettings.from_mapping(given)
+    return read_scenario(given)
+
+
+def _choose(search: Search, settings: SimulationSettings) -> Chosen:
+    """Settings of every column, and each shop's choice, all on validation shoppers."""
+    wanted = set(settings.evaluation.columns)
+    local = search.local() if wanted & {"local", "federated_personal"} else search.model
+    if not wanted & {"federated", "federated_personal", "pooled"}:
+        return Chosen(local, search.model, search.model)
+    shared, state = search.shared()
+    if "federated_personal" not in wanted:
+        return Chosen(local, shared, shared)
+    personal = search.personal(shared, state)
+    return Chosen(local, shared, personal, tuple(search.shops(local, personal, state)))
+
+
+def _evaluate(settings: SimulationSettings, world: World, chosen: Chosen, lists: Lists) -> dict[str, Any]:
+    """The record's "scores" and "gain"."""
+    rng = np.random.default_rng([settings.seed, 1])
+    evaluation = evaluate_lists(
+        lists.tests,
+        lists.items,
+        rng=rng,
+        ks=settings.evaluation.ks,
+        is_recall_capped=settings.data.split is SplitKind.STRONG,
+        resamples=settings.evaluation.bootstrap,
+    )
+    tables: dict[str, Any] = {"scores": evaluation.scores, "gain": None, "compatibility": lists.compatibility}
+    joined = main_column(settings)
+    if joined in ("federated_personal", "federated") and "local" in settings.evaluation.columns:
+        tables["gain"] = gain_table(
+            evaluation,
+            of=joined,
+            over="local",
+            rng=rng,
+            shoppers={shop.name: len(shop.shoppers) for shop in world.shops},
+            decisions=_decisions(world, chosen.choices),
+        )
+    return tables
+
+
+def _decisions(world: World, choices: tuple[Choice, ...]) -> dict[str, tuple[str, str]] | None:
+    if not choices:
+        return None
+    return {
+        shop.name: ("joins" if choice.joins else "stays local", choice.reason)
+        for shop, choice in zip(world.shops, choices, strict=True)
+    }
+
+
+def _one_point_curve(num_rounds: int, tables: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A model solved once after its last round has one point."""
+    federated = tables["scores"].get("federated")
+    if federated is None:
+        return []
+    return [{"round": num_rounds, "ndcg@10": federated["macro"]["ndcg@10"]["mean"]}]

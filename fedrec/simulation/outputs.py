@@ -1,0 +1,189 @@
+"""The run directory: what a comparison leaves behind, and who may write where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import save
+
+from fedrec.config import SimulationSettings
+from fedrec.errors import ConfigError, StoreError
+from fedrec.federation.plan import Protection
+from fedrec.federation.run_record import (
+    RoundRecord,
+    RunRecord,
+    num_cores,
+    num_threads,
+    package_versions,
+    peak_memory_bytes,
+    write_atomically,
+)
+from fedrec.flower.engines import Trained
+from fedrec.models.recommender import State
+from fedrec.reports.comparison import write_report
+from fedrec.shop.served import write_choices
+from fedrec.simulation.columns import Trial
+from fedrec.simulation.comparison import Chosen, Lists, main_column, settings_by_column
+from fedrec.simulation.world import World
+
+SCENARIO = "scenario.json"
+
+
+def choose_run_dir(settings: SimulationSettings, out: str | Path | None, *, resume: bool) -> Path:
+    """The run directory, not made yet.
+
+    Raises:
+        ConfigError: it exists and ``resume`` is not set, or it is there with another scenario, or nothing is to resume.
+    """
+    if out is None:
+        if resume:
+            raise ConfigError("--resume needs the run directory: give it with --out")
+        return Path("runs") / f"{settings.name}-{datetime.now(UTC).strftime('%Y%m%dT%H%M%SZ')}"
+    run_dir = Path(out)
+    if not run_dir.exists():
+        return run_dir
+    if not resume:
+        raise ConfigError(f"{run_dir}: exists already; choose another --out, or go on with it by --resume")
+    if not run_dir.is_dir() or not (run_dir / SCENARIO).is_file():
+        raise ConfigError(f"{run_dir}: holds no run to resume ({SCENARIO} is missing)")
+    if json.loads((run_dir / SCENARIO).read_bytes()) != _scenario(settings):
+        raise ConfigError(f"{run_dir}: was made with other settings; give the same ones, or another --out")
+    return run_dir
+
+
+def write_world(run_dir: Path, settings: SimulationSettings, world: World) -> None:
+    """Make the run directory with the scenario, the catalogue and the split."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{run_dir}: cannot be made ({error.strerror}); choose another --out") from error
+    write_atomically(run_dir / SCENARIO, json.dumps(_scenario(settings), indent=1).encode())
+    _write_table(run_dir / "items.parquet", world.items.table.reset_index(names="item"))
+    split = world.split.events.table[["shop", "shopper", "item"]].copy()
+    for name in ("timestamp", "order"):
+        if name in world.split.events.table:
+            split[name] = world.split.events.table[name]
+    split["part"] = world.split.parts
+    _write_table(run_dir / "split.parquet", split)
+
+
+def write_model(run_dir: Path, state: State, chosen: Chosen, world: World, column: str) -> None:
+    """The shared arrays, the order of their items, and each shop's own choice."""
+    folder = run_dir / "model"
+    folder.mkdir(exist_ok=True)
+    arrays = {name: np.ascontiguousarray(array) for name, array in state.items()}
+    write_atomically(folder / "shared.safetensors", save(arrays))
+    write_choices(
+        run_dir,
+        column=column,
+        local=chosen.local,
+        personal=chosen.personal,
+        shared_items=world.public.items,
+        choices={shop.name: choice for shop, choice in zip(world.shops, chosen.choices, strict=False)},
+    )
+
+
+def write_lists(run_dir: Path, world: World, lists: Lists, column: str) -> None:
+    """``recommendations.parquet``: the main column's list of every test shopper."""
+    parts = []
+    for shop in world.shops:
+        items, scores = lists.items[column][shop.name], lists.scores[shop.name]
+        rows, ranks = np.nonzero(items >= 0)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "shop": shop.name,
+                    "shopper": lists.shoppers[shop.name][rows],
+                    "rank": (ranks + 1).astype(np.int32),
+                    "item": shop.items[items[rows, ranks]],
+                    "score": scores[rows, ranks],
+                }
+            )
+        )
+    _write_table(run_dir / "recommendations.parquet", pd.concat(parts, ignore_index=True))
+
+
+def make_record(
+    settings: SimulationSettings,
+    world: World,
+    chosen: Chosen,
+    trials: Sequence[Trial],
+    trained: Trained,
+    curve: Sequence[Mapping[str, Any]],
+    tables: Mapping[str, Any],
+    seconds: Mapping[str, float],
+) -> RunRecord:
+    """Everything that run.json says.
+
+    Args:
+        tables: "scores", "gain" and "compatibility" as the record holds them.
+    """
+    shared_values = sum(int(array.size) for array in trained.state.values())
+    return RunRecord(
+        name=settings.name,
+        seed=settings.seed,
+        complete=True,
+        guarantee=Protection.NONE.guarantee,
+        config=_scenario(settings),
+        data=world.account,
+        model={
+            "name": settings.model.name,
+            "settings": settings_by_column(settings, chosen),
+            "items_covered": items_covered(trained.state, world),
+            "shared_values": shared_values,
+            "tuned": [trial.to_json() for trial in trials],
+        },
+        columns=settings.evaluation.columns,
+        main_column=main_column(settings),
+        scores=tables["scores"],
+        gain=tables["gain"],
+        compatibility=tables["compatibility"],
+        rounds=trained.rounds,
+        learning_curve=curve,
+        seconds=seconds,
+        bytes=_bytes(trained.rounds),
+        peak_memory_bytes=peak_memory_bytes(),
+        versions=package_versions(),
+        threads=num_threads(),
+        cores=num_cores(),
+        files=(
+            "run.json",
+            "report.html",
+            "recommendations.parquet",
+            "split.parquet",
+            "items.parquet",
+            "model/shared.safetensors",
+            "model/personal.json",
+        ),
+    )
+
+
+def write_record(run_dir: Path, record: RunRecord) -> None:
+    """``run.json`` and the report made from it."""
+    record.write(run_dir / "run.json")
+    write_report(json.loads(record.to_json()), run_dir / "report.html")
+
+
+def items_covered(state: State, world: World) -> int:
+    """Items that the shared statistics cover: those of the array ``covered``, else all."""
+    return len(state["covered"]) if "covered" in state else world.public.num_items
+
+
+def _scenario(settings: SimulationSettings) -> dict[str, Any]:
+    return settings.to_json()
+
+
+def _bytes(rounds: Sequence[RoundRecord]) -> dict[str, int]:
+    return {"up": sum(r.bytes_up for r in rounds), "down": sum(r.bytes_down for r in rounds)}
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    table.to_parquet(temporary, index=False, compression="zstd")
+    temporary.replace(path)

@@ -1,0 +1,79 @@
+"""The federation's rounds inside a comparison: Flower's apps on the scenario's engine, with the final training rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from fedrec.config import Progress, SimulationSettings
+from fedrec.federation.plan import RoundPlan
+from fedrec.federation.run_record import RoundRecord
+from fedrec.flower.engines import Federation, RunOptions, Trained, run_local, run_with_ray
+from fedrec.flower.local_grid import Faults
+from fedrec.models.recommender import Recommender, State
+from fedrec.simulation.columns import mean_value, shared_scorer
+from fedrec.simulation.world import Stage, World, queries, training_rows
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def federate(
+    settings: SimulationSettings,
+    world: World,
+    model: Recommender,
+    run_dir: Path,
+    *,
+    resume: bool,
+    progress: Progress,
+) -> tuple[Trained, list[dict[str, Any]]]:
+    """Run all rounds that are left.
+
+    Returns:
+        The shared arrays with the records of all rounds, and the learning curve: test NDCG@10 of the shared model after
+        each round of a model that improves over rounds (`Recommender`'s ``is_iterative``), else empty.
+    """
+    curve: list[dict[str, Any]] = []
+    is_iterative = bool(getattr(model, "is_iterative", False))
+    asked = [
+        queries(shop, Stage.FINAL, limit=settings.evaluation.max_test_shoppers_per_shop, seed=settings.seed)
+        for shop in world.shops
+    ]
+
+    def on_round(record: RoundRecord, state: State) -> None:
+        if is_iterative:
+            scorer = model.fit(state, world.public)
+            value = mean_value(asked, lambda place: shared_scorer(world, scorer, place), seed=settings.seed)
+            curve.append({"round": record.index + 1, "ndcg@10": value})
+
+    def on_reply(plan: RoundPlan, heard: int) -> None:
+        if heard == 1:
+            progress.phase(f"round {plan.index + 1}: {plan.spec.name}", len(plan.roster))
+        progress.advance()
+
+    options = RunOptions(
+        checkpoint=run_dir / CHECKPOINT,
+        resume=resume,
+        on_round=on_round,
+        on_reply=on_reply,
+    )
+    federation = Federation(
+        model,
+        world.public,
+        [shop.name for shop in world.shops],
+        [shop.shared(training_rows(shop, Stage.FINAL), world.public.num_items) for shop in world.shops],
+        min_shops=settings.federation.min_shops,
+        run_id=_run_id(settings, world),
+    )
+    if settings.federation.engine == "ray":
+        return run_with_ray(federation, options, run_dir=run_dir), curve
+    faults = Faults(**settings.federation.faults.model_dump())
+    workers = settings.federation.workers
+    return run_local(federation, options, workers=workers, faults=faults, run_dir=run_dir), curve
+
+
+def _run_id(settings: SimulationSettings, world: World) -> str:
+    """Names the run by what must not change when it is resumed: seed, split and data."""
+    what = [settings.seed, world.split.description, world.account["fingerprint"]]
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,0 +1,161 @@
+"""From a scenario's data settings to what a comparison runs on: shops, public inputs, and the two stages of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from fedrec.config import SimulationSettings
+from fedrec.data import shops as shop_rules
+from fedrec.data import sources
+from fedrec.data import split as splits
+from fedrec.data.items import Items
+from fedrec.data.shops import ShopData
+from fedrec.data.split import Split
+from fedrec.errors import DataError
+from fedrec.models.content import content_features
+from fedrec.models.recommender import PublicInputs
+
+
+class Stage(StrEnum):
+    """What a model is for: choosing settings on validation, or the figures on test."""
+
+    CHOOSE = "choose"
+    FINAL = "final"
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The shoppers of one shop whose lists are scored.
+
+    Attributes:
+        rows: int64, (num_queries,); rows of the shop's matrices.
+        known: float32 CSR, (num_queries, num_shop_items): what is known of each and may not be recommended.
+        targets: float32 CSR, same shape: what should be found.
+        missing: int64, (num_queries,): targets that the shop's catalogue does not hold.
+    """
+
+    rows: np.ndarray
+    known: sparse.csr_matrix
+    targets: sparse.csr_matrix
+    missing: np.ndarray
+
+
+@dataclass(frozen=True)
+class World:
+    """All that the columns of one comparison share.
+
+    Attributes:
+        items: the whole catalogue, with text.
+        public: the federation's shared item space.
+        shops: in roster order (sorted by name).
+        shop_public: each shop's own item space, same order.
+        split: events and their parts.
+        account: the record's "data" entry, filled while loading.
+    """
+
+    items: Items
+    public: PublicInputs
+    shops: tuple[ShopData, ...]
+    shop_public: tuple[PublicInputs, ...]
+    split: Split
+    account: dict[str, Any]
+
+
+def training_rows(shop: ShopData, stage: Stage) -> sparse.csr_matrix:
+    """The histories a model may learn from, (num_shoppers, num_shop_items); shoppers to be folded in have none."""
+    if stage is Stage.CHOOSE:
+        return shop.train
+    trained = np.diff(shop.fold_in.indptr) == 0
+    return (shop.train + sparse.diags(trained.astype(np.float32)) @ shop.validation).tocsr()
+
+
+def queries(shop: ShopData, stage: Stage, *, limit: int | None = None, seed: int = 0) -> Queries:
+    """Whose lists are scored at this stage, and against what.
+
+    Args:
+        limit: score at most that many shoppers of the shop, drawn with ``seed``; None = all.
+    """
+    if stage is Stage.CHOOSE:
+        known, targets, missing = shop.train + shop.fold_in, shop.validation, np.zeros(len(shop.shoppers), np.int64)
+    else:
+        known, targets, missing = shop.train + shop.validation + shop.fold_in, shop.test, shop.missing_test
+    rows = np.flatnonzero((np.diff(targets.tocsr().indptr) > 0) | (missing > 0))
+    if limit is not None and len(rows) > limit:
+        rows = np.sort(np.random.default_rng([seed, len(rows)]).choice(rows, limit, replace=False))
+    return Queries(rows, known.tocsr()[rows], targets.tocsr()[rows], missing[rows])
+
+
+def pooled_rows(world: World, stage: Stage) -> sparse.csr_matrix:
+    """Every shop's training histories in the shared item space, stacked in roster order."""
+    parts = [shop.shared(training_rows(shop, stage), world.public.num_items) for shop in world.shops]
+    return sparse.vstack(parts, format="csr")
+
+
+def prepare(settings: SimulationSettings) -> World:
+    """Load, clean, assign shops, split and index."""
+    loaded = sources.load(settings.data_settings(), seed=settings.seed)
+    events = shop_rules.assign(loaded.events, settings.data.shops, seed=settings.seed, items=loaded.items)
+    split = _split(settings, loaded, events)
+    shared_items, shops = shop_rules.build_shops(split, loaded.items)
+    if not shops:
+        raise DataError("no shop has a training event after the split; choose another split or more data")
+    items = loaded.items
+    features = content_features(items.table["title"], items.table["category"])
+    positions = items.table.index
+    shop_public = tuple(_public(shop.items, features, positions) for shop in shops)
+    account = _account(settings, loaded, split, shops, shared_items)
+    return World(items, _public(shared_items, features, positions), shops, shop_public, split, account)
+
+
+def _public(keys: np.ndarray, features: sparse.csr_matrix | None, index: Any) -> PublicInputs:
+    if features is None:
+        return PublicInputs(keys)
+    return PublicInputs(keys, features[index.get_indexer(keys)].tocsr())
+
+
+def _split(settings: SimulationSettings, loaded: Any, events: Any) -> Split:
+    if loaded.test is not None:
+        test = shop_rules.assign(loaded.test, settings.data.shops, seed=settings.seed, items=loaded.items)
+        return splits.given_test(events, test, seed=settings.seed)
+    return splits.make_split(events, settings.data.split, seed=settings.seed)
+
+
+def _account(
+    settings: SimulationSettings, loaded: Any, split: Split, shops: tuple[ShopData, ...], shared_items: np.ndarray
+) -> dict[str, Any]:
+    cleaning = loaded.cleaning
+    missing = int(sum(shop.missing_test.sum() for shop in shops))
+    handled = [{"what": what, "count": int(count)} for what, count in cleaning.handled]
+    if missing:
+        handled.append({"what": "test rows whose item the shop does not have", "count": missing})
+    return {
+        "source": loaded.source.get("name", ""),
+        "licence": loaded.source.get("licence", ""),
+        "fingerprint": loaded.source.get("fingerprint", ""),
+        "rows_read": int(cleaning.rows_read),
+        "dropped": [{"reason": reason, "rows": int(rows)} for reason, rows in cleaning.dropped],
+        "handled": handled,
+        "events": len(split.events),
+        "shoppers": int(sum(len(shop.shoppers) for shop in shops)),
+        "items": len(loaded.items),
+        "shared_items": len(shared_items),
+        "split": split.description,
+        "shops": list(_shop_rows(shops)),
+    }
+
+
+def _shop_rows(shops: tuple[ShopData, ...]) -> Iterator[dict[str, Any]]:
+    for shop in shops:
+        yield {
+            "shop": shop.name,
+            "shoppers": len(shop.shoppers),
+            "items": len(shop.items),
+            "events": int(shop.train.nnz + shop.validation.nnz + shop.test.nnz + shop.fold_in.nnz),
+            "test_shoppers": int((np.diff(shop.test.indptr) > 0).sum()),
+        }
