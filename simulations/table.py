@@ -1,0 +1,104 @@
+"""Print the tables of RESULTS.md from run directories: python simulations/table.py RUN_DIR [RUN_DIR ...]."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+METRICS = ("ndcg@10", "hr@10", "recall@20", "mrr@10", "coverage@10", "popularity_bias@10")
+NAMES = {
+    "popularity": "popularity",
+    "local": "local only",
+    "federated": "federated",
+    "federated_personal": "federated + personal",
+    "pooled": "pooled",
+}
+
+
+def figure(value: dict[str, float | None] | None, digits: int = 4) -> str:
+    """Mean and interval as ".0912 (.0880–.0944)"."""
+    if value is None or value["mean"] is None:
+        return "–"
+    mean, low, high = (None if value[key] is None else f"{value[key]:.{digits}f}" for key in ("mean", "low", "high"))
+    text = mean if low is None else f"{mean} ({low} to {high})"
+    return str(text).replace("0.", ".")
+
+
+def columns_table(record: dict[str, Any]) -> list[str]:
+    """One row a column: macro figures, and micro NDCG@10."""
+    lines = ["| column | " + " | ".join(f"{m}, macro" for m in METRICS) + " | ndcg@10, micro |"]
+    lines.append("|---" * (len(METRICS) + 2) + "|")
+    for column in record["columns"]:
+        scores = record["scores"][column]
+        cells = [figure(scores["macro"].get(metric)) for metric in METRICS]
+        lines.append(f"| {NAMES[column]} | " + " | ".join([*cells, figure(scores["micro"]["ndcg@10"])]) + " |")
+    return lines
+
+
+def shops_table(record: dict[str, Any], most: int = 60) -> list[str]:
+    """One row a shop: shoppers, every column's NDCG@10, gain and decision."""
+    lines = ["| shop | shoppers | test | " + " | ".join(NAMES[c] for c in record["columns"]) + " | gain | decision |"]
+    lines.append("|---" * (len(record["columns"]) + 5) + "|")
+    shops = sorted(record["data"]["shops"], key=lambda shop: -shop["shoppers"])
+    tested = [shop for shop in shops if record["scores"][record["columns"][0]]["shops"][shop["shop"]]["test_shoppers"]]
+    for shop in tested[:most]:
+        name = shop["shop"]
+        cells = [figure(record["scores"][c]["shops"][name]["ndcg@10"], 3) for c in record["columns"]]
+        gain = record["gain"]["shops"][name] if record["gain"] else {}
+        cells += [figure(gain or None), f"{gain.get('decision', '–')}: {gain.get('reason', '')}"]
+        lines.append(
+            f"| {name} | {shop['shoppers']} | {record['scores'][record['columns'][0]]['shops'][name]['test_shoppers']} | "
+            + " | ".join(cells)
+            + " |"
+        )
+    if len(tested) > most:
+        lines.append(f"\n({len(tested) - most} smaller shops are in run.json.)")
+    return lines
+
+
+def describe(record: dict[str, Any]) -> list[str]:
+    """Everything RESULTS.md says of one run."""
+    data, gain = record["data"], record["gain"]
+    lines = [
+        f"{data['events']:,} events, {data['shoppers']:,} shoppers, {len(data['shops'])} shops, {data['items']:,} items; "
+        f"split {data['split']['kind']}; seed {record['seed']}; {data['fingerprint'][:23]}…; fedrec {record['fedrec']}, "
+        f"{record['threads']} threads, {record['seconds']['total']:.0f} s, "
+        f"peak {record['peak_memory_bytes'] / 2**30:.2f} GiB.",
+        "",
+        *columns_table(record),
+        "",
+    ]
+    if gain:
+        worst = gain["worst"] or {"shop": "–", "mean": 0.0}
+        lines += [
+            f"Gain of {NAMES[gain['of']]} over {NAMES[gain['over']]} ({gain['metric']}): macro {figure(gain['macro'])}, "
+            f"micro {figure(gain['micro'])}; harmed shops {gain['harmed_shops']}; worst {worst['shop']} "
+            f"({worst['mean']:+.4f}).",
+            "",
+        ]
+    lines += shops_table(record)
+    if record["compatibility"]:
+        lines += ["", "Compatibility only (99 sampled negatives):", ""]
+        lines += [
+            f"- {NAMES[c]}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items())
+            for c, figures in record["compatibility"].items()
+        ]
+    return lines
+
+
+def main(arguments: list[str]) -> int:
+    """Print the tables of each run directory."""
+    if not arguments:
+        print(__doc__, file=sys.stderr)
+        return 2
+    for argument in arguments:
+        record = json.loads((Path(argument) / "run.json").read_text())
+        print(f"### {record['name']} · {record['model']['name']}\n")
+        print("\n".join(describe(record)), "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
