@@ -19,6 +19,7 @@ from fedrec.evaluation.intervals import (
     one_sided_paired_test,
     percentile_bounds,
     resampled_means,
+    widened,
 )
 
 GAIN_RESAMPLES = 2_000
@@ -350,11 +351,10 @@ def _score_tables(
 
 def _shop_interval(means: np.ndarray, draws: np.ndarray, sizes: np.ndarray, level: float) -> list[Interval]:
     """One shop's intervals, one per column of its table; unknown for fewer than two shoppers."""
-    low, high = percentile_bounds(draws, level)
-    return [
-        Interval(float(mean), float(below), float(above)) if size > 1 else Interval(float(mean), math.nan, math.nan)
-        for mean, below, above, size in zip(means, low, high, sizes, strict=True)
-    ]
+    bounds = np.full((2, len(means)), np.nan)
+    for size in np.unique(sizes):
+        bounds[:, sizes == size] = percentile_bounds(draws[:, sizes == size], level, num_shoppers=int(size))
+    return [Interval(*map(float, parts)) for parts in zip(means, *bounds, strict=True)]
 
 
 def _over_shops(
@@ -367,9 +367,11 @@ def _over_shops(
         scale = np.where(total > 0, total, np.nan)
         mean = (np.nan_to_num(means) * weights).sum(axis=0) / scale
         drawn = np.zeros_like(draws[0])
-        for weight, of_shop, own in zip(weights, draws, means, strict=True):
-            drawn += np.where(np.isnan(of_shop), np.nan_to_num(own), of_shop) * weight
-        results.append(_shop_interval(mean, drawn / scale, sizes.max(axis=0), level))
+        for weight, of_shop, own, size in zip(weights, draws, means, sizes, strict=True):
+            drawn += np.nan_to_num(np.where(np.isnan(of_shop), own, widened(of_shop, own, size))) * weight
+        bounds = percentile_bounds(drawn / scale, level)
+        bounds[:, sizes.max(axis=0) < 2] = np.nan
+        results.append([Interval(*map(float, parts)) for parts in zip(mean, *bounds, strict=True)])
     return results[0], results[1]
 
 

@@ -196,7 +196,7 @@ def test_the_gain_is_the_paired_difference() -> None:
         difference = difference[np.diff(shop.test.indptr) > 0]
         assert row["mean"] == pytest.approx(difference.mean())
         assert row["low"] < row["mean"] < row["high"]
-        assert row["holm_low"] < row["low"]
+        assert row["holm_low"] < row["mean"] < row["holm_high"]
         assert row["p_value"] <= row["p_value_holm"] <= 1
         assert row["decision"] == "joins"
         assert row["test_shoppers"] == len(difference)
