@@ -12,13 +12,16 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedrec.data.split import SplitKind
 from fedrec.data.synthetic import SyntheticSettings
 from fedrec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedrec.data.sources import DataSettings
 
 ColumnName = Literal["popularity", "local", "federated", "federated_personal", "pooled"]
 COLUMNS: tuple[str, ...] = get_args(ColumnName)
@@ -205,6 +208,15 @@ class SimulationSettings(_Section):
             return {**values, "name": _name_from_data(values.get("data"))}
         return values
 
+    def data_settings(self) -> DataSettings:
+        """What to read, for `fedrec.data.sources.load`."""
+        from fedrec.data.sources import DataSettings
+
+        wanted = {field.name for field in dataclasses.fields(DataSettings)}
+        return DataSettings(
+            **{name: getattr(self.data, name) for name in type(self.data).model_fields if name in wanted}
+        )
+
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> SimulationSettings:
         """Check nested plain values, as a scenario file or a record's ``config`` entry holds them.
@@ -243,7 +255,7 @@ def settings_from_options(
         scenario: a TOML file, or None for the defaults.
         options: dotted key ("data.source") -> value; None values are left out. A source, events file or URL replaces
             whichever of the three the scenario names, with what belongs to it.
-        assignments: "model.settings.l2=100"; the value is read as TOML, else taken as text.
+        assignments: "model.settings.regularisation=100"; the value is read as TOML, else taken as text.
     Raises:
         ConfigError: as `read_scenario`, or an assignment without "=".
     """
@@ -252,7 +264,7 @@ def settings_from_options(
     for text in assignments:
         key, sign, value = text.partition("=")
         if not sign or not key.strip():
-            raise ConfigError(f"--set {text}: write key=value, as in model.settings.l2=100")
+            raise ConfigError(f"--set {text}: write key=value, as in model.settings.regularisation=100")
         given[key.strip()] = _toml_value(value.strip())
     if given.keys() & {"data.source", "data.events", "data.url"} and isinstance(values.get("data"), dict):
         belongs = ("source", "events", "url", "query", "items", "test", "columns", "item_key", "synthetic")

@@ -1,0 +1,74 @@
+"""The ``fedrec`` command. Commands import what they need when they run, so that ``fedrec --help`` is quick."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import typer
+
+from fedrec.cli.data import data_app
+from fedrec.cli.models import models
+from fedrec.cli.recommend import recommend
+from fedrec.cli.simulate import simulate
+from fedrec.errors import FedrecError
+
+app = typer.Typer(
+    name="fedrec",
+    help="Shops that may not share their customers' data train one recommender together.",
+    epilog="Start with: fedrec simulate --source synthetic",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(simulate)
+app.command()(recommend)
+app.command()(models)
+app.add_typer(data_app, name="data")
+
+REFUSED = 2
+INTERRUPTED = 130
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import fedrec
+
+        typer.echo(f"fedrec {fedrec.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and stop."
+    ),
+) -> None:
+    """Shops that may not share their customers' data train one recommender together."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line; returns the exit status: 0 done, 2 refused, 130 interrupted.
+
+    Args:
+        arguments: without the program's name; None = of this process.
+    """
+    try:
+        result = app(args=arguments, prog_name="fedrec", standalone_mode=False)
+    except FedrecError as error:
+        return _refuse(" ".join(str(error).split()))
+    except click.ClickException as error:
+        return _refuse(error.format_message())
+    except (click.Abort, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return REFUSED

@@ -1,0 +1,1 @@
+"""Renders run records; runs nothing."""

@@ -1,0 +1,138 @@
+"""The comparison at the end of a run, as terminal tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedrec.reports import summary
+from fedrec.reports.summary import Record
+
+_BAR_CELLS = 16
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+_MAX_SHOP_ROWS = 15
+
+
+def print_comparison(run_dir: Path, record: Record, console: Console) -> None:
+    """What was run, the columns, the shops, the summary; the run directory last."""
+    console.print()
+    console.print(Text(summary.what_was_run(record), style="bold"))
+    console.print(column_table(record))
+    if (shops := shop_table(record)) is not None:
+        console.print(shops)
+    for text in [*account_lines(record), "", *summary.sentences(record), "", cost_line(record)]:
+        console.print(Text(text))
+    console.print(Text(f"guarantee: {record['guarantee']}", style="dim"))
+    console.print(Text(f"report: {run_dir / 'report.html'}"), soft_wrap=True)
+    console.print(Text(f"run directory: {run_dir}"), soft_wrap=True)
+
+
+def column_table(record: Record) -> Table:
+    """Column × NDCG@10 with interval, HR@10 and coverage; macro means over shops."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), header_style="bold")
+    table.add_column("column", no_wrap=True)
+    table.add_column("NDCG@10", justify="right")
+    table.add_column("", no_wrap=True)
+    table.add_column("95 % interval", no_wrap=True)
+    for title in ("HR@10", "MRR@10", "coverage@10"):
+        table.add_column(title, justify="right")
+    means = {name: summary.mean(record, name, "ndcg@10") for name in record["columns"]}
+    top = max((value for value in means.values() if value is not None), default=0.0)
+    for name in record["columns"]:
+        is_main = name == record["main_column"]
+        table.add_row(
+            summary.title_of(name),
+            summary.score(means[name]),
+            Text(bar(means[name] or 0.0, top), style="green" if is_main else "cyan"),
+            summary.interval(summary.estimate(record, name, "ndcg@10")),
+            *(summary.score(summary.mean(record, name, metric)) for metric in ("hr@10", "mrr@10", "coverage@10")),
+            style="bold" if is_main else "",
+        )
+    return table
+
+
+def shop_table(record: Record) -> Table | None:
+    """What each shop gains by joining, largest shops first; a run of many shops shows its ends."""
+    gain = record.get("gain")
+    if not gain or not gain.get("shops"):
+        return None
+    shops = sorted(gain["shops"].items(), key=lambda entry: (-entry[1]["shoppers"], entry[0]))
+    left_out = max(0, len(shops) - _MAX_SHOP_ROWS)
+    if left_out:
+        half = _MAX_SHOP_ROWS // 2
+        shops = [*shops[: _MAX_SHOP_ROWS - half], *shops[-half:]]
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        header_style="bold",
+        caption=f"{summary.plural(left_out, 'shop')} of middle size left out here; the report has them all"
+        if left_out
+        else None,
+        caption_style="dim",
+    )
+    table.add_column("shop", no_wrap=True)
+    for title in ("shoppers", "tested", "alone", "joined", "gain"):
+        table.add_column(title, justify="right")
+    table.add_column("95 % interval", no_wrap=True)
+    table.add_column("decision", no_wrap=True)
+    for name, row in shops:
+        table.add_row(name, *_shop_cells(record, gain, name, row))
+    return table
+
+
+def _shop_cells(record: Record, gain: Mapping[str, Any], name: str, row: Mapping[str, Any]) -> list[Text]:
+    metric = gain["metric"]
+    means = [
+        (record["scores"].get(column, {}).get("shops", {}).get(name) or {}).get(metric)
+        for column in (gain["over"], gain["of"])
+    ]
+    joins = row["decision"] == "joins"
+    return [
+        Text(summary.count(row["shoppers"])),
+        Text(summary.count(row["test_shoppers"])),
+        *(Text(summary.score(value)) for value in means),
+        Text(summary.signed(row["mean"]), style=_gain_style(row)),
+        Text(summary.signed_interval(row), style="dim"),
+        Text(row["decision"], style="green" if joins else "dim"),
+    ]
+
+
+def _gain_style(row: Mapping[str, Any]) -> str:
+    if row["low"] is not None and row["low"] > 0:
+        return "green"
+    return "yellow" if row["high"] is not None and row["high"] < 0 else ""
+
+
+def account_lines(record: Record) -> list[str]:
+    """What cleaning dropped and what was handled, in one line each."""
+    data = record["data"]
+    lines = []
+    if dropped := [f"{row['reason']} {summary.count(row['rows'])}" for row in data["dropped"] if row["rows"]]:
+        lines.append(f"dropped of {summary.count(data['rows_read'])} rows: {', '.join(dropped)}")
+    if handled := [f"{row['what']} {summary.count(row['count'])}" for row in data["handled"] if row["count"]]:
+        lines.append(f"handled: {', '.join(handled)}")
+    return lines
+
+
+def cost_line(record: Record) -> str:
+    """Rounds, bytes, time and memory."""
+    rounds = record["rounds"]
+    sent = record["bytes"]
+    return (
+        f"{summary.plural(len(rounds), 'round')}, {summary.size(sent.get('up'))} up and "
+        f"{summary.size(sent.get('down'))} down; {summary.duration(record['seconds'].get('total'))} in all, "
+        f"{summary.size(record['peak_memory_bytes'])} of memory at most"
+    )
+
+
+def bar(value: float, top: float, cells: int = _BAR_CELLS) -> str:
+    """A bar of ``cells`` cells for ``top``, drawn in eighths of a cell."""
+    eighths = round(max(0.0, min(value / top, 1.0)) * cells * 8) if top > 0 else 0
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(cells)

@@ -1,0 +1,322 @@
+"""Plots of a run record as inline SVG, in colours that the page decides: light and dark, fit for colour-blind eyes."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from fedrec.reports import summary
+from fedrec.reports.summary import Record
+
+_INK, _FAINT, _PAPER = "#010101", "#020202", "#030303"
+_SERIES = {
+    "popularity": "#040401",
+    "local": "#040402",
+    "federated": "#040403",
+    "federated_personal": "#040404",
+    "pooled": "#040405",
+}
+_OTHER = "#040406"
+_MARKERS = {"popularity": "s", "local": "o", "federated": "^", "federated_personal": "D", "pooled": "v"}
+_VARIABLES = {_INK: "ink", _FAINT: "line", _PAPER: "paper", _OTHER: "other"} | {
+    colour: column.replace("_", "-") for column, colour in _SERIES.items()
+}
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 11,
+    "text.color": _INK,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.6,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "figure.facecolor": "none",
+    "legend.frameon": False,
+}
+_WIDTH_IN = 6.0
+_MAX_ROWS = 30
+_MAX_LABELS = 12
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure of the report.
+
+    Attributes:
+        key: its id in the page.
+        title, text: heading, and how to read it.
+        svg: inline, without any outside reference.
+    """
+
+    key: str
+    title: str
+    text: str
+    svg: str
+
+
+def pictures(record: Record) -> list[Picture]:
+    """The figures that a record has values for."""
+    drawn = [_gain_by_size(record), _metrics_by_shop(record), _list_character(record), _learning_curve(record)]
+    return [picture for picture in drawn if picture is not None]
+
+
+def _gain_by_size(record: Record) -> Picture | None:
+    """Each shop's gain with its interval, over its number of shoppers."""
+    gain = record.get("gain")
+    rows = {name: row for name, row in (gain or {}).get("shops", {}).items() if row["mean"] is not None}
+    if not gain or not rows:
+        return None
+    with mpl.rc_context(_STYLE):
+        figure, axes = _canvas(3.7)
+        axes.axhline(0, color=_INK, linewidth=1)
+        for decision, column, marker in (("joins", "federated_personal", "D"), ("stays local", "local", "o")):
+            chosen = [row for row in rows.values() if row["decision"] == decision]
+            if chosen:
+                _errorbars(axes, chosen, _SERIES[column], marker, f"{decision} ({len(chosen)})")
+        if len(rows) <= _MAX_LABELS:
+            for name, row in rows.items():
+                axes.annotate(name, (row["shoppers"], row["mean"]), (6, 4), textcoords="offset points", fontsize=9)
+        _log_counts(axes, [row["shoppers"] for row in rows.values()])
+        axes.set_xlabel("shoppers of the shop")
+        axes.set_ylabel(f"gain in {gain['metric'].upper()}")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: summary.signed(value, 3) if value else "0"))
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handletextpad=0.3)
+        lowest = min(rows, key=lambda name: rows[name]["mean"])
+        highest = max(rows, key=lambda name: rows[name]["mean"])
+        alt = (
+            f"Gain of {len(rows)} shops against their size: from {summary.signed(rows[lowest]['mean'])} ({lowest}) "
+            f"to {summary.signed(rows[highest]['mean'])} ({highest})."
+        )
+        text = (
+            "Above the line a shop's shoppers get better lists than from its own best model. Bars are 95 % intervals."
+        )
+        return Picture("gain", "Gain against shop size", text, _svg(figure, "gain", alt))
+
+
+def _errorbars(axes: Axes, rows: list[Mapping[str, Any]], colour: str, marker: str, label: str) -> None:
+    means = np.array([row["mean"] for row in rows])
+    ends = np.array([[_or(row["low"], row["mean"]), _or(row["high"], row["mean"])] for row in rows])
+    axes.errorbar(
+        [row["shoppers"] for row in rows],
+        means,
+        yerr=np.abs(ends - means[:, None]).T,
+        fmt=marker,
+        color=colour,
+        ecolor=colour,
+        elinewidth=1.2 if len(rows) <= _MAX_ROWS else 0.6,
+        markersize=6 if len(rows) <= _MAX_ROWS else 4,
+        markerfacecolor=colour if marker == "D" else _PAPER,
+        label=label,
+    )
+
+
+def _metrics_by_shop(record: Record) -> Picture | None:
+    """NDCG@10 of each column: one line a shop, or one line a column where there are many shops."""
+    values = {
+        column: {
+            name: row["ndcg@10"]
+            for name, row in record["scores"].get(column, {}).get("shops", {}).items()
+            if row.get("ndcg@10") is not None
+        }
+        for column in record["columns"]
+    }
+    values = {column: rows for column, rows in values.items() if rows}
+    if not values:
+        return None
+    order = [row["shop"] for row in sorted(record["data"]["shops"], key=lambda row: (row["shoppers"], row["shop"]))]
+    shops = [shop for shop in order if any(shop in rows for rows in values.values())]
+    draw = _dots_by_shop if len(shops) <= _MAX_ROWS else _spread_by_column
+    with mpl.rc_context(_STYLE):
+        figure = draw(values, shops)
+        alt = f"NDCG@10 of {', '.join(summary.title_of(column) for column in values)} in {len(shops)} shops."
+        text = (
+            "Each line is a shop, the largest on top; each mark is a column."
+            if draw is _dots_by_shop
+            else "Each dot is a shop; the upright line is the median shop."
+        )
+        return Picture("shops", "NDCG@10 by shop", text, _svg(figure, "shops", alt))
+
+
+def _dots_by_shop(values: Mapping[str, Mapping[str, float]], shops: list[str]) -> Figure:
+    figure, axes = _canvas(1.3 + 0.27 * max(len(shops), 2))
+    places = {shop: place for place, shop in enumerate(shops)}
+    for shop, place in places.items():
+        ends = [rows[shop] for rows in values.values() if shop in rows]
+        axes.plot([min(ends), max(ends)], [place, place], color=_FAINT, linewidth=3, solid_capstyle="round", zorder=1)
+    for column, rows in values.items():
+        axes.scatter(
+            list(rows.values()),
+            [places[shop] for shop in rows],
+            marker=_MARKERS.get(column, "P"),
+            s=38,
+            color=_SERIES.get(column, _OTHER),
+            edgecolors=_PAPER,
+            linewidths=0.8,
+            label=summary.title_of(column),
+            zorder=3 if column == "federated_personal" else 2,
+        )
+    axes.set_yticks(list(places.values()), [_shortened(shop) for shop in shops])
+    axes.set_ylim(-0.7, len(shops) - 0.3)
+    axes.grid(False, axis="y")
+    _score_axis(axes, "NDCG@10")
+    _legend_above(axes)
+    return figure
+
+
+def _spread_by_column(values: Mapping[str, Mapping[str, float]], shops: list[str]) -> Figure:
+    figure, axes = _canvas(1.0 + 0.55 * len(values))
+    rng = np.random.default_rng(0)
+    for place, (column, rows) in enumerate(reversed(list(values.items()))):
+        points = np.array(list(rows.values()))
+        heights = place + rng.uniform(-0.26, 0.26, len(points))
+        axes.scatter(points, heights, s=12, color=_SERIES.get(column, _OTHER), alpha=0.55, linewidths=0)
+        axes.plot([np.median(points)] * 2, [place - 0.36, place + 0.36], color=_INK, linewidth=2)
+    axes.set_yticks(range(len(values)), [summary.title_of(column) for column in reversed(list(values))])
+    axes.grid(False, axis="y")
+    _score_axis(axes, "NDCG@10")
+    return figure
+
+
+_CHARACTER = {
+    "popularity_bias@10": "popularity bias",
+    "coverage@10": "catalogue coverage",
+    "novelty@10": "novelty",
+}
+
+
+def _list_character(record: Record) -> Picture | None:
+    """Popularity bias, coverage and novelty of each column, side by side."""
+    metrics = {
+        metric: title
+        for metric, title in _CHARACTER.items()
+        if any(summary.mean(record, column, metric) is not None for column in record["columns"])
+    }
+    if "popularity_bias@10" not in metrics:
+        return None
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH_IN, 0.9 + 0.32 * len(record["columns"])), layout="constrained")
+        panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+        for axes, (metric, title) in zip(panels, metrics.items(), strict=True):
+            _bars(axes, record, metric, title)
+        bias = [
+            f"{summary.title_of(column)} {summary.score(summary.mean(record, column, 'popularity_bias@10'), 3)}"
+            for column in record["columns"]
+        ]
+        alt = f"Popularity bias by column: {', '.join(bias)}."
+        text = "What the lists of ten are like, whether they hit or not: how much they favour popular items, and how "
+        text += "much of a shop's catalogue they show. Lines are 95 % intervals."
+        return Picture("character", "Popularity bias by column", text, _svg(figure, "character", alt))
+
+
+def _bars(axes: Axes, record: Record, metric: str, title: str) -> None:
+    columns = list(reversed(record["columns"]))
+    for place, column in enumerate(columns):
+        one = summary.estimate(record, column, metric)
+        if (mean := one.get("mean")) is None:
+            continue
+        axes.barh(place, mean, height=0.62, color=_SERIES.get(column, _OTHER))
+        if one.get("low") is not None and one.get("high") is not None:
+            axes.plot([one["low"], one["high"]], [place, place], color=_INK, linewidth=1.4)
+    axes.set_yticks(range(len(columns)), [summary.title_of(column) for column in columns])
+    axes.set_title(title, fontsize=11)
+    axes.grid(False, axis="y")
+    axes.locator_params(axis="x", nbins=4)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _learning_curve(record: Record) -> Picture | None:
+    """The shared model's NDCG@10 after each round; None where there is nothing between start and end."""
+    points = [point for point in record["learning_curve"] if point.get("ndcg@10") is not None]
+    if len(points) < 2:
+        return None
+    with mpl.rc_context(_STYLE):
+        figure, axes = _canvas(3.2)
+        rounds, values = [point["round"] for point in points], [point["ndcg@10"] for point in points]
+        axes.plot(rounds, values, color=_SERIES["federated"], marker="^", linewidth=2, label="federated")
+        for place, column in enumerate(("local", "pooled")):
+            if (level := summary.mean(record, column, "ndcg@10")) is not None:
+                dashes = (5, 3) if place else (2, 2)
+                label = summary.title_of(column)
+                axes.axhline(level, color=_SERIES[column], linewidth=1.4, dashes=dashes, label=label)
+        axes.set_xlabel("rounds")
+        axes.set_ylabel("NDCG@10")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: summary.score(value, 3) if value else "0"))
+        _legend_above(axes)
+        alt = f"NDCG@10 rises from {summary.score(values[0])} to {summary.score(values[-1])} in {rounds[-1]} rounds."
+        text = "The shared model after each round; dashed: what shops reach alone, and all data in one place."
+        return Picture("curve", "Learning curve", text, _svg(figure, "curve", alt))
+
+
+def _canvas(height_in: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _legend_above(axes: Axes) -> None:
+    axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=3, handletextpad=0.3, columnspacing=1.0)
+
+
+def _score_axis(axes: Axes, label: str) -> None:
+    axes.set_xlabel(label)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: summary.score(value, 2) if value else "0"))
+
+
+def _log_counts(axes: Axes, counts: list[int]) -> None:
+    """A log axis with ticks at 1, 2, 5 times powers of ten (or powers alone over a wide range)."""
+    low, high = max(min(counts), 1), max(*counts, 1)
+    axes.set_xscale("log")
+    axes.set_xlim(low / 1.6, high * 1.8)
+    steps = (1, 2, 5) if high / low < 300 else (1,)
+    ticks = [step * 10**power for power in range(8) for step in steps]
+    axes.set_xticks([tick for tick in ticks if low / 1.6 <= tick <= high * 1.8])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _shortened(name: str, limit: int = 18) -> str:
+    return name if len(name) <= limit else name[: limit - 1] + "…"
+
+
+def _or(value: float | None, instead: float) -> float:
+    return instead if value is None else value
+
+
+def _svg(figure: Figure, key: str, alt: str) -> str:
+    """The figure as an inline element: page colours, page font, ids of its own, a text for those who cannot see it."""
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": key}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    for colour, name in _VARIABLES.items():
+        text = text.replace(colour, f"var(--{name})")
+    text = re.sub(r'\s(?:xmlns(?::xlink)?|version)="[^"]*"', "", text)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'font: ([\d.]+)px [^;"]+', r"font: \1px var(--font)", text)
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{key}-\1"', text)
+    text = re.sub(r'(url\(|xlink:href=")#', rf"\1#{key}-", text)
+    text = re.sub(r'<svg([^>]*?) (?:width|height)="[^"]*"', r"<svg\1", text)
+    text = re.sub(r'<svg([^>]*?) (?:width|height)="[^"]*"', r"<svg\1", text)
+    return text.replace("<svg", f'<svg role="img" aria-label="{escape(alt, quote=True)}"', 1).strip()

@@ -1,0 +1,172 @@
+"""A run record in plain words and well-formed numbers, for the terminal and the report alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Record = Mapping[str, Any]
+
+COLUMN_TITLES = {
+    "popularity": "popularity",
+    "local": "alone",
+    "federated": "federated",
+    "federated_personal": "federated + personal",
+    "pooled": "pooled, no privacy",
+}
+COLUMN_NOTES = {
+    "popularity": "the shop's own most popular items",
+    "local": "the best model that the shop can train alone",
+    "federated": "the shared model as it comes from the coordinator",
+    "federated_personal": "the shared model with the shop's own statistics mixed in, where that helps",
+    "pooled": "all shops' data in one place: the reference that a federation tries to match",
+}
+NOTHING = "–"
+MINUS = "−"
+
+
+def title_of(column: str) -> str:
+    """A column's name for people; a name of its own for columns that are not built in."""
+    return COLUMN_TITLES.get(column, column.replace("_", " "))
+
+
+def score(value: float | None, digits: int = 4) -> str:
+    """A figure between 0 and 1 as papers print it: .1263; "–" where there is none."""
+    if value is None:
+        return NOTHING
+    text = f"{abs(value):.{digits}f}"
+    sign = MINUS if value < 0 and float(text) else ""
+    return sign + (text[1:] if text.startswith("0.") else text)
+
+
+def signed(value: float | None, digits: int = 4) -> str:
+    """A difference with its sign: +.0522, −.0010."""
+    if value is None:
+        return NOTHING
+    text = score(value, digits)
+    return text if text.startswith(MINUS) else f"+{text}"
+
+
+def interval(estimate: Mapping[str, float | None] | None, digits: int = 4) -> str:
+    """Both ends of an interval of scores: .0311–.0732."""
+    if not estimate or estimate.get("low") is None or estimate.get("high") is None:
+        return NOTHING
+    return f"{score(estimate['low'], digits)}–{score(estimate['high'], digits)}"
+
+
+def signed_interval(estimate: Mapping[str, float | None] | None, digits: int = 4) -> str:
+    """Both ends of an interval of differences: +.0311 to +.0732."""
+    if not estimate or estimate.get("low") is None or estimate.get("high") is None:
+        return NOTHING
+    return f"{signed(estimate['low'], digits)} to {signed(estimate['high'], digits)}"
+
+
+def count(value: float | None) -> str:
+    """A whole number with thousands separated: 14,852."""
+    return NOTHING if value is None else f"{value:,.0f}"
+
+
+def size(value: float | None) -> str:
+    """Bytes in the unit that reads best: 1.2 MB."""
+    if value is None:
+        return NOTHING
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= factor:
+            return f"{value / factor:.1f} {unit}"
+    return f"{value:.0f} B"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in the unit that reads best: 0.04 s, 12.5 s, 3 min 07 s."""
+    if seconds is None:
+        return NOTHING
+    if seconds >= 60:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest:02d} s"
+    return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def plural(number: int, noun: str) -> str:
+    """1 shop, 2 shops."""
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def estimate(record: Record, column: str, metric: str, over: str = "macro") -> Mapping[str, float | None]:
+    """Mean, low and high of a metric, or an empty mapping."""
+    return record["scores"].get(column, {}).get(over, {}).get(metric) or {}
+
+
+def mean(record: Record, column: str, metric: str, over: str = "macro") -> float | None:
+    """The mean of a metric over shops, or None."""
+    return estimate(record, column, metric, over).get("mean")
+
+
+def what_was_run(record: Record) -> str:
+    """One line: model, data, who took part."""
+    data = record["data"]
+    shops = plural(len(data["shops"]), "shop")
+    parts = (plural(data["shoppers"], "shopper"), plural(data["items"], "item"), plural(data["events"], "event"))
+    return f"{record['model']['name']} on {data['source']}: {shops}, {', '.join(parts)}"
+
+
+def sentences(record: Record) -> list[str]:
+    """What the run says about the question "what do I gain by joining?", in plain words."""
+    return [text for text in (_gain(record), _who_joins(record), _harm(record), _retention(record)) if text]
+
+
+def _gain(record: Record) -> str:
+    gain = record.get("gain")
+    if not gain or (gain.get("macro") or {}).get("mean") is None:
+        return ""
+    joined, alone = mean(record, gain["of"], gain["metric"]), mean(record, gain["over"], gain["metric"])
+    average = gain["macro"]
+    chance = "" if _is_shown(average) else " The interval holds zero: that may be chance."
+    return (
+        f"A shop that takes part gets lists of {gain['metric'].upper()} {score(joined)} on average over shops, "
+        f"against {score(alone)} for the best model it can train alone: a difference of {signed(average['mean'])} "
+        f"(95 % interval {signed_interval(average)}).{chance}"
+    )
+
+
+def _is_shown(average: Mapping[str, float | None]) -> bool:
+    low, high = average.get("low"), average.get("high")
+    return low is not None and high is not None and (low > 0 or high < 0)
+
+
+def _who_joins(record: Record) -> str:
+    gain = record.get("gain")
+    shops = list((gain or {}).get("shops", {}).values())
+    if not shops:
+        return ""
+    joining = [shop for shop in shops if shop.get("decision") == "joins"]
+    measured = [shop for shop in joining if shop.get("mean") is not None]
+    better = sum(shop["mean"] > 0 for shop in measured)
+    sure = sum(shop["low"] is not None and shop["low"] > 0 for shop in measured)
+    verb = "joins" if len(joining) == 1 else "join"
+    text = f"{len(joining)} of {plural(len(shops), 'shop')} {verb}"
+    if measured:
+        text += f"; {better} of them {'gains' if better == 1 else 'gain'} on test, {sure} beyond chance"
+    stay = len(shops) - len(joining)
+    if stay:
+        text += f". {stay} {'stays' if stay == 1 else 'stay'} with the local model, since validation showed no gain"
+    return text + "."
+
+
+def _harm(record: Record) -> str:
+    gain = record.get("gain")
+    if not gain or gain.get("harmed_shops") is None:
+        return ""
+    harmed, worst = gain["harmed_shops"], gain.get("worst") or {}
+    text = "No shop is harmed" if harmed == 0 else f"{plural(harmed, 'shop')} {'is' if harmed == 1 else 'are'} harmed"
+    text += " (Holm-corrected 95 % intervals)"
+    if worst.get("mean") is not None and worst["mean"] < 0:
+        return f"{text}; the largest point loss is {signed(worst['mean'])}, in {worst['shop']}."
+    return f"{text}; no shop loses on test." if harmed == 0 else f"{text}."
+
+
+def _retention(record: Record) -> str:
+    column = record.get("main_column")
+    pooled, main = mean(record, "pooled", "ndcg@10"), mean(record, column or "", "ndcg@10")
+    if not pooled or main is None or column == "pooled":
+        return ""
+    return f"All data in one place would give {score(pooled)}; the federation reaches {main / pooled:.0%} of that."

@@ -1,0 +1,148 @@
+"""Made-up run records, true to the schema."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+METRICS = ("ndcg", "hr", "recall", "mrr")
+EXTRAS = ("coverage@10", "novelty@10", "diversity@10", "gini@10", "serendipity@10", "popularity_bias@10")
+LEVELS = {"popularity": 0.05, "local": 0.09, "federated": 0.10, "federated_personal": 0.12, "pooled": 0.125}
+
+
+def make_record(num_shops: int = 8, *, seed: int = 0, untested: int = 0, name: str = "made-up") -> dict[str, Any]:
+    """A record of ``num_shops`` shops, the last ``untested`` of them without test shoppers."""
+    rng = np.random.default_rng(seed)
+    names = [f"shop-{place:03d}" for place in range(num_shops)]
+    sizes = np.geomspace(6000, 60, num_shops).astype(int) if num_shops > 1 else np.array([500])
+    tested = {shop: 0 if place >= num_shops - untested else int(sizes[place]) for place, shop in enumerate(names)}
+    scores = {column: _column(column, names, tested, rng) for column in LEVELS}
+    gains = {}
+    for place, shop in enumerate(names):
+        if not tested[shop]:
+            gains[shop] = dict.fromkeys(("mean", "low", "high", "p_value", "holm_low", "holm_high"))
+        else:
+            mean = scores["federated_personal"]["shops"][shop]["ndcg@10"] - scores["local"]["shops"][shop]["ndcg@10"]
+            half = 0.5 / np.sqrt(tested[shop])
+            gains[shop] = {"mean": mean, "low": mean - half, "high": mean + half, "p_value": 0.04}
+            gains[shop] |= {"holm_low": mean - 2 * half, "holm_high": mean + 2 * half}
+        joins = place % 5 != 3
+        gains[shop] |= {
+            "decision": "joins" if joins else "stays local",
+            "reason": f"gain on {tested[shop]} validation shoppers (p = 0.040)",
+            "shoppers": int(sizes[place]),
+            "test_shoppers": tested[shop],
+        }
+    means = [row["mean"] for row in gains.values() if row["mean"] is not None]
+    total = _estimate(float(np.mean(means)) if means else None, 0.01)
+    measured = {shop: row["mean"] for shop, row in gains.items() if row["mean"] is not None}
+    worst = min(measured, key=lambda shop: measured[shop], default=None)
+    return {
+        "format": 1,
+        "fedrec": "0.1.0",
+        "name": name,
+        "created_utc": "2026-11-21T02:00:00Z",
+        "seed": 0,
+        "complete": True,
+        "guarantee": "none: research mode; shops' sums leave unprotected",
+        "config": {
+            "name": name,
+            "seed": 0,
+            "data": {"source": "synthetic", "events": None, "columns": {}, "synthetic": {"num_shops": num_shops}},
+            "model": {"name": "ease", "settings": {"regularisation": 100.0}, "tune": True},
+            "evaluation": {"ks": [10, 20, 50]},
+        },
+        "data": {
+            "source": "synthetic",
+            "licence": "generated, free of rights",
+            "fingerprint": "sha256:0123456789abcdef",
+            "rows_read": 107_421,
+            "dropped": [{"reason": "no shopper", "rows": 12}, {"reason": "cancelled <or> negative", "rows": 340}],
+            "handled": [{"what": "test rows whose item the shop does not have", "count": 3}],
+            "events": 107_069,
+            "shoppers": int(sizes.sum()),
+            "items": 7658,
+            "shared_items": 7001,
+            "split": {"kind": "leave-last", "seed": 0},
+            "shops": [
+                {"shop": shop, "shoppers": int(size), "items": 900, "events": 9000, "test_shoppers": tested[shop]}
+                for shop, size in zip(names, sizes, strict=True)
+            ],
+        },
+        "model": {
+            "name": "ease",
+            "settings": {"local": {"regularisation": 100.0}, "federated": {"regularisation": 300.0}},
+            "items_covered": 7001,
+            "shared_values": 29_326_311,
+            "tuned": [
+                {"column": "local", "settings": {"regularisation": 100.0}, "ndcg@10": 0.09},
+                {"column": "local", "settings": {"regularisation": 300.0}, "ndcg@10": 0.08},
+            ],
+        },
+        "columns": list(LEVELS),
+        "main_column": "federated_personal",
+        "scores": scores,
+        "gain": {
+            "metric": "ndcg@10",
+            "of": "federated_personal",
+            "over": "local",
+            "macro": total,
+            "micro": total,
+            "shops": gains,
+            "harmed_shops": 0,
+            "worst": {"shop": worst, "mean": measured.get(worst) if worst else None},
+        },
+        "compatibility": {"local": {"hr@10 (99 negatives, clean)": 0.61}},
+        "rounds": [
+            {"index": 0, "name": "popularity", "seconds": 0.2, "shops": num_shops, "failed": 0}
+            | {"bytes_up": 61_264 * num_shops, "bytes_down": 1200},
+            {"index": 1, "name": "co-occurrence", "seconds": 11.2, "shops": num_shops, "failed": 0}
+            | {"bytes_up": 234_610_488 * num_shops, "bytes_down": 61_264},
+        ],
+        "learning_curve": [{"round": 1, "ndcg@10": 0.05}, {"round": 2, "ndcg@10": 0.10}],
+        "seconds": {"load and split": 2.1, "choose settings": 70.2, "federated rounds": 11.4, "total": 101.3},
+        "bytes": {"up": 234_671_752 * num_shops, "down": 62_464},
+        "peak_memory_bytes": 2_400_000_000,
+        "versions": {"python": "3.12.3", "fedrec": "0.1.0", "flwr": "1.41.0", "numpy": "2.4.6"},
+        "threads": 2,
+        "cores": 2,
+        "files": ["run.json", "report.html"],
+    }
+
+
+def _column(column: str, names: list[str], tested: dict[str, int], rng: np.random.Generator) -> dict[str, Any]:
+    shops: dict[str, dict[str, float | int | None]] = {}
+    for shop in names:
+        level = LEVELS[column] * float(rng.uniform(0.7, 1.3))
+        row: dict[str, float | int | None] = {
+            f"{metric}@{k}": (level * (1 + place / 4) * (k / 10) ** 0.3 if tested[shop] else None)
+            for place, metric in enumerate(METRICS)
+            for k in (10, 20, 50)
+        }
+        row |= {metric: (float(rng.uniform(0.1, 0.6)) if tested[shop] else None) for metric in EXTRAS}
+        shops[shop] = row | {"test_shoppers": tested[shop]}
+    macro = {}
+    for metric in next(iter(shops.values())):
+        values = [float(row[metric]) for row in shops.values() if row[metric] is not None and metric != "test_shoppers"]
+        if metric != "test_shoppers":
+            macro[metric] = _estimate(float(np.mean(values)) if values else None, 0.008)
+    return {"macro": macro, "micro": macro, "shops": shops}
+
+
+def _estimate(mean: float | None, half: float) -> dict[str, float | None]:
+    return (
+        {"mean": mean, "low": None, "high": None}
+        if mean is None
+        else {
+            "mean": mean,
+            "low": mean - half,
+            "high": mean + half,
+        }
+    )
+
+
+@pytest.fixture
+def record_of() -> Callable[..., dict[str, Any]]:
+    """`make_record` for tests."""
+    return make_record
