@@ -1,0 +1,59 @@
+"""Every model passes the contract, with and without content, with all items covered and with a tail."""
+
+from fedrec.models.ease import Ease, EaseSettings
+from fedrec.models.ials import Ials, IalsSettings
+from fedrec.models.itemknn import ItemKnn, ItemKnnSettings
+from fedrec.models.popularity import Popularity
+from fedrec.models.recommender import Recommender
+from fedrec.testing import RecommenderContract
+
+
+class TestPopularity(RecommenderContract):
+    is_personal = False
+
+    def make_model(self) -> Recommender:
+        return Popularity()
+
+
+class TestEase(RecommenderContract):
+    def make_model(self) -> Recommender:
+        return Ease(EaseSettings(regularisation=10))
+
+
+class TestEaseWithoutContent(RecommenderContract):
+    has_content = False
+
+    def make_model(self) -> Recommender:
+        return Ease(EaseSettings(regularisation=10))
+
+
+class TestEaseWithTail(RecommenderContract):
+    def make_model(self) -> Recommender:
+        return Ease(EaseSettings(regularisation=10, max_items=24))
+
+
+class TestEaseWithUnitRows(RecommenderContract):
+    def make_model(self) -> Recommender:
+        return Ease(EaseSettings(regularisation=1, content_weight=1, shopper_exponent=0.5))
+
+
+class TestItemKnn(RecommenderContract):
+    def make_model(self) -> Recommender:
+        return ItemKnn(ItemKnnSettings(neighbours=8, shrinkage=1))
+
+
+class TestItemKnnWithTail(RecommenderContract):
+    def make_model(self) -> Recommender:
+        return ItemKnn(ItemKnnSettings(neighbours=8, max_items=24, shopper_exponent=0.5))
+
+
+class TestIals(RecommenderContract):
+    def make_model(self) -> Recommender:
+        return Ials(IalsSettings(factors=4, regularisation=1, sweeps=6))
+
+
+class TestIalsByFrequency(RecommenderContract):
+    has_content = False
+
+    def make_model(self) -> Recommender:
+        return Ials(IalsSettings(factors=4, alpha=5, regularisation=0.01, frequency_exponent=1, sweeps=6))
