@@ -6,7 +6,6 @@ Written against Flower 1.41. A new Flower version is adopted by running tests/fl
 from __future__ import annotations
 
 from flwr.app import Message, RecordDict
-from flwr.app.message.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -37,7 +36,10 @@ def empty_run(run_id: int) -> Run:
 
 def with_content(message: Message, content: RecordDict) -> Message:
     """The same message (id, sender, time) with another content object."""
-    return make_message(metadata=message.metadata, content=content)
+    copy = Message.__new__(Message)
+    copy.__dict__.update(message.__dict__)
+    copy.__dict__["_content"] = content
+    return copy
 
 
 def set_source(message: Message, node_id: int) -> None:

@@ -1,7 +1,8 @@
 """What the machinery costs: a federation through Flower's messages against the same arithmetic in a plain loop.
 
-Both sides compute the same contributions and add them in the same order, and end with the same bits; they run in turn
-and the median of the differences counts. With Ray installed the same federation runs on Flower's own engine too.
+Both sides compute the same contributions and add them in the same order, and end with the same bits; they run in turn,
+in one process with one thread, and the median of the differences in processor time counts: other jobs on the machine
+change it little. With Ray installed the same federation runs on Flower's own engine too.
 
     python simulations/benchmarks/machinery.py [--quick] [--ray]
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import statistics
@@ -26,6 +28,7 @@ from scipy import sparse
 from fedrec.federation.run_record import num_cores, num_threads, package_versions
 from fedrec.flower.engines import Federation, run_local, run_with_ray
 from fedrec.models.ease import Ease, EaseSettings
+from fedrec.models.ials import Ials, IalsSettings
 from fedrec.models.recommender import PublicInputs, State
 
 SMALL_KB = (8, 64, 256, 1024)
@@ -34,10 +37,26 @@ SHOPPERS = (60, 600)
 HISTORY = 30
 
 
-def make_federation(num_shops: int, size_bytes: int, seed: int = 0) -> Federation:
-    """Shops of 60 to 600 shoppers with about 30 items each; the co-occurrence round sends ``size_bytes`` a shop."""
-    rng = np.random.default_rng(seed)
+def ease_over(size_bytes: int) -> tuple[Ease, int]:
+    """EASE whose co-occurrence round sends about ``size_bytes`` a shop, and its number of items."""
     num_items = max(8, int(np.sqrt(size_bytes / 4)))  # K (K + 1) / 2 float64
+    return Ease(EaseSettings(max_items=num_items)), num_items
+
+
+def ials_over(size_bytes: int) -> tuple[Ials, int]:
+    """Two sweeps of iALS whose rounds send about ``size_bytes`` a shop, and its number of items."""
+    factors = 4 if size_bytes < 50_000 else 16
+    num_values = factors * (factors + 1) // 2 + factors + 1  # of one item: normal equations, right-hand side, count
+    return Ials(IalsSettings(factors=factors, sweeps=2)), max(8, size_bytes // (8 * num_values))
+
+
+MODELS = {"ease": ease_over, "ials": ials_over}
+
+
+def make_federation(model_name: str, num_shops: int, size_bytes: int, seed: int = 0) -> Federation:
+    """Shops of 60 to 600 shoppers with about 30 items each (at most half the list)."""
+    rng = np.random.default_rng(seed)
+    model, num_items = MODELS[model_name](size_bytes)
     popularity = 1 / np.arange(1, num_items + 1) ** 0.8
     popularity /= popularity.sum()
     histories = []
@@ -50,7 +69,7 @@ def make_federation(num_shops: int, size_bytes: int, seed: int = 0) -> Federatio
         histories.append(table.astype(np.float32))
     public = PublicInputs(np.array([f"item-{i:06d}" for i in range(num_items)]))
     roster = [f"shop-{i:03d}" for i in range(num_shops)]
-    return Federation(Ease(EaseSettings(max_items=num_items)), public, roster, histories)
+    return Federation(model, public, roster, histories)
 
 
 def train_plainly(federation: Federation) -> State:
@@ -67,6 +86,14 @@ def train_plainly(federation: Federation) -> State:
     return state
 
 
+def processor_seconds(call: Callable[[], object]) -> float:
+    """Processor time of one call in this process, garbage collected before."""
+    gc.collect()
+    started = time.process_time()
+    call()
+    return time.process_time() - started
+
+
 def seconds(call: Callable[[], object]) -> float:
     """Wall-clock time of one call, garbage collected before."""
     gc.collect()
@@ -75,9 +102,9 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def measure(num_shops: int, size_bytes: int, repeats: int) -> dict[str, float | int]:
+def measure(model_name: str, num_shops: int, size_bytes: int, repeats: int) -> dict[str, float | int | str]:
     """Plain and federated runs in turn; medians, and the median of the paired differences."""
-    federation = make_federation(num_shops, size_bytes)
+    federation = make_federation(model_name, num_shops, size_bytes)
     plain_state, trained = train_plainly(federation), run_local(federation)
     if any(plain_state[name].tobytes() != array.tobytes() for name, array in trained.state.items()):
         raise SystemExit("the federation and the plain loop differ")
@@ -86,22 +113,23 @@ def measure(num_shops: int, size_bytes: int, repeats: int) -> dict[str, float | 
     del plain_state, trained
     plain, extra = [], []
     for _ in range(repeats):
-        plain.append(seconds(lambda: train_plainly(federation)))
-        extra.append(seconds(lambda: run_local(federation)) - plain[-1])
+        plain.append(processor_seconds(lambda: train_plainly(federation)))
+        extra.append(processor_seconds(lambda: run_local(federation)) - plain[-1])
     overhead_s = statistics.median(extra)
     return {
+        "model": model_name,
         "shops": num_shops,
         "bytes_a_shop": round(sent_bytes),
         "plain_s": round(statistics.median(plain), 5),
         "overhead_percent": round(100 * overhead_s / statistics.median(plain), 2),
         "microseconds_a_message": round(1e6 * overhead_s / num_messages, 1),
-        "ms_a_mb_and_message": round(1e3 * overhead_s / num_shops / (sent_bytes / 1e6), 3),
+        "ms_a_mb_and_message": round(1e3 * overhead_s / num_messages / (sent_bytes / 1e6), 3),
     }
 
 
-def measure_ray(num_shops: int, size_bytes: int) -> dict[str, float | int]:
+def measure_ray(num_shops: int, size_bytes: int) -> dict[str, float | int | str]:
     """One run on Flower's Ray engine, start-up included and apart."""
-    federation = make_federation(num_shops, size_bytes)
+    federation = make_federation("ease", num_shops, size_bytes)
     local_s = statistics.median(seconds(lambda: run_local(federation)) for _ in range(3))
     with tempfile.TemporaryDirectory() as folder:
         rounds_s = []
@@ -128,13 +156,12 @@ def main() -> None:
     parser.add_argument("--ray", action="store_true", help="compare with Flower's Ray engine (needs fedrec[ray])")
     options = parser.parse_args()
     print(json.dumps({"cores": num_cores(), "threads": num_threads(), **package_versions()}))
-    for num_shops in (10, 200):
-        for size_kb in SMALL_KB:
-            repeats = 5 if options.quick else (51 if num_shops == 10 else 11)
-            print(json.dumps(measure(num_shops, size_kb * 1024, repeats)), flush=True)
+    for model_name, num_shops, size_kb in itertools.product(MODELS, (10, 200), SMALL_KB):
+        repeats = 3 if options.quick else (31 if num_shops == 10 else 7)
+        print(json.dumps(measure(model_name, num_shops, size_kb * 1024, repeats)), flush=True)
     if not options.quick:
         for size_mb in LARGE_MB:
-            print(json.dumps(measure(10, size_mb * 1_000_000, 3)), flush=True)
+            print(json.dumps(measure("ease", 10, size_mb * 1_000_000, 3)), flush=True)
     if options.ray:
         for num_shops in (10, 200):
             print(json.dumps(measure_ray(num_shops, 1024 * 1024)), flush=True)
