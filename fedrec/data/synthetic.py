@@ -11,7 +11,6 @@ one by one; nothing depends on the number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,199 +18,23 @@ import pandas as pd
 
 from fedrec.data.events import Events
 from fedrec.data.items import Items
-from fedrec.data.synthetic_words import BRAND_ENDS, BRAND_STARTS, CATEGORIES, STYLES, VARIANTS
-from fedrec.errors import ConfigError, DataError
+from fedrec.data.marketplace import (
+    PERIODS,
+    GroundTruth,
+    Stream,
+    SyntheticSettings,
+    item_names,
+    make_market,
+    numbered,
+    random_stream,
+    shopper_names,
+)
+
+__all__ = ["GroundTruth", "SyntheticSettings", "generate", "generate_shop"]
 
 _START_S = 1_704_067_200.0  # 2024-01-01 UTC
 _YEAR_S = 365 * 86_400.0
-_PERIODS = 8  # the assortment changes at the start of each period
-_VECTOR_SIZE = 16
-_FAVOURITES = 3  # tastes of a shopper
-_MAX_EVENTS = 1_000
-_MARKET, _SHOP, _ACTIVITY, _TASTES, _EVENTS = range(5)  # streams of the seed
-
-
-@dataclass(frozen=True)
-class SyntheticSettings:
-    """What marketplace to generate.
-
-    Attributes:
-        num_shoppers: of all shops together.
-        num_shops: their sizes are evenly spaced on a log scale, the largest ``size_ratio`` times the
-            smallest.
-        num_items: of all shops together.
-        size_ratio: >= 1.
-        mean_events: events of a shopper, on average; > 3.
-        num_tastes: distributions over items that shoppers mix.
-        focus: how strongly a taste prefers items near its centre; 0 = everybody buys what is popular.
-        zipf: exponent of the items' popularity weights.
-        drift: share of a shopper's taste that is another one by the end of the year, 0..1.
-        new_items: share of items that appear during the year, 0..1 (1 excluded).
-        complements: chance that a further item of a basket goes with its first item, 0..1.
-        mean_basket: items of a basket, on average; >= 1.
-    """
-
-    num_shoppers: int = 15_000
-    num_shops: int = 10
-    num_items: int = 3_000
-    size_ratio: float = 100.0
-    mean_events: float = 14.0
-    num_tastes: int = 64
-    focus: float = 10.0
-    zipf: float = 0.65
-    drift: float = 0.3
-    new_items: float = 0.2
-    complements: float = 0.25
-    mean_basket: float = 2.5
-
-    def __post_init__(self) -> None:
-        wholes = {"num_shoppers": self.num_shops, "num_shops": 1, "num_items": 1, "num_tastes": 1}
-        for name, least in wholes.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name} is {value}; it must be a whole number, at least {least}")
-        limits = {
-            "size_ratio": (1, 1e6),
-            "mean_events": (3.01, 500),
-            "focus": (0, 50),
-            "zipf": (0, 3),
-            "drift": (0, 1),
-            "new_items": (0, 0.95),
-            "complements": (0, 1),
-            "mean_basket": (1, 50),
-        }
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be from {low} to {high}")
-
-    @property
-    def shop_names(self) -> np.ndarray:
-        """str (object), (num_shops,); from the smallest shop to the largest."""
-        width = len(str(self.num_shops))
-        return np.array([f"shop-{place:0{width}d}" for place in range(1, self.num_shops + 1)], dtype=object)
-
-    @property
-    def shop_sizes(self) -> np.ndarray:
-        """int64, (num_shops,); number of shoppers of each shop, ascending."""
-        weights = np.geomspace(1.0, self.size_ratio, self.num_shops)
-        ends = np.cumsum(weights) / weights.sum() * (self.num_shoppers - self.num_shops)
-        return 1 + np.diff(np.round(ends).astype(np.int64), prepend=0)
-
-
-@dataclass(frozen=True)
-class GroundTruth:
-    """What the marketplace really is; items are rows of the item table, tastes the columns of ``affinity``.
-
-    Attributes:
-        settings: of the marketplace.
-        seed: of the marketplace.
-        popularity: float64, (num_items,); popularity weights, sum 1.
-        vectors: float64, (num_items, 16); item vectors of length 1.
-        centres: float64, (num_tastes, 16); taste centres of length 1.
-        affinity: float64, (num_items, num_tastes + 1); unnormalised P(item | taste); the last taste is mere
-            popularity.
-        release: float64, (num_items,); share of the year after which the item is sold, 0 = from the start.
-        complements: int32, (num_items, 2); items that go with each item.
-        category: int64, (num_items,).
-        price: float64, (num_items,).
-    """
-
-    settings: SyntheticSettings
-    seed: int
-    popularity: np.ndarray
-    vectors: np.ndarray
-    centres: np.ndarray
-    affinity: np.ndarray
-    release: np.ndarray
-    complements: np.ndarray
-    category: np.ndarray
-    price: np.ndarray
-
-    def __repr__(self) -> str:
-        return f"GroundTruth({self.settings}, seed={self.seed})"
-
-    def assortment(self, shop: str) -> np.ndarray:
-        """int64, sorted: the items that the shop sells, by popularity with a tilt towards some categories."""
-        place = self._place(shop)
-        sizes = self.settings.shop_sizes
-        share = 0.6 * (sizes[place] / sizes[-1]) ** 0.3
-        count = max(1, min(self.settings.num_items, round(self.settings.num_items * share)))
-        rng = _stream(self.seed, _SHOP, place)
-        tilt = np.log(rng.gamma(2.0, size=len(CATEGORIES)) + 1e-2)
-        score = np.log(self.popularity) + tilt[self.category] + rng.gumbel(size=len(self.popularity))
-        score += 1e6 * (self.release == 0) * (score >= score[self.release == 0].max())  # one item is there at once
-        return np.sort(np.argsort(-score, kind="stable")[:count])
-
-    def tastes(self, shop: str) -> tuple[np.ndarray, np.ndarray]:
-        """What the shop's shoppers like, at the start of the year and (by the share ``drift``) at its end.
-
-        Returns:
-            float64, (2, num_shop_shoppers, num_tastes + 1); rows sum to 1.
-        """
-        tastes, shares = self._favourites(self._place(shop))
-        mixed = np.zeros((2, tastes.shape[1], self.settings.num_tastes + 1))
-        rows = np.arange(tastes.shape[1])[:, None]
-        for moment in (0, 1):
-            np.add.at(mixed[moment], (rows, tastes[moment]), shares[moment])
-        return mixed[0], mixed[1]
-
-    def probability(
-        self, shop: str, shoppers: Sequence[str] | np.ndarray | None = None, *, time: float = 1.0
-    ) -> np.ndarray:
-        """P(next item) by taste alone (no complement, nothing excluded that is known), computed when asked.
-
-        Args:
-            shop: name.
-            shoppers: ids, in the order of the result's rows; None = all of the shop's, sorted.
-            time: share of the year that has passed, 0..1.
-        Returns:
-            float64, (num_shoppers, num_items); rows sum to 1, 0 where the shop does not (yet) sell the item.
-        """
-        if not 0 <= time <= 1:
-            raise ConfigError(f"time is {time}; it must be a share of the year, from 0 to 1")
-        start, end = self.tastes(shop)
-        if shoppers is not None:
-            rows = self._rows(shop, shoppers)
-            start, end = start[rows], end[rows]
-        weight = self.settings.drift * time
-        sold = self.assortment(shop)
-        period = min(int(time * _PERIODS), _PERIODS - 1)
-        result = np.zeros((len(start), self.settings.num_items))
-        result[:, sold] = ((1 - weight) * start + weight * end) @ self._by_taste(sold, period)
-        return result
-
-    def _place(self, shop: str) -> int:
-        found = np.flatnonzero(self.settings.shop_names == shop)
-        if len(found) == 0:
-            raise DataError(f"the marketplace has no shop '{shop}'; it has {', '.join(self.settings.shop_names)}")
-        return int(found[0])
-
-    def _rows(self, shop: str, shoppers: Sequence[str] | np.ndarray) -> np.ndarray:
-        size = int(self.settings.shop_sizes[self._place(shop)])
-        rows = pd.Index(_shopper_names(size)).get_indexer(pd.Index(list(shoppers)))
-        if (rows < 0).any():
-            raise DataError(f"{int((rows < 0).sum())} of the shoppers are not in shop '{shop}'")
-        return rows
-
-    def _by_taste(self, sold: np.ndarray, period: int) -> np.ndarray:
-        """float64, (num_tastes + 1, num_sold): P(item | taste) among the items on sale in the period."""
-        weights = self.affinity[sold].T * (self.release[sold] <= period / _PERIODS)
-        return weights / weights.sum(axis=1, keepdims=True)
-
-    def _favourites(self, place: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tastes int64 and shares float64, (2, num_shop_shoppers, favourites + 1) each, at start and end of year."""
-        settings = self.settings
-        size = int(settings.shop_sizes[place])
-        sold = self.assortment(str(settings.shop_names[place]))
-        reach = self.affinity[sold, :-1].sum(axis=0) / self.affinity[:, :-1].sum(axis=0)
-        rng = _stream(self.seed, _TASTES, place)
-        ends = np.cumsum(reach) / reach.sum()
-        shape = (2, size, _FAVOURITES)
-        liked = np.minimum(np.searchsorted(ends, rng.random(shape), side="right"), settings.num_tastes - 1)
-        popular = np.full((2, size, 1), settings.num_tastes)
-        shares = rng.gamma(0.7, size=shape) + 1e-6
-        shares *= 0.85 / shares.sum(axis=2, keepdims=True)
-        return np.concatenate([liked, popular], axis=2), np.concatenate([shares, np.full((2, size, 1), 0.15)], axis=2)
+_MAX_EVENTS = 1_000  # of a shopper
 
 
 def generate(settings: SyntheticSettings, *, seed: int) -> tuple[Events, Items, GroundTruth]:
@@ -222,7 +45,7 @@ def generate(settings: SyntheticSettings, *, seed: int) -> tuple[Events, Items, 
         items with titles, categories and prices, all shared; and what is true. Shopper ids repeat between
         shops: they are customer numbers, and the same number in two shops is two people.
     """
-    items, truth = _market(settings, seed)
+    items, truth = make_market(settings, seed)
     counts = [_activity(settings, seed, place) for place in range(settings.num_shops)]
     columns = _Columns.empty(sum(int(count.sum()) for count in counts))
     start = 0
@@ -235,7 +58,7 @@ def generate(settings: SyntheticSettings, *, seed: int) -> tuple[Events, Items, 
 
 def generate_shop(truth: GroundTruth, shop: str) -> Events:
     """One shop's events alone: the same rows as in the whole marketplace."""
-    place = truth._place(shop)
+    place = truth.place_of(shop)
     counts = _activity(truth.settings, truth.seed, place)
     columns = _Columns.empty(int(counts.sum()))
     _fill_shop(truth, place, counts, columns)
@@ -265,9 +88,9 @@ class _Columns:
     def events(self, settings: SyntheticSettings) -> Events:
         names = {
             "shop": settings.shop_names,
-            "shopper": _shopper_names(int(settings.shop_sizes.max())),
-            "item": _item_names(settings.num_items),
-            "basket": _numbered("basket-", _MAX_EVENTS),
+            "shopper": shopper_names(int(settings.shop_sizes.max())),
+            "item": item_names(settings.num_items),
+            "basket": numbered("basket-", _MAX_EVENTS),
         }
         table = {
             name: pd.Categorical.from_codes(column, categories=pd.Index(names[name], dtype="str"))
@@ -278,27 +101,9 @@ class _Columns:
         return Events(pd.DataFrame(table, copy=False))
 
 
-def _stream(seed: int, purpose: int, place: int = 0) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, place)))
-
-
-def _numbered(prefix: str, count: int) -> np.ndarray:
-    """str (object), (count,): prefix1, prefix2, ... with leading zeros, so that they sort by number."""
-    width = len(str(count))
-    return np.array([f"{prefix}{number:0{width}d}" for number in range(1, count + 1)], dtype=object)
-
-
-def _shopper_names(count: int) -> np.ndarray:
-    return np.array([f"c{number:07d}" for number in range(1, count + 1)], dtype=object)
-
-
-def _item_names(count: int) -> np.ndarray:
-    return _numbered("item-", count)
-
-
 def _activity(settings: SyntheticSettings, seed: int, place: int) -> np.ndarray:
     """int64, (num_shop_shoppers,): number of events of each shopper; long-tailed, at least 3."""
-    rng = _stream(seed, _ACTIVITY, place)
+    rng = random_stream(seed, Stream.ACTIVITY, place)
     spread = 0.8
     level = np.log(settings.mean_events - 2.5) - spread**2 / 2
     extra = rng.lognormal(level, spread, size=int(settings.shop_sizes[place]))
@@ -308,7 +113,7 @@ def _activity(settings: SyntheticSettings, seed: int, place: int) -> np.ndarray:
 def _fill_shop(truth: GroundTruth, place: int, counts: np.ndarray, out: _Columns) -> None:
     """Write one shop's events, sorted by shopper and time."""
     settings = truth.settings
-    rng = _stream(truth.seed, _EVENTS, place)
+    rng = random_stream(truth.seed, Stream.EVENTS, place)
     num_events = int(counts.sum())
     shopper = np.repeat(np.arange(len(counts)), counts)
     starts_basket = rng.random(num_events) < 1 / settings.mean_basket
@@ -343,16 +148,16 @@ def _draw_items(
     rng: np.random.Generator,
 ) -> np.ndarray:
     """int64, (num_events,): an item for each event by the shopper's tastes at the time."""
-    tastes, shares = truth._favourites(place)
+    tastes, shares = truth.favourites(place)
     num_events, num_tastes = len(shopper), truth.settings.num_tastes + 1
     at_end = (rng.random(num_events) < truth.settings.drift * time).astype(np.int64)
     ends = np.cumsum(shares, axis=2)[..., :-1]  # (2, num_shoppers, favourites)
     which = (rng.random(num_events)[:, None] >= ends[at_end, shopper]).sum(axis=1)
     taste = tastes[at_end, shopper, which]
-    period = np.minimum((time * _PERIODS).astype(np.int64), _PERIODS - 1)
+    period = np.minimum((time * PERIODS).astype(np.int64), PERIODS - 1)
     # One sorted list of all cumulative distributions, the g-th shifted by g, needs a single search.
-    table = np.stack([truth._by_taste(sold, number) for number in range(_PERIODS)])
-    ladder = np.cumsum(table, axis=2).reshape(_PERIODS * num_tastes, len(sold))
+    table = np.stack([truth.by_taste(sold, number) for number in range(PERIODS)])
+    ladder = np.cumsum(table, axis=2).reshape(PERIODS * num_tastes, len(sold))
     ladder /= ladder[:, -1:]
     ladder += np.arange(len(ladder))[:, None]
     row = period * num_tastes + taste
@@ -375,87 +180,5 @@ def _add_complements(
     is_sold = np.zeros(truth.settings.num_items, bool)
     is_sold[sold] = True
     takes = ~starts_basket & (rng.random(len(chosen)) < truth.settings.complements)
-    takes &= is_sold[other] & (truth.release[other] <= np.floor(time * _PERIODS) / _PERIODS)
+    takes &= is_sold[other] & (truth.release[other] <= np.floor(time * PERIODS) / PERIODS)
     return np.where(takes, other, chosen)
-
-
-def _market(settings: SyntheticSettings, seed: int) -> tuple[Items, GroundTruth]:
-    """Items and tastes: what all shops have in common."""
-    rng = _stream(seed, _MARKET)
-    size = settings.num_items
-    names = list(CATEGORIES)
-    num_types = len(CATEGORIES[names[0]])
-    weights = rng.permutation((1.0 + np.arange(size)) ** -settings.zipf)
-    popularity = weights / weights.sum()
-    kind = rng.integers(0, len(names) * num_types, size)  # type, over all categories
-    category = kind // num_types
-    style = rng.integers(0, len(STYLES), size)
-    num_brands = len(BRAND_STARTS) * len(BRAND_ENDS)
-    brand = (category * 5 + rng.integers(0, 8, size)) % num_brands  # neighbouring categories share some brands
-    parts = {
-        "category": rng.standard_normal((len(names), _VECTOR_SIZE)),
-        "kind": rng.standard_normal((len(names) * num_types, _VECTOR_SIZE)),
-        "style": rng.standard_normal((len(STYLES), _VECTOR_SIZE)),
-        "brand": rng.standard_normal((num_brands, _VECTOR_SIZE)),
-    }
-    vectors = _unit(
-        parts["category"][category]
-        + 0.7 * parts["kind"][kind]
-        + 0.7 * parts["style"][style]
-        + 0.5 * parts["brand"][brand]
-        + 0.4 * rng.standard_normal((size, _VECTOR_SIZE))
-    )
-    count = settings.num_tastes
-    centres = _unit(
-        parts["category"][rng.integers(0, len(names), count)]
-        + 0.5 * parts["kind"][rng.integers(0, len(names) * num_types, count)]
-        + 0.8 * parts["style"][rng.integers(0, len(STYLES), count)]
-        + 0.5 * parts["brand"][rng.integers(0, num_brands, count)]
-    )
-    nearness = np.einsum("id,kd->ik", vectors, centres)  # not @: its rounding depends on the number of threads
-    affinity = popularity[:, None] * np.exp(settings.focus * np.append(nearness, np.zeros((size, 1)), axis=1))
-    release = np.where(rng.random(size) < settings.new_items, rng.random(size), 0.0)
-    release[np.argmax(popularity)] = 0.0
-    price = np.round(np.exp(rng.normal(2.8, 0.5, len(names))[category] + rng.normal(0, 0.4, size)), 2)
-    complements = _complements(kind, style, popularity, num_types, rng)
-    truth = GroundTruth(settings, seed, popularity, vectors, centres, affinity, release, complements, category, price)
-    return _items(kind, style, brand, price, rng.integers(0, len(VARIANTS), size)), truth
-
-
-def _complements(
-    kind: np.ndarray, style: np.ndarray, popularity: np.ndarray, num_types: int, rng: np.random.Generator
-) -> np.ndarray:
-    """int32, (num_items, 2): popular items of the next type of the category, of the same style where there are any."""
-    chosen = np.tile(np.arange(len(kind), dtype=np.int32)[:, None], 2)
-    for one in np.unique(kind):
-        partner = one - one % num_types + (one + 1) % num_types
-        candidates = np.flatnonzero(kind == partner)
-        rows = np.flatnonzero(kind == one)
-        if len(candidates):
-            likes = np.log(popularity[candidates]) + 3.0 * (style[rows][:, None] == style[candidates])
-            likes = likes + rng.gumbel(size=(len(rows), len(candidates)))
-            best = np.argsort(-likes, axis=1, kind="stable")[:, [0, min(1, len(candidates) - 1)]]
-            chosen[rows] = candidates[best]
-    return chosen
-
-
-def _items(kind: np.ndarray, style: np.ndarray, brand: np.ndarray, price: np.ndarray, variant: np.ndarray) -> Items:
-    """The public catalogue: titles say brand, style, type and variant."""
-    labels = [(name, word) for name, words in CATEGORIES.items() for word in words]
-    brands = [start + end for start in BRAND_STARTS for end in BRAND_ENDS]
-    rows = zip(brand, style, kind, variant, strict=True)
-    titles = [f"{brands[b]} {STYLES[s]} {labels[k][1]} {VARIANTS[v]}" for b, s, k, v in rows]
-    table = pd.DataFrame(
-        {
-            "title": pd.array(titles, dtype="str"),
-            "category": pd.array([labels[k][0] for k in kind], dtype="str"),
-            "price": price.astype(np.float32),
-            "is_shared": np.ones(len(kind), bool),
-        },
-        index=pd.Index(_item_names(len(kind)), dtype="str", name="item"),
-    )
-    return Items(table)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -133,9 +133,9 @@ def test_a_test_file_sends_a_shopper_to_the_shop_of_her_training_events():
 @pytest.mark.parametrize(
     "rule", ["random", "random:0", "random:-3", "random:x", "random:2.5", "random:104", "random:1e3"]
 )
-def test_a_bad_number_of_random_shops_is_refused(rule: str):
+def test_a_bad_number_of_random_shops_is_refused(number: str):
     with pytest.raises(ConfigError):
-        assign(MANY, rule, seed=0)
+        assign(MANY, f"random{number}", seed=0)
 
 
 @pytest.mark.parametrize(
