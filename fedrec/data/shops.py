@@ -137,14 +137,14 @@ def build_shops(
             catalogue.
         shops: sorted by name.
     Raises:
-        DataError: an item is not in the item table, or a declared shop has no events.
+        DataError: an item that is not merely tested is not in the item table, or a declared shop has no events.
     """
     shop, shop_names = codes_of(split.events, "shop")
     shopper, shopper_names = codes_of(split.events, "shopper")
     shopper_order = np.argsort(shopper_names)
     shopper_names, shopper = shopper_names[shopper_order], _inverse(shopper_order)[shopper]
     item_names = items.table.index.to_numpy(dtype=object)
-    item = _item_places(split.events, items)
+    item = _item_places(split, items)
     order = np.argsort(shop.astype(np.int16) if len(shop_names) < 2**15 else shop, kind="stable")
     bounds = np.concatenate([[0], np.cumsum(np.bincount(shop, minlength=len(shop_names)))])
     del shop
@@ -220,16 +220,18 @@ class _Draft:
         )
 
 
-def _item_places(events: Events, items: Items) -> np.ndarray:
-    """int32, (num_events,): each event's item as a row of the item table."""
-    codes, names = codes_of(events, "item")
+def _item_places(split: Split, items: Items) -> np.ndarray:
+    """int32, (num_events,): each event's item as a row of the item table; what is only tested may lie beyond it."""
+    codes, names = codes_of(split.events, "item")
     place = items.table.index.get_indexer(pd.Index(names, dtype=items.table.index.dtype))
-    is_used = np.bincount(codes, minlength=len(names)) > 0
-    unknown = np.flatnonzero(is_used & (place < 0))
+    is_needed = np.bincount(codes[split.parts != Part.TEST], minlength=len(names)) > 0
+    unknown = np.flatnonzero(is_needed & (place < 0))
     if len(unknown):
         raise DataError(
             f"{len(unknown)} items of the events are not in the item table (add them), first '{names[unknown[0]]}'"
         )
+    beyond = np.flatnonzero(place < 0)
+    place[beyond] = len(items) + np.arange(len(beyond))
     return place.astype(np.int32)[codes]
 
 
