@@ -209,8 +209,15 @@ def test_what_is_not_known_is_refused():
         build_shops(make_split(), ITEMS, declared={"c": ["i1"]})
     with pytest.raises(DataError, match="'i99'"):
         build_shops(make_split(), ITEMS, declared={"b": ["i99"]})
-    with pytest.raises(DataError, match="'i4'"):
-        build_shops(make_split(), make_items(dict.fromkeys(("b/own", "i1", "i2", "i3", "i5"), "")))
+    with pytest.raises(DataError, match="'i5'"):
+        build_shops(make_split(), make_items(dict.fromkeys(("b/own", "i1", "i2", "i3"), "")))
+
+
+def test_test_items_outside_the_item_table_are_misses():
+    rows = [*ROWS, ("b", "ann", "i6", Part.TEST), ("b", "zoe", "i6", Part.TEST)]
+    known = make_items(dict.fromkeys(("b/own", "i1", "i2", "i3", "i5"), ""), own=("b/own",))  # neither i4 nor i6
+    _, (_, b) = build_shops(make_split(rows), known)
+    assert b.missing_test.tolist() == [2, 0, 1]
 
 
 def test_a_shop_with_test_events_only_has_an_empty_catalogue():
