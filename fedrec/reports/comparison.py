@@ -94,7 +94,7 @@ def _tiles(record: Record) -> list[dict[str, str]]:
     gain, main = record.get("gain"), record.get("main_column")
     if gain and (gain.get("macro") or {}).get("mean") is not None:
         average = gain["macro"]
-        remark = f"95 % interval {summary.signed_interval(average)}"
+        remark = f"{summary.signed_interval(average)} (95\u00a0%)"
         tiles.append(
             {"value": summary.signed(average["mean"]), "title": "gain in NDCG@10, mean of shops", "note": remark}
         )

@@ -52,7 +52,7 @@ _STYLE = {
     "figure.facecolor": "none",
     "legend.frameon": False,
 }
-_WIDTH_IN = 6.0
+_WIDTH_IN = 5.2
 _MAX_ROWS = 30
 _MAX_LABELS = 12
 
@@ -106,9 +106,7 @@ def _gain_by_size(record: Record) -> Picture | None:
             f"Gain of {len(rows)} shops against their size: from {summary.signed(rows[lowest]['mean'])} ({lowest}) "
             f"to {summary.signed(rows[highest]['mean'])} ({highest})."
         )
-        text = (
-            "Above the line a shop's shoppers get better lists than from its own best model. Bars are 95 % intervals."
-        )
+        text = "Above the line, joining beats the best model of the shop's own. Bars: 95\u00a0% intervals."
         return Picture("gain", "Gain against shop size", text, _svg(figure, "gain", alt))
 
 
@@ -223,7 +221,7 @@ def _list_character(record: Record) -> Picture | None:
         ]
         alt = f"Popularity bias by column: {', '.join(bias)}."
         text = "What the lists of ten are like, whether they hit or not: how much they favour popular items, and how "
-        text += "much of a shop's catalogue they show. Lines are 95 % intervals."
+        text += "much of a shop's catalogue they show. Lines are 95\u00a0% intervals."
         return Picture("character", "Popularity bias by column", text, _svg(figure, "character", alt))
 
 
@@ -287,10 +285,10 @@ def _log_counts(axes: Axes, counts: list[int]) -> None:
     """A log axis with ticks at 1, 2, 5 times powers of ten (or powers alone over a wide range)."""
     low, high = max(min(counts), 1), max(*counts, 1)
     axes.set_xscale("log")
-    axes.set_xlim(low / 1.6, high * 1.8)
+    axes.set_xlim(low / 1.6, high * 2.2)
     steps = (1, 2, 5) if high / low < 300 else (1,)
     ticks = [step * 10**power for power in range(8) for step in steps]
-    axes.set_xticks([tick for tick in ticks if low / 1.6 <= tick <= high * 1.8])
+    axes.set_xticks([tick for tick in ticks if low / 1.6 <= tick <= high * 2.2])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 

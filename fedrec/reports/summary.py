@@ -124,7 +124,7 @@ def _gain(record: Record) -> str:
     return (
         f"A shop that takes part gets lists of {gain['metric'].upper()} {score(joined)} on average over shops, "
         f"against {score(alone)} for the best model it can train alone: a difference of {signed(average['mean'])} "
-        f"(95 % interval {signed_interval(average)}).{chance}"
+        f"(95\u00a0% interval {signed_interval(average)}).{chance}"
     )
 
 
@@ -158,7 +158,7 @@ def _harm(record: Record) -> str:
         return ""
     harmed, worst = gain["harmed_shops"], gain.get("worst") or {}
     text = "No shop is harmed" if harmed == 0 else f"{plural(harmed, 'shop')} {'is' if harmed == 1 else 'are'} harmed"
-    text += " (Holm-corrected 95 % intervals)"
+    text += " (Holm-corrected 95\u00a0% intervals)"
     if worst.get("mean") is not None and worst["mean"] < 0:
         return f"{text}; the largest point loss is {signed(worst['mean'])}, in {worst['shop']}."
     return f"{text}; no shop loses on test." if harmed == 0 else f"{text}."
@@ -169,4 +169,5 @@ def _retention(record: Record) -> str:
     pooled, main = mean(record, "pooled", "ndcg@10"), mean(record, column or "", "ndcg@10")
     if not pooled or main is None or column == "pooled":
         return ""
-    return f"All data in one place would give {score(pooled)}; the federation reaches {main / pooled:.0%} of that."
+    share = f"{100 * main / pooled:.0f}\u00a0%"
+    return f"All data in one place would give {score(pooled)}; the federation reaches {share} of that."
