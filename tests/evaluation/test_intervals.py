@@ -176,6 +176,10 @@ def test_no_gain_is_called_a_gain_in_at_most_the_stated_share_of_cases(size: int
     assert alarm > (0.01 if size <= 12 else 0.04)
 
 
+def test_a_p_value_from_random_signs_is_never_zero() -> None:
+    assert one_sided_paired_test(np.full(200, 0.3), rng=np.random.default_rng(0)) == pytest.approx(1 / 10_000)
+
+
 def test_a_true_gain_is_found() -> None:
     rng = np.random.default_rng(10)
     found = [
