@@ -145,13 +145,14 @@ def _checked(settings_class: Any, settings: dict[str, Any], name: str) -> dict[s
 
 def _like(value: Any, default: Any, what: str) -> Any:
     """``value`` as the type of ``default``, where that loses nothing."""
-    if isinstance(default, bool) or isinstance(value, bool):
-        wanted: Any = bool
-        is_fine = isinstance(value, bool) and isinstance(default, bool)
+    wanted: Any
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, bool):
+        wanted, is_fine = bool, isinstance(value, bool)
     elif isinstance(default, int):
-        wanted, is_fine = int, isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        wanted, is_fine = int, is_number and float(value).is_integer()
     elif isinstance(default, float):
-        wanted, is_fine = float, isinstance(value, int | float)
+        wanted, is_fine = float, is_number
     elif isinstance(default, str):
         wanted, is_fine = str, isinstance(value, str)
     else:
