@@ -193,7 +193,10 @@ def find_nodes(grid: Grid, roster: Sequence[str], *, deadline_s: float = 120.0) 
             if places.setdefault(place, node) != node:
                 raise ProtocolError(f"two nodes claim place {place} of the roster")
     if missing := [shop for place, shop in enumerate(roster) if place not in places]:
-        raise ProtocolError(f"{len(missing)} of {len(roster)} shops did not connect in {deadline_s:g} s: {missing[:5]}")
+        raise ProtocolError(
+            f"{len(missing)} of {len(roster)} shops did not connect in {deadline_s:g} s: {missing[:5]}; "
+            f"a simulation needs {len(roster)} nodes (--federation-config num-supernodes={len(roster)})"
+        )
     return {shop: places[place] for place, shop in enumerate(roster)}
 
 

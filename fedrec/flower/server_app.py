@@ -22,7 +22,7 @@ from fedrec.flower.client_app import run_dir_of
 from fedrec.flower.exchange import exchange, find_nodes, round_messages, window_for
 from fedrec.flower.local_grid import LocalGrid
 from fedrec.models.recommender import State
-from fedrec.shop.node import read_shop_files
+from fedrec.shop.node import has_shop_files, read_shop_files
 
 _log = logging.getLogger("fedrec.coordinator")
 
@@ -31,6 +31,9 @@ OnRound = Callable[[RoundRecord, State], None]
 
 OnReply = Callable[[RoundPlan, int], None]
 """Called after each shop of a round: the plan and how many shops have been heard."""
+
+Prepare = Callable[[Path, Path], None]
+"""Writes the files of the shops that a scenario describes: the scenario's path, the run directory."""
 
 
 @dataclass
@@ -132,9 +135,27 @@ def _collect(run: ServerRun, plan: RoundPlan, grid: Grid, nodes: Mapping[str, in
     return bytes_up
 
 
-def open_run_from_run_dir(context: Context) -> ServerRun:
-    """The run in the directory that the run's configuration names; goes on where it stopped."""
+def make_app_for_run_dir(prepare: Prepare | None = None) -> ServerApp:
+    """The coordinator's app for ``flwr run``: all rounds of the run directory that the run's configuration names.
+
+    Args:
+        prepare: writes the shops' files for a scenario; called when the configuration names one and the run directory
+            has no shops yet.
+    """
+    return make_server_app(lambda context: open_run_from_run_dir(context, prepare), _finish_in_run_dir)
+
+
+def open_run_from_run_dir(context: Context, prepare: Prepare | None = None) -> ServerRun:
+    """The run in the directory that the run's configuration names; goes on where it stopped.
+
+    Raises:
+        ConfigError: no run directory is named.
+        StoreError: it holds no shops, and no scenario says how to make them.
+    """
     run_dir = Path(run_dir_of(context))
+    scenario = str(context.run_config.get("scenario") or "")
+    if prepare is not None and scenario and not has_shop_files(run_dir):
+        prepare(Path(scenario), run_dir)
     files = read_shop_files(run_dir)
     coordinator = Coordinator(
         files.model,
@@ -165,4 +186,4 @@ def _finish_in_run_dir(run: ServerRun) -> None:
     print(f"{len(run.rounds)} rounds finished; shared arrays in {folder / 'shared.safetensors'}")
 
 
-app = make_server_app(open_run_from_run_dir, _finish_in_run_dir)
+app = make_app_for_run_dir()
