@@ -83,7 +83,8 @@ def rank_columns(settings: SimulationSettings, world: World, chosen: Chosen, sta
                 scorer = scorer_of(place)
                 listed = rank(scorer, asked[place], k, seed=seed)
                 if settings.evaluation.sampled_negatives:
-                    under_sampling[column].append(sampled(scorer, asked[place], seed=seed))
+                    trained = shop.train[asked[place].rows]
+                    under_sampling[column].append(sampled(scorer, asked[place], trained, seed=seed))
             items[column][shop.name] = listed[0]
             if column == main_column(settings):
                 scores[shop.name] = listed[1]
@@ -130,13 +131,14 @@ def _personal(world: World, chosen: Chosen, state: State, place: int) -> Scorer:
 
 def _test(world: World, place: int, asked: Queries) -> ShopTest:
     shop = world.shops[place]
-    popularity = np.bincount(training_rows(shop, Stage.FINAL).indices, minlength=len(shop.items))
+    rows = training_rows(shop, Stage.FINAL)
+    popularity = np.bincount(rows.indices, minlength=len(shop.items))
     return ShopTest(
         shop=shop.name,
         test=asked.targets,
         known=asked.known,
         popularity=popularity.astype(np.int64),
-        num_shoppers=len(shop.shoppers),
+        num_shoppers=int(np.count_nonzero(np.diff(rows.indptr))),
         missing=asked.missing,
         content=world.shop_public[place].content,
     )

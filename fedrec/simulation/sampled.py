@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from scipy import sparse
 
 from fedrec.evaluation.sampled import clean_negatives, sampled_figures, sampled_ranks, train_only_negatives
 from fedrec.models.recommender import Scorer
@@ -18,8 +19,12 @@ Sampled = dict[str, np.ndarray]
 """Figure -> float64 (num_rows,), one value per shopper with a test item; empty where the catalogue is too small."""
 
 
-def sampled(scorer: Scorer, asked: Queries, *, seed: int) -> Sampled:
+def sampled(scorer: Scorer, asked: Queries, trained: sparse.csr_matrix, *, seed: int) -> Sampled:
     """HR@10 and NDCG@10 of each shopper's first test item under both samplers of evaluation negatives.
+
+    Args:
+        trained: CSR, (num_queries, num_items): training items of the shoppers asked for, which NCF's sampler excludes
+            (items of the validation part it may draw).
 
     A shop whose catalogue leaves some shopper fewer than 99 items to draw from has no such figures.
     """
@@ -32,7 +37,7 @@ def sampled(scorer: Scorer, asked: Queries, *, seed: int) -> Sampled:
     rng = np.random.default_rng([seed, known.shape[1], len(rows)])
     negatives = {
         "clean": clean_negatives(known + targets, positives, NUM_NEGATIVES, rng=rng),
-        "outside training items": train_only_negatives(known, positives, NUM_NEGATIVES, rng=rng),
+        "outside training items": train_only_negatives(trained[rows], positives, NUM_NEGATIVES, rng=rng),
     }
     ranks: dict[str, list[np.ndarray]] = {sampler: [] for sampler in _SAMPLERS}
     for start in range(0, len(rows), _BATCH_ROWS):

@@ -15,6 +15,7 @@ from fedrec.data import shops as shop_rules
 from fedrec.data import sources
 from fedrec.data import split as splits
 from fedrec.data.items import Items
+from fedrec.data.sources import Loaded
 from fedrec.data.shops import ShopData
 from fedrec.data.split import Split
 from fedrec.errors import DataError
@@ -100,8 +101,7 @@ def pooled_rows(world: World, stage: Stage) -> sparse.csr_matrix:
 def prepare(settings: SimulationSettings) -> World:
     """Load, clean, assign shops, split and index."""
     loaded = sources.load(settings.data_settings(), seed=settings.seed)
-    events = shop_rules.assign(loaded.events, settings.data.shops, seed=settings.seed, items=loaded.items)
-    split = _split(settings, loaded, events)
+    split = _split(settings, loaded)
     shared_items, shops = shop_rules.build_shops(split, loaded.items)
     if not shops:
         raise DataError("no shop has a training event after the split; choose another split or more data")
@@ -119,15 +119,17 @@ def _public(keys: np.ndarray, features: sparse.csr_matrix | None, index: Any) ->
     return PublicInputs(keys, features[index.get_indexer(keys)].tocsr())
 
 
-def _split(settings: SimulationSettings, loaded: Any, events: Any) -> Split:
+def _split(settings: SimulationSettings, loaded: Loaded) -> Split:
+    data, seed = settings.data, settings.seed
     if loaded.test is not None:
-        test = shop_rules.assign(loaded.test, settings.data.shops, seed=settings.seed, items=loaded.items)
-        return splits.given_test(events, test, seed=settings.seed)
-    return splits.make_split(events, settings.data.split, seed=settings.seed)
+        train, test = shop_rules.assign_both(loaded.events, loaded.test, data.shops, seed=seed, items=loaded.items)
+        return splits.given_test(train, test, seed=seed)
+    events = shop_rules.assign(loaded.events, data.shops, seed=seed, items=loaded.items)
+    return splits.make_split(events, data.split, seed=seed, **data.split_settings)
 
 
 def _account(
-    settings: SimulationSettings, loaded: Any, split: Split, shops: tuple[ShopData, ...], shared_items: np.ndarray
+    settings: SimulationSettings, loaded: Loaded, split: Split, shops: tuple[ShopData, ...], shared_items: np.ndarray
 ) -> dict[str, Any]:
     cleaning = loaded.cleaning
     missing = int(sum(shop.missing_test.sum() for shop in shops))
