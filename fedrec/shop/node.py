@@ -6,15 +6,10 @@ a process opens the shop it answers for and no other.
 
 from __future__ import annotations
 
-import dataclasses
-import enum
-import importlib
 import json
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 from scipy import sparse
@@ -24,6 +19,7 @@ from fedrec.federation.plan import RoundPlan, agreement, check_roster, items_dig
 from fedrec.federation.release import Release, release
 from fedrec.federation.run_record import write_atomically
 from fedrec.federation.shop_side import contribute
+from fedrec.models import load_model, settings_of
 from fedrec.models.recommender import PublicInputs, Recommender
 
 FILES_FORMAT = 1
@@ -131,8 +127,12 @@ def write_shop_files(
         min_shops, run_id, clip_norm: for the coordinator of ``flwr run``.
     Returns:
         The folder written.
+    Raises:
+        ConfigError: the model's class cannot be imported by its name, as other processes must.
     """
     check_roster(tuple(roster), min_shops)
+    reference = f"{type(model).__module__}:{type(model).__qualname__}"
+    load_model(reference, settings_of(model))  # refused here, where the reason can be seen, not in every process
     folder = Path(run_dir) / FILES_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     for position, (_, table) in enumerate(zip(roster, histories, strict=True)):
@@ -142,8 +142,8 @@ def write_shop_files(
         _save_csr(folder / "content.npz", public.content)
     about = {
         "format": FILES_FORMAT,
-        "model": f"{type(model).__module__}:{type(model).__qualname__}",
-        "settings": model_settings(model),
+        "model": reference,
+        "settings": settings_of(model),
         "roster": list(roster),
         "has_content": public.content is not None,
         "min_shops": min_shops,
@@ -174,7 +174,7 @@ def read_shop_files(run_dir: Path) -> FederationFiles:
         items = np.load(folder / "items.npy", allow_pickle=False)
         content = _load_csr(folder / "content.npz") if about["has_content"] else None
         public = PublicInputs(items, content)
-        model = _load_model(about["model"], about["settings"])
+        model = load_model(about["model"], about["settings"])
         return FederationFiles(
             folder=folder,
             model=model,
@@ -190,33 +190,6 @@ def read_shop_files(run_dir: Path) -> FederationFiles:
             f"{folder}: no readable shop files ({type(error).__name__}); run-dir must be a folder that "
             "`fedrec simulate` prepared for other processes"
         ) from error
-
-
-def _load_model(reference: str, settings: Mapping[str, Any]) -> Recommender:
-    module_name, _, class_name = reference.partition(":")
-    try:
-        target: Any = importlib.import_module(module_name)
-        for part in class_name.split("."):
-            target = getattr(target, part)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"model {reference!r} cannot be imported here: {error}") from error
-    return cast(Recommender, _rebuild(target, settings))
-
-
-def _rebuild(kind: Any, values: Mapping[str, Any]) -> Any:
-    """A dataclass from its JSON fields: nested dataclasses, enums and tuples get their types back."""
-    hints = typing.get_type_hints(kind)
-    fields = {}
-    for name, value in values.items():
-        hint = hints.get(name)
-        if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-            value = _rebuild(hint, value)
-        elif isinstance(hint, type) and issubclass(hint, enum.Enum):
-            value = hint(value)
-        elif isinstance(value, list) and typing.get_origin(hint) is tuple:
-            value = tuple(value)
-        fields[name] = value
-    return kind(**fields)
 
 
 def _histories_path(folder: Path, position: int) -> Path:

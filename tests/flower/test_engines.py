@@ -1,5 +1,6 @@
 import itertools
-from dataclasses import replace
+import tracemalloc
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from fedrec.flower import engines
 from fedrec.flower.engines import RunOptions, run_local, run_with_ray
 from fedrec.flower.local_grid import Faults
 from fedrec.models.popularity import Popularity
+from fedrec.models.recommender import Layout, RoundKind, RoundSpec
 
 
 def assert_same(state, expected):
@@ -117,6 +119,38 @@ def test_progress_is_reported_shop_by_shop(federation):
     heard = []
     run_local(federation, RunOptions(on_reply=lambda plan, done: heard.append((plan.index, done))))
     assert heard == [(index, done) for index in (0, 1) for done in range(1, 6)]
+
+
+@dataclass(frozen=True)
+class Wide(Popularity):
+    """Every shop sends a million values."""
+
+    def plan_round(self, index, state, public):
+        layout = Layout((("popularity", (1_000_000,)),))
+        return None if index else RoundSpec(RoundKind.STATISTICS, "wide", layout)
+
+    def contributions(self, spec, histories):
+        return self
+
+    def total(self, weights):
+        return np.full(1_000_000, float(len(weights)))
+
+
+def test_vectors_of_many_shops_do_not_pile_up(federation):
+    shops = replace(
+        federation,
+        model=Wide(),
+        roster=[f"shop-{i}" for i in range(40)],
+        histories=[federation.histories[0]] * 40,
+    )
+    run_local(shops)
+    tracemalloc.start()
+    trained = run_local(shops)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert trained.state["popularity"][-1] == 40 * 12
+    # of forty: the accumulator, the one being made, its bytes, and the one before
+    assert peak_bytes < 6 * 8_000_000
 
 
 def test_ray_without_ray_names_the_extra(federation, tmp_path, monkeypatch):

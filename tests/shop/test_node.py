@@ -77,14 +77,14 @@ def test_a_place_outside_the_roster_is_refused(tmp_path, public, histories, plac
         read_shop_files(tmp_path).node(place)
 
 
-def test_a_model_that_cannot_be_imported_is_named(tmp_path, public, histories):
+def test_a_model_that_other_processes_cannot_import_is_refused(tmp_path, public, histories):
     @dataclass(frozen=True)
     class Hidden(Popularity):
         name: ClassVar[str] = "hidden"
 
-    write_shop_files(tmp_path, Hidden(), public, ROSTER, histories)
     with pytest.raises(ConfigError, match="Hidden"):
-        read_shop_files(tmp_path)
+        write_shop_files(tmp_path, Hidden(), public, ROSTER, histories)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_histories_over_another_item_list_are_refused(public, histories):
