@@ -166,6 +166,7 @@ def run_with_ray(
             backend_config=_ray_settings(cores_per_shop),
         )
     finally:
+        run.stop.set()  # after Ctrl-C Flower's thread would wait for replies for ever
         flower_log.setLevel(level)
     return Trained(run.coordinator.state, tuple(run.rounds))
 

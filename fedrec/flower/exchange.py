@@ -6,6 +6,7 @@ serialised once however many shops get it.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,7 +118,12 @@ def round_messages(plan: RoundPlan, nodes: Mapping[str, int]) -> dict[str, Messa
 
 
 def exchange(
-    grid: Grid, messages: Mapping[str, Message], *, deadline_s: float | None = None, window: int | None = None
+    grid: Grid,
+    messages: Mapping[str, Message],
+    *,
+    deadline_s: float | None = None,
+    window: int | None = None,
+    stop: threading.Event | None = None,
 ) -> Iterator[Reply]:
     """Send one message a shop and yield the replies as they come, each shop at least once.
 
@@ -128,6 +134,9 @@ def exchange(
             yielded as unavailable.
         window: replies are asked for from this many shops at a time, counted from the first one that has not
             answered, so at most ``window`` replies can wait for it; None asks for all.
+        stop: set by another thread to give up waiting.
+    Raises:
+        ProtocolError: the grid gave no ids, or ``stop`` was set.
     """
     grid.push_messages(list(messages.values()))
     # Errors that a SuperLink reports have its own node id as source: only the id replied to tells the shop.
@@ -140,9 +149,9 @@ def exchange(
     give_up_at = None if deadline_s is None else time.monotonic() + deadline_s
     while True:
         is_last_look = give_up_at is not None and time.monotonic() >= give_up_at
-        stop = len(ids) if is_last_look or window is None else first + window
+        end = len(ids) if is_last_look or window is None else first + window
         num_heard = 0
-        for message in grid.pull_messages([name for name in ids[first:stop] if is_open[name]]):
+        for message in grid.pull_messages([name for name in ids[first:end] if is_open[name]]):
             name = message.metadata.reply_to_message_id
             if name in shop_of:
                 num_heard += 1
@@ -154,6 +163,8 @@ def exchange(
             return
         if is_last_look:
             break
+        if stop is not None and stop.is_set():
+            raise ProtocolError("the run was stopped while it waited for replies; finished rounds are kept")
         if not num_heard:
             left_s = POLL_S if give_up_at is None else max(0.0, give_up_at - time.monotonic())
             time.sleep(min(pause_s, left_s))

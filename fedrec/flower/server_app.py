@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -46,6 +47,7 @@ class ServerRun:
         deadline_s: seconds a round waits for replies; None = until every shop has answered or failed.
         on_round, on_reply: for progress and learning curves.
         rounds: records of the finished rounds, those of a resumed run included.
+        stop: set from outside to end a run that waits for replies.
     """
 
     coordinator: Coordinator
@@ -54,6 +56,7 @@ class ServerRun:
     on_round: OnRound | None = None
     on_reply: OnReply | None = None
     rounds: list[RoundRecord] = field(default_factory=list)
+    stop: threading.Event = field(default_factory=threading.Event)
 
 
 def make_server_app(
@@ -119,7 +122,7 @@ def _collect(run: ServerRun, plan: RoundPlan, grid: Grid, nodes: Mapping[str, in
     """One exchange; returns the bytes that came up."""
     bytes_up = 0
     messages = round_messages(plan, nodes)
-    replies = exchange(grid, messages, deadline_s=run.deadline_s, window=window_for(plan))
+    replies = exchange(grid, messages, deadline_s=run.deadline_s, window=window_for(plan), stop=run.stop)
     for num_heard, reply in enumerate(replies, start=1):
         if reply.data is None:
             run.coordinator.mark_unavailable(reply.shop)

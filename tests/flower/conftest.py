@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pytest
 from scipy import sparse
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # typer, imported by flwr, reaches for old names in click
-    from fedrec.flower.engines import Federation
+from fedrec.flower.engines import Federation
 from fedrec.models.ease import Ease, EaseSettings
 from fedrec.models.recommender import PublicInputs, State
 

@@ -1,3 +1,4 @@
+import threading
 import time
 from types import SimpleNamespace
 
@@ -84,6 +85,17 @@ def test_shops_without_an_answer_by_the_deadline_are_unavailable(federation, app
     assert time.monotonic() - started < 10
     assert {reply.shop for reply in replies if reply.data is None} == {"bee"}
     assert len(replies) == 5
+
+
+def test_waiting_can_be_stopped_from_outside(federation, app, plan):
+    grid = SlowGrid(app, federation.roster, slow=("bee",), looks=10**9)
+    stop = threading.Event()
+    replies = exchange(grid, round_messages(plan, grid.nodes), stop=stop)
+    heard = [next(replies) for _ in range(4)]
+    assert "bee" not in {reply.shop for reply in heard}
+    stop.set()
+    with pytest.raises(ProtocolError, match="stopped"):
+        next(replies)
 
 
 def test_at_the_deadline_shops_outside_the_window_are_heard_once_more(federation, app, plan):
