@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedrec.data.split import SplitKind
-from fedrec.data.synthetic import SyntheticSettings
+from fedrec.data.marketplace import SyntheticSettings
 from fedrec.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -88,10 +88,7 @@ def shop_table(record: Record) -> Table | None:
 
 def _shop_cells(record: Record, gain: Mapping[str, Any], name: str, row: Mapping[str, Any]) -> list[Text]:
     metric = gain["metric"]
-    means = [
-        (record["scores"].get(column, {}).get("shops", {}).get(name) or {}).get(metric)
-        for column in (gain["over"], gain["of"])
-    ]
+    means = [summary.shop_mean(record, column, name, metric) for column in (gain["over"], gain["of"])]
     joins = row["decision"] == "joins"
     return [
         Text(summary.count(row["shoppers"])),

@@ -15,7 +15,7 @@ from fedrec.reports import summary
 from fedrec.reports.figures import pictures
 from fedrec.reports.summary import Record
 
-_ACCURACY = ("ndcg@10", "hr@10", "recall@10", "mrr@10")
+_ACCURACY = ("ndcg", "hr", "recall", "mrr")
 _CHARACTER = {
     "coverage@10": "Coverage",
     "novelty@10": "Novelty",
@@ -63,7 +63,8 @@ def render(record: Record) -> str:
         "count": summary.count,
         "size": summary.size,
         "duration": summary.duration,
-        "figure": _figure,
+        "figure": summary.figure,
+        "metric": _metric,
     }
     return environment.get_template("comparison.html").render(
         record=record,
@@ -72,7 +73,7 @@ def render(record: Record) -> str:
         sentences=summary.sentences(record),
         tiles=_tiles(record),
         columns=_columns(record),
-        accuracy=[metric for metric in _metrics(record) if metric.partition("@")[0] in ("ndcg", "hr", "recall", "mrr")],
+        accuracy=[metric for metric in _metrics(record) if metric.startswith(_ACCURACY)],
         character={key: title for key, title in _CHARACTER.items() if key in _metrics(record)},
         shops=_shops(record),
         pictures=pictures(record),
@@ -146,18 +147,17 @@ def _shops(record: Record) -> list[dict[str, Any]]:
     gain = record.get("gain") or {}
     rows = []
     for shop in sorted(record["data"]["shops"], key=lambda row: (-row["shoppers"], row["shop"])):
-        scores = {
-            column: (record["scores"].get(column, {}).get("shops", {}).get(shop["shop"]) or {}).get("ndcg@10")
-            for column in record["columns"]
-        }
+        scores = {column: summary.shop_mean(record, column, shop["shop"], "ndcg@10") for column in record["columns"]}
         rows.append({**shop, "scores": scores, "gain": (gain.get("shops") or {}).get(shop["shop"])})
     return rows
 
 
-def _figure(name: str) -> str:
-    """ndcg@10 → NDCG@10."""
+def _metric(name: str) -> str:
+    """ndcg@10 → NDCG@10; hr_all_test_rows@10 → HR@10 all test rows."""
     head, at, tail = name.partition("@")
-    return (head.replace("_", " ").upper() if len(head) <= 4 else head.replace("_", " ").capitalize()) + at + tail
+    word, _, rest = head.partition("_")
+    word = word.upper() if len(word) <= 4 else word.capitalize()
+    return f"{word}{at}{tail} {rest.replace('_', ' ')}".strip()
 
 
 def _settings(record: Record) -> dict[str, dict[str, str]]:
@@ -197,11 +197,15 @@ def _compatibility(record: Record) -> dict[str, dict[str, float | None]]:
 
 
 def _split_words(split: Mapping[str, Any]) -> list[str]:
+    """Kind, parameters, what was drawn at random, events of each part."""
     words = [str(split.get("kind", ""))]
-    for name, value in split.items():
-        if name != "kind" and value not in (None, {}, []):
-            inner = value.items() if isinstance(value, Mapping) else [(name, value)]
-            words += [f"{key.replace('_', ' ')} {_plain(entry)}" for key, entry in inner if entry is not None]
+    words += [
+        f"{name.replace('_', ' ')} {_plain(value)}" for name, value in (split.get("parameters") or {}).items() if value
+    ]
+    if split.get("random"):
+        words.append(f"at random: {'; '.join(map(str, split['random']))}")
+    events = split.get("events") or {}
+    words += [f"{summary.count(rows)} {part.replace('_', '-')} events" for part, rows in events.items() if rows]
     return words
 
 

@@ -106,7 +106,7 @@ def _gain_by_size(record: Record) -> Picture | None:
             f"Gain of {len(rows)} shops against their size: from {summary.signed(rows[lowest]['mean'])} ({lowest}) "
             f"to {summary.signed(rows[highest]['mean'])} ({highest})."
         )
-        text = "Above the line, joining beats the best model of the shop's own. Bars: 95\u00a0% intervals."
+        text = "Above the line, joining beats the model that the shop trains alone. Bars: 95\u00a0% intervals."
         return Picture("gain", "Gain against shop size", text, _svg(figure, "gain", alt))
 
 
@@ -129,19 +129,18 @@ def _errorbars(axes: Axes, rows: list[Mapping[str, Any]], colour: str, marker: s
 
 def _metrics_by_shop(record: Record) -> Picture | None:
     """NDCG@10 of each column: one line a shop, or one line a column where there are many shops."""
-    values = {
-        column: {
-            name: row["ndcg@10"]
-            for name, row in record["scores"].get(column, {}).get("shops", {}).items()
-            if row.get("ndcg@10") is not None
-        }
+    names = [row["shop"] for row in sorted(record["data"]["shops"], key=lambda row: (row["shoppers"], row["shop"]))]
+    found = {
+        column: {name: summary.shop_mean(record, column, name, "ndcg@10") for name in names}
         for column in record["columns"]
+    }
+    values = {
+        column: {name: value for name, value in rows.items() if value is not None} for column, rows in found.items()
     }
     values = {column: rows for column, rows in values.items() if rows}
     if not values:
         return None
-    order = [row["shop"] for row in sorted(record["data"]["shops"], key=lambda row: (row["shoppers"], row["shop"]))]
-    shops = [shop for shop in order if any(shop in rows for rows in values.values())]
+    shops = [shop for shop in names if any(shop in rows for rows in values.values())]
     draw = _dots_by_shop if len(shops) <= _MAX_ROWS else _spread_by_column
     with mpl.rc_context(_STYLE):
         figure = draw(values, shops)
@@ -216,7 +215,7 @@ def _list_character(record: Record) -> Picture | None:
         for axes, (metric, title) in zip(panels, metrics.items(), strict=True):
             _bars(axes, record, metric, title)
         bias = [
-            f"{summary.title_of(column)} {summary.score(summary.mean(record, column, 'popularity_bias@10'), 3)}"
+            f"{summary.title_of(column)} {summary.figure(summary.mean(record, column, 'popularity_bias@10'))}"
             for column in record["columns"]
         ]
         alt = f"Popularity bias by column: {', '.join(bias)}."

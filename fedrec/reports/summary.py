@@ -16,7 +16,7 @@ COLUMN_TITLES = {
 }
 COLUMN_NOTES = {
     "popularity": "the shop's own most popular items",
-    "local": "the best model that the shop can train alone",
+    "local": "the model that the shop trains alone, with the same texts and the same search",
     "federated": "the shared model as it comes from the coordinator",
     "federated_personal": "the shared model with the shop's own statistics mixed in, where that helps",
     "pooled": "all shops' data in one place: the reference that a federation tries to match",
@@ -39,10 +39,21 @@ def score(value: float | None, digits: int = 4) -> str:
     return sign + (text[1:] if text.startswith("0.") else text)
 
 
+def figure(value: float | None) -> str:
+    """A figure of any size in three significant digits: .0004, .943, 4.79, 60.3."""
+    if value is None:
+        return NOTHING
+    if abs(value) < 1:
+        return score(value, 3 if abs(value) >= 0.1 or value == 0 else 4)
+    return f"{value:,.{max(0, 3 - len(str(int(abs(value)))))}f}"
+
+
 def signed(value: float | None, digits: int = 4) -> str:
     """A difference with its sign: +.0522, −.0010."""
     if value is None:
         return NOTHING
+    if value == 0:
+        return "0"
     text = score(value, digits)
     return text if text.startswith(MINUS) else f"+{text}"
 
@@ -57,6 +68,8 @@ def interval(estimate: Mapping[str, float | None] | None, digits: int = 4) -> st
 def signed_interval(estimate: Mapping[str, float | None] | None, digits: int = 4) -> str:
     """Both ends of an interval of differences: +.0311 to +.0732."""
     if not estimate or estimate.get("low") is None or estimate.get("high") is None:
+        return NOTHING
+    if estimate["low"] == estimate["high"] == 0:
         return NOTHING
     return f"{signed(estimate['low'], digits)} to {signed(estimate['high'], digits)}"
 
@@ -101,6 +114,12 @@ def mean(record: Record, column: str, metric: str, over: str = "macro") -> float
     return estimate(record, column, metric, over).get("mean")
 
 
+def shop_mean(record: Record, column: str, shop: str, metric: str) -> float | None:
+    """The mean of a metric in one shop, or None."""
+    shops = record["scores"].get(column, {}).get("shops", {})
+    return ((shops.get(shop) or {}).get(metric) or {}).get("mean")
+
+
 def what_was_run(record: Record) -> str:
     """One line: model, data, who took part."""
     data = record["data"]
@@ -111,7 +130,11 @@ def what_was_run(record: Record) -> str:
 
 def sentences(record: Record) -> list[str]:
     """What the run says about the question "what do I gain by joining?", in plain words."""
-    return [text for text in (_gain(record), _who_joins(record), _harm(record), _retention(record)) if text]
+    return [
+        text
+        for text in (_gain(record), _popularity(record), _who_joins(record), _harm(record), _retention(record))
+        if text
+    ]
 
 
 def _gain(record: Record) -> str:
@@ -123,9 +146,17 @@ def _gain(record: Record) -> str:
     chance = "" if _is_shown(average) else " The interval holds zero: that may be chance."
     return (
         f"A shop that takes part gets lists of {gain['metric'].upper()} {score(joined)} on average over shops, "
-        f"against {score(alone)} for the best model it can train alone: a difference of {signed(average['mean'])} "
+        f"against {score(alone)} from the model it trains alone: a difference of {signed(average['mean'])} "
         f"(95\u00a0% interval {signed_interval(average)}).{chance}"
     )
+
+
+def _popularity(record: Record) -> str:
+    """Only where it takes part in the answer: the shop's best-sellers beat its own model."""
+    popular, alone = mean(record, "popularity", "ndcg@10"), mean(record, "local", "ndcg@10")
+    if popular is None or alone is None or popular <= alone:
+        return ""
+    return f"The best-sellers of each shop ({score(popular)}) do better than the models that shops train alone."
 
 
 def _is_shown(average: Mapping[str, float | None]) -> bool:

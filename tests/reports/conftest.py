@@ -23,7 +23,8 @@ def make_record(num_shops: int = 8, *, seed: int = 0, untested: int = 0, name: s
         if not tested[shop]:
             gains[shop] = dict.fromkeys(("mean", "low", "high", "p_value", "holm_low", "holm_high"))
         else:
-            mean = scores["federated_personal"]["shops"][shop]["ndcg@10"] - scores["local"]["shops"][shop]["ndcg@10"]
+            joined, alone = (scores[column]["shops"][shop]["ndcg@10"] for column in ("federated_personal", "local"))
+            mean = joined["mean"] - alone["mean"]
             half = 0.5 / np.sqrt(tested[shop])
             gains[shop] = {"mean": mean, "low": mean - half, "high": mean + half, "p_value": 0.04}
             gains[shop] |= {"holm_low": mean - 2 * half, "holm_high": mean + 2 * half}
@@ -64,7 +65,7 @@ def make_record(num_shops: int = 8, *, seed: int = 0, untested: int = 0, name: s
             "shoppers": int(sizes.sum()),
             "items": 7658,
             "shared_items": 7001,
-            "split": {"kind": "leave-last", "seed": 0},
+            "split": {"kind": "leave-last", "parameters": {"min_items": 3}, "seed": 0, "events": {"train": 90_000}},
             "shops": [
                 {"shop": shop, "shoppers": int(size), "items": 900, "events": 9000, "test_shoppers": tested[shop]}
                 for shop, size in zip(names, sizes, strict=True)
@@ -112,21 +113,20 @@ def make_record(num_shops: int = 8, *, seed: int = 0, untested: int = 0, name: s
 
 
 def _column(column: str, names: list[str], tested: dict[str, int], rng: np.random.Generator) -> dict[str, Any]:
-    shops: dict[str, dict[str, float | int | None]] = {}
+    shops: dict[str, dict[str, Any]] = {}
     for shop in names:
         level = LEVELS[column] * float(rng.uniform(0.7, 1.3))
-        row: dict[str, float | int | None] = {
-            f"{metric}@{k}": (level * (1 + place / 4) * (k / 10) ** 0.3 if tested[shop] else None)
+        means = {
+            f"{metric}@{k}": level * (1 + place / 4) * (k / 10) ** 0.3
             for place, metric in enumerate(METRICS)
             for k in (10, 20, 50)
-        }
-        row |= {metric: (float(rng.uniform(0.1, 0.6)) if tested[shop] else None) for metric in EXTRAS}
-        shops[shop] = row | {"test_shoppers": tested[shop]}
+        } | {metric: float(rng.uniform(0.1, 0.6)) for metric in EXTRAS}
+        shops[shop] = {metric: _estimate(mean if tested[shop] else None, 0.02) for metric, mean in means.items()}
+        shops[shop]["test_shoppers"] = tested[shop]
     macro = {}
-    for metric in next(iter(shops.values())):
-        values = [float(row[metric]) for row in shops.values() if row[metric] is not None and metric != "test_shoppers"]
-        if metric != "test_shoppers":
-            macro[metric] = _estimate(float(np.mean(values)) if values else None, 0.008)
+    for metric in means:
+        known = [row[metric]["mean"] for row in shops.values() if row[metric]["mean"] is not None]
+        macro[metric] = _estimate(float(np.mean(known)) if known else None, 0.008)
     return {"macro": macro, "micro": macro, "shops": shops}
 
 
