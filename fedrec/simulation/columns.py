@@ -39,14 +39,16 @@ def rank(scorer: Scorer, asked: Queries, k: int, *, seed: int) -> tuple[np.ndarr
 
 
 def judge(scorer: Scorer, asked: Queries, *, seed: int) -> np.ndarray:
-    """float64, (num_queries,): NDCG@10 of each shopper asked for."""
+    """float64: NDCG@10 of each shopper asked for who has a target in the shop's catalogue."""
     items, _ = rank(scorer, asked, _CHOICE_K, seed=seed)
-    return ndcg(hit_matrix(items, asked.targets), relevant_counts(asked.targets), k=_CHOICE_K)
+    relevant = relevant_counts(asked.targets)
+    is_judged = relevant > 0
+    return ndcg(hit_matrix(items, asked.targets)[is_judged], relevant[is_judged], k=_CHOICE_K)
 
 
 def mean_value(asked: Sequence[Queries], scorer_of: Callable[[int], Scorer], *, seed: int) -> float:
     """Mean over shops of their shoppers' mean NDCG@10; ``scorer_of`` gives the scorer by place in the roster."""
-    means = [judge(scorer_of(place), shop, seed=seed).mean() for place, shop in enumerate(asked) if len(shop.rows)]
+    means = [judge(scorer_of(place), shop, seed=seed).mean() for place, shop in enumerate(asked) if shop.targets.nnz]
     return float(np.mean(means)) if means else 0.0
 
 
