@@ -81,8 +81,8 @@ def release_from_record(content: RecordDict) -> bytes:
     Raises:
         BadMessage: the content is not a release.
     """
-    record = content.get("release")
-    if set(content) != {"release"} or not isinstance(record, ArrayRecord) or set(record) != {"release"}:
+    record = content["release"] if list(content) == ["release"] else None
+    if not isinstance(record, ArrayRecord) or list(record) != ["release"]:
         raise BadMessage("the reply is not a release")
     return record["release"].data
 

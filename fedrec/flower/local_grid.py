@@ -149,11 +149,11 @@ class LocalGrid(Grid):
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
-    def set_run(self, run: object) -> None:
+    def set_run(self, run: _compat.Run) -> None:
         """The run is fixed; nothing to set."""
 
     @property
-    def run(self) -> object:  # type: ignore[override]
+    def run(self) -> _compat.Run:
         """The one run of this grid."""
         return self._run
 
@@ -261,10 +261,7 @@ class LocalGrid(Grid):
 
 def _own_copy(message: Message) -> Message:
     """The message with containers of its own: mods take records out, and the content is shared."""
-    content = message.content.copy()
-    for key, record in message.content.items():
-        content[key] = record.copy()
-    return _compat.with_content(message, content)
+    return _compat.with_content(message, _compat.copy_containers(message.content))
 
 
 def _failure(sent: _Sent) -> Message | None:

@@ -115,8 +115,7 @@ def write_shop_files(
     run_id: str = "",
     clip_norm: float | None = None,
 ) -> Path:
-    """Write what other processes need to run this federation: roster, items, content, one file of histories a
-    shop.
+    """Write what other processes need to run this federation: roster, items, content, one file of raw histories a shop.
 
     Args:
         run_dir: the run's folder; the files go to ``federation/`` in it.

@@ -3,8 +3,9 @@
 import os
 
 import flwr.supercore.telemetry as telemetry
+import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from fedrec.flower import _compat
 
@@ -34,6 +35,23 @@ def test_content_can_be_replaced_without_touching_the_original(message):
     assert copy.metadata.group_id == "3"
     assert len(copy.content) == 0
     assert len(message.content) == 1
+
+
+def test_copied_containers_hold_the_same_entries_but_are_not_shared():
+    array = Array(np.ones(2))
+    content = RecordDict({"a": ConfigRecord({"n": 1}), "b": ArrayRecord({"x": array})})
+    copy = _compat.copy_containers(content)
+    assert copy == content
+    assert copy["b"]["x"] is content["b"]["x"]
+    del copy["b"]["x"]
+    copy["a"]["n"] = 2
+    del copy["a"]
+    assert content["a"]["n"] == 1
+    assert list(content["b"]) == ["x"]
+    copy["c"] = ConfigRecord({"n": 3})
+    assert "c" not in content
+    with pytest.raises(TypeError):
+        copy["d"] = 3
 
 
 def test_the_source_of_a_message_can_be_set(message):
