@@ -34,7 +34,7 @@ class EaseSettings:
     """
 
     regularisation: float = 100.0
-    content_weight: float = 10.0
+    content_weight: float = 3.0
     shopper_exponent: float = 0.0
     max_items: int = 8000
 
@@ -54,7 +54,7 @@ class Ease(ItemItemModel):
 
     def candidates(self) -> dict[str, tuple[Any, ...]]:
         """Values for shops from tens to thousands of shoppers."""
-        return {"regularisation": (20.0, 100.0, 300.0, 1000.0), "content_weight": (0.0, 3.0, 30.0)}
+        return {"regularisation": (20.0, 100.0, 300.0, 1000.0), "content_weight": (0.0, 3.0, 10.0)}
 
     def fit(self, state: State, public: PublicInputs) -> ItemItemScorer:
         """B = I - P diag(1 / diag P) with P = (G + lambda I + rho F F^T)^-1.

@@ -49,9 +49,9 @@ class IalsSettings:
     """
 
     factors: int = 64
-    alpha: float = 10.0
-    regularisation: float = 10.0
-    frequency_exponent: float = 0.0
+    alpha: float = 4.0
+    regularisation: float = 0.01
+    frequency_exponent: float = 1.0
     sweeps: int = 10
     init_seed: int = 0
 
@@ -234,8 +234,8 @@ class Ials:
         return mix_arrays(state, own, global_share=global_share)
 
     def candidates(self) -> dict[str, tuple[Any, ...]]:
-        """As many combinations as EASE tries."""
-        return {"alpha": (2.0, 10.0, 40.0), "regularisation": (1.0, 10.0, 50.0, 200.0)}
+        """As many combinations as EASE tries; the values of lambda are for nu = 1."""
+        return {"alpha": (1.0, 4.0, 16.0), "regularisation": (0.001, 0.003, 0.01, 0.03)}
 
     def _solve_items(self, statistics: State) -> np.ndarray:
         """float64, (num_items, d), from the sums over all shoppers."""

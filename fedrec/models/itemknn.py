@@ -35,8 +35,8 @@ class ItemKnnSettings:
         max_items: K, the number of most popular items with statistics; 1 to 12,000.
     """
 
-    neighbours: int = 100
-    shrinkage: float = 10.0
+    neighbours: int = 50
+    shrinkage: float = 20.0
     content_weight: float = 3.0
     shopper_exponent: float = 0.0
     max_items: int = 8000
@@ -59,7 +59,7 @@ class ItemKnn(ItemItemModel):
 
     def candidates(self) -> dict[str, tuple[Any, ...]]:
         """As many combinations as EASE tries."""
-        return {"neighbours": (50, 300), "shrinkage": (5.0, 50.0), "content_weight": (0.0, 3.0, 30.0)}
+        return {"neighbours": (20, 100), "shrinkage": (10.0, 100.0), "content_weight": (0.0, 3.0, 10.0)}
 
     def fit(self, state: State, public: PublicInputs) -> ItemItemScorer:
         """Weight of bought item i for candidate j: G'_ij / (sqrt(G'_ii G'_jj) + shrinkage), G' = G + rho F F^T."""

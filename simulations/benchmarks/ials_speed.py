@@ -1,9 +1,9 @@
 """How long a sweep of fedrec's iALS takes beside `implicit`'s, and whether both rank alike.
 
 Run: python simulations/benchmarks/ials_speed.py [--threads 2] [--sweeps 10] [--factors 64]
-Both see the same rows (ML-1M if FEDREC_DATA has it, else random ones), the same factors, confidence and
-regularisation, in the same process and on the same number of threads; their sweeps take turns, so that a noisy machine
-is unfair to neither.
+Both see the same rows (ML-1M if FEDREC_DATA has it, else random ones), the same factors, confidence and regularisation,
+start from the same item factors, and run in the same process on the same number of threads; their sweeps take turns, so
+that a noisy machine is unfair to neither. implicit's alpha is an event's whole confidence, ours what it adds to 1.
 The last event of each shopper is the test (ML-1M has times for 80 % of the rows; the others count as earlier).
 """
 
@@ -72,13 +72,24 @@ def compare(train: sparse.csr_matrix, test: np.ndarray, options: argparse.Namesp
     from fedrec.models.ials import Ials, IalsSettings
     from fedrec.models.recommender import PublicInputs, State
 
+    settings = IalsSettings(
+        factors=options.factors,
+        alpha=options.alpha,
+        regularisation=options.regularisation,
+        frequency_exponent=0.0,
+        sweeps=options.sweeps,
+    )
+    model, state = Ials(settings), State()
+    public = PublicInputs(np.arange(train.shape[1]).astype(str))
+    first = model.plan_round(0, state, public)
+    assert first is not None
     peers = {}
     for label, use_cg in (("implicit, Cholesky", False), ("implicit, CG", True)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # implicit's advice about BLAS threads: its own loops don't use them
             peers[label] = AlternatingLeastSquares(
                 factors=options.factors,
-                alpha=options.alpha,
+                alpha=1 + options.alpha,
                 regularization=options.regularisation,
                 use_cg=use_cg,
                 use_gpu=False,
@@ -86,11 +97,8 @@ def compare(train: sparse.csr_matrix, test: np.ndarray, options: argparse.Namesp
                 num_threads=options.threads,
                 random_state=0,
             )
-    settings = IalsSettings(
-        factors=options.factors, alpha=options.alpha, regularisation=options.regularisation, sweeps=options.sweeps
-    )
-    model, state = Ials(settings), State()
-    public = PublicInputs(np.arange(train.shape[1]).astype(str))
+        peers[label].item_factors = first.inputs["item_factors"].astype(np.float32)
+        peers[label].user_factors = np.zeros((train.shape[0], options.factors), np.float32)
     seconds: dict[str, list[float]] = {"fedrec": [], **{label: [] for label in peers}}
     for sweep in range(options.sweeps):
         start = time.perf_counter()

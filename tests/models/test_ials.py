@@ -54,7 +54,7 @@ def test_the_loss_falls_with_every_sweep(strengths):
     losses = []
     dense = strengths.toarray().astype(float)
     for sweeps in (1, 2, 4, 8):
-        settings = IalsSettings(D, alpha=2, regularisation=0.3, sweeps=sweeps)
+        settings = IalsSettings(D, alpha=2, regularisation=0.3, frequency_exponent=0, sweeps=sweeps)
         items = train_alone(Ials(settings), strengths, public())["item_factors"]
         shoppers = naive_side(dense, items, settings, NUM_ITEMS)
         error = (1 + 2 * dense) * ((dense > 0) - shoppers @ items.T) ** 2
@@ -79,7 +79,7 @@ def test_shoppers_factors_are_not_shown(strengths):
 
 
 def test_scores_of_binary_rows_use_the_same_fold_in_as_a_single_row(strengths):
-    model = Ials(IalsSettings(D, alpha=2, regularisation=0.3, sweeps=3))
+    model = Ials(IalsSettings(D, alpha=2, regularisation=0.3, frequency_exponent=0, sweeps=3))
     scorer = model.fit(train_alone(model, strengths, public()), public())
     rows = (strengths > 0).astype(np.float32)
     single = np.concatenate([scorer.scores(rows[[n]]) for n in range(rows.shape[0])])
@@ -93,7 +93,7 @@ def test_an_unknown_item_stands_where_items_of_like_content_stand():
     dense = (blocks == tastes[:, None]) & (rng.random((60, NUM_ITEMS)) < 0.6)
     dense[:, 12] = False
     content = sparse.csr_matrix(np.eye(2, dtype=np.float32)[blocks])
-    model = Ials(IalsSettings(D, sweeps=5, regularisation=1))
+    model = Ials(IalsSettings(D, sweeps=5, regularisation=1, frequency_exponent=0))
     rows = sparse.csr_matrix(dense.astype(np.float32))
     scorer = model.fit(train_alone(model, rows, public(content)), public(content))
     scores = scorer.scores(rows)[:, 12]

@@ -49,7 +49,7 @@ class TestItemKnnWithTail(RecommenderContract):
 
 class TestIals(RecommenderContract):
     def make_model(self) -> Recommender:
-        return Ials(IalsSettings(factors=4, regularisation=1, sweeps=6))
+        return Ials(IalsSettings(factors=4, alpha=10, regularisation=1, frequency_exponent=0, sweeps=6))
 
 
 class TestIalsByFrequency(RecommenderContract):
