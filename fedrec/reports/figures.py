@@ -92,10 +92,9 @@ def _gain_by_size(record: Record) -> Picture | None:
             chosen = [row for row in rows.values() if row["decision"] == decision]
             if chosen:
                 _errorbars(axes, chosen, _SERIES[column], marker, f"{decision} ({len(chosen)})")
-        if len(rows) <= _MAX_LABELS:
-            for name, row in rows.items():
-                axes.annotate(name, (row["shoppers"], row["mean"]), (6, 4), textcoords="offset points", fontsize=9)
         _log_counts(axes, [row["shoppers"] for row in rows.values()])
+        if len(rows) <= _MAX_LABELS:
+            _name_points(axes, rows)
         axes.set_xlabel("shoppers of the shop")
         axes.set_ylabel(f"gain in {gain['metric'].upper()}")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: summary.signed(value, 3) if value else "0"))
@@ -108,6 +107,17 @@ def _gain_by_size(record: Record) -> Picture | None:
         )
         text = "Above the line, joining beats the model that the shop trains alone. Bars: 95\u00a0% intervals."
         return Picture("gain", "Gain against shop size", text, _svg(figure, "gain", alt))
+
+
+def _name_points(axes: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Names beside the points, the farthest from zero first; none where it would hide another."""
+    taken: list[np.ndarray] = []
+    for name in sorted(rows, key=lambda name: -abs(rows[name]["mean"])):
+        point = (rows[name]["shoppers"], rows[name]["mean"])
+        place = axes.transAxes.inverted().transform(axes.transData.transform(point))
+        if all(abs(other - place)[0] > 0.2 or abs(other - place)[1] > 0.06 for other in taken):
+            taken.append(place)
+            axes.annotate(_shortened(name), point, (6, 4), textcoords="offset points", fontsize=9)
 
 
 def _errorbars(axes: Axes, rows: list[Mapping[str, Any]], colour: str, marker: str, label: str) -> None:
@@ -195,7 +205,7 @@ def _spread_by_column(values: Mapping[str, Mapping[str, float]], shops: list[str
 
 _CHARACTER = {
     "popularity_bias@10": "popularity bias",
-    "coverage@10": "catalogue coverage",
+    "coverage@10": "coverage",
     "novelty@10": "novelty",
 }
 
@@ -234,9 +244,9 @@ def _bars(axes: Axes, record: Record, metric: str, title: str) -> None:
         if one.get("low") is not None and one.get("high") is not None:
             axes.plot([one["low"], one["high"]], [place, place], color=_INK, linewidth=1.4)
     axes.set_yticks(range(len(columns)), [summary.title_of(column) for column in columns])
-    axes.set_title(title, fontsize=11)
+    axes.set_title(title, fontsize=10)
     axes.grid(False, axis="y")
-    axes.locator_params(axis="x", nbins=4)
+    axes.locator_params(axis="x", nbins=3)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
@@ -277,7 +287,7 @@ def _legend_above(axes: Axes) -> None:
 def _score_axis(axes: Axes, label: str) -> None:
     axes.set_xlabel(label)
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: summary.score(value, 2) if value else "0"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".removeprefix("0") or "0"))
 
 
 def _log_counts(axes: Axes, counts: list[int]) -> None:

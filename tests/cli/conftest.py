@@ -1,0 +1,55 @@
+"""A small finished run that the tests of the command line share, and a way to call the command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fedrec.cli import main
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command left: exit status, standard output and error."""
+
+    status: int
+    out: str
+    err: str
+
+
+SMALL = (
+    *("--source", "synthetic", "--no-tune", "--set", "data.synthetic.num_shoppers=300"),
+    *("--set", "data.synthetic.num_shops=3", "--set", "data.synthetic.num_items=80"),
+    *("--set", "data.synthetic.size_ratio=3", "--set", "evaluation.bootstrap=100"),
+)
+
+
+@pytest.fixture
+def fedrec(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
+    """Call the command in this process."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> Said:
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return Said(status, said.out, said.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of one small run."""
+    out = tmp_path_factory.mktemp("runs") / "small"
+    assert main(["simulate", *SMALL, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def small_options() -> tuple[str, ...]:
+    """Options of a run of a second or two."""
+    return SMALL

@@ -1,0 +1,99 @@
+"""``fedrec simulate``: what it leaves, what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+
+def test_a_run_leaves_a_complete_record_and_a_page_and_names_its_directory_last(run_dir: Path) -> None:
+    record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    assert record["complete"] is True
+    assert record["name"] == "synthetic"
+    assert record["config"]["data"]["synthetic"]["num_shops"] == 3
+    assert all((run_dir / name).stat().st_size > 0 for name in record["files"])
+    assert "<svg" in (run_dir / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_comparison_ends_with_the_run_directory(
+    fedrec: Callable[..., Any], small_options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = fedrec("simulate", *small_options, "--name", "mine", "--set", "evaluation.columns=['popularity','local']")
+    assert said.status == 0
+    last = said.out.splitlines()[-1]
+    assert last.startswith("run directory: runs/mine-")
+    made = tmp_path / last.removeprefix("run directory: ")
+    assert (made / "run.json").is_file()
+    assert "NDCG@10" in said.out
+    assert "load and split: " in said.err
+    assert "\x1b" not in said.out + said.err
+
+
+def test_an_existing_directory_is_refused_and_not_touched(
+    fedrec: Callable[..., Any], small_options: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "run.json").write_text("mine")
+    said = fedrec("simulate", *small_options, "--out", tmp_path)
+    assert said.status == 2
+    assert "exists already" in said.err
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    assert (tmp_path / "run.json").read_text() == "mine"
+
+
+def test_a_directory_that_is_no_run_cannot_be_resumed(
+    fedrec: Callable[..., Any], small_options: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert fedrec("simulate", *small_options, "--out", tmp_path, "--resume").status == 2
+    assert fedrec("simulate", *small_options, "--out", tmp_path / "none", "--resume").status == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_own_files_run_from_end_to_end(fedrec: Callable[..., Any], tmp_path: Path) -> None:
+    rows = [
+        {"filiale": f"s{shopper % 2}", "kunde": f"k{shopper}", "artikel": f"a{(shopper + step) % 9}", "datum": day}
+        for shopper in range(40)
+        for step, day in enumerate(("2024-01-01", "2024-01-05", "2024-02-01", "2024-02-03"))
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "my.csv", index=False)
+    titles = [{"item_id": f"a{place}", "title": f"thing {place}", "category": "x"} for place in range(9)]
+    pd.DataFrame(titles).to_csv(tmp_path / "items.csv", index=False)
+    said = fedrec(
+        *("simulate", "--events", tmp_path / "my.csv", "--items", tmp_path / "items.csv", "--no-tune"),
+        *("--columns", "shopper=kunde,item=artikel,shop=filiale,timestamp=datum", "--model", "itemknn"),
+        *("--out", tmp_path / "run"),
+    )
+    assert said.status == 0, said.err
+    record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert (record["name"], record["data"]["events"], record["data"]["shoppers"]) == ("my", 160, 40)
+    listed = fedrec("recommend", "--run", tmp_path / "run", "--shop", "s1", "--shopper", "k1", "-n", 3)
+    assert listed.status == 0
+    assert "thing" in listed.out
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_resume_and_the_resumed_run_is_complete(
+    small_options: tuple[str, ...], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", "import sys; from fedrec.cli import main; sys.exit(main())", "simulate"]
+    command += [*small_options, "--model", "ials", "--out", str(out), "--set", "model.settings.sweeps=4000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    deadline = time.monotonic() + 60
+    while not out.is_dir() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-1].startswith("interrupted: ")
+    assert f"--out {out} --resume" in said
+    assert "Traceback" not in said

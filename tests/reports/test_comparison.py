@@ -1,0 +1,177 @@
+"""The report page."""
+
+import re
+import tomllib
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedrec.errors import StoreError
+from fedrec.reports.comparison import render, to_toml, write_report
+
+Make = Callable[..., dict[str, Any]]
+VOID = {"meta", "br", "hr", "img", "input", "link", "path", "use", "rect", "circle"}
+
+
+class Page(HTMLParser):
+    """What a browser would load, and whether elements close in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.text: list[str] = []
+        self.svgs: list[dict[str, str | None]] = []
+        self.misnested: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "svg":
+            self.svgs.append(values)
+        if values.get("id"):
+            self.ids.append(str(values["id"]))
+        self.references += [str(values[name]) for name in ("href", "src", "xlink:href") if values.get(name)]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in VOID:
+            return
+        if not self.open or self.open.pop() != tag:
+            self.misnested.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] not in ("style", "script"):
+            self.text.append(data)
+
+
+@pytest.mark.parametrize(("shops", "untested"), [(1, 0), (1, 1), (31, 2), (100, 3)])
+def test_a_page_of_any_number_of_shops_is_sound_and_loads_nothing(record_of: Make, shops: int, untested: int) -> None:
+    text = render(record_of(shops, untested=untested))
+    page = Page(text)
+    assert page.misnested == []
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert [ref for ref in page.references if not ref.startswith("#")] == []
+    assert {ref[1:] for ref in page.references} <= set(page.ids)
+    assert not re.search(r"https?:|<script|@import|url\((?!#)", text)
+    assert not re.search(r"\b(None|nan|NaN|inf|Undefined)\b", " ".join(page.text).replace("none: research", ""))
+
+
+def test_the_page_shows_the_figures_of_the_record(record_of: Make) -> None:
+    record = record_of(3)
+    shown = " ".join(" ".join(Page(render(record)).text).split())
+    for column in record["columns"]:
+        mean = record["scores"][column]["macro"]["ndcg@10"]["mean"]
+        assert f"{mean:.4f}".removeprefix("0") in shown
+    for shop, row in record["gain"]["shops"].items():
+        assert shop in shown
+        assert f"{abs(row['mean']):.4f}".removeprefix("0") in shown
+    assert record["guarantee"] in shown
+    assert "dropped: cancelled <or> negative 340" in shown
+    assert "sha256:0123456789abcdef" in shown
+    assert "HR@10 (99 negatives, clean) – .6100" in shown
+
+
+def test_every_plot_has_a_text_and_takes_its_colours_from_the_page(record_of: Make) -> None:
+    text = render(record_of(5))
+    plots = Page(text).svgs
+    assert len(plots) == 4
+    assert all(plot["role"] == "img" and len(str(plot["aria-label"])) > 20 for plot in plots)
+    drawn = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
+    assert re.findall(r"(?:fill|stroke): #[0-9a-f]+", drawn) == []
+    used = set(re.findall(r"var\(--([a-z-]+)\)", drawn))
+    assert used <= set(re.findall(r"--([a-z-]+):", text))
+
+
+def test_dark_mode_and_print_name_every_colour_of_the_light_page(record_of: Make) -> None:
+    blocks = re.findall(r":root \{(.*?)\}", render(record_of(1)), flags=re.DOTALL)
+    light, dark, on_paper = (set(re.findall(r"--([a-z-]+): #", block)) for block in blocks)
+    assert light == dark == on_paper
+
+
+@pytest.mark.parametrize("background", ["light", "dark"])
+def test_text_contrasts_with_its_background_at_least_as_the_guidelines_ask(record_of: Make, background: str) -> None:
+    blocks = re.findall(r":root \{(.*?)\}", render(record_of(1)), flags=re.DOTALL)
+    colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6}|#[0-9a-f]{3})\b", blocks[background == "dark"]))
+    for name in ("ink", "soft", "accent", "good", "bad"):
+        for behind in ("paper", "panel"):
+            assert contrast(colours[name], colours[behind]) >= 4.5, (name, behind)
+    for column in ("popularity", "local", "federated", "federated-personal", "pooled"):
+        assert contrast(colours[column], colours["paper"]) >= 2.5, column
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio of two colours, WCAG 2.1."""
+    bright, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_names_from_the_data_cannot_become_markup(record_of: Make) -> None:
+    record = record_of(2, name="plain")
+    evil = "<script>alert(1)</script>"
+    record["data"]["source"] = evil
+    record["data"]["shops"][0]["shop"] = evil
+    for column in record["columns"]:
+        shops = record["scores"][column]["shops"]
+        shops[evil] = shops.pop("shop-000")
+    record["gain"]["shops"][evil] = record["gain"]["shops"].pop("shop-000")
+    text = render(record)
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_a_run_without_gain_or_plots_still_has_a_page(record_of: Make) -> None:
+    record = record_of(2)
+    record |= {"gain": None, "columns": ["federated"], "main_column": "federated", "learning_curve": []}
+    record["scores"] = {"federated": record["scores"]["federated"]}
+    record["compatibility"] = None
+    record["model"] |= {"settings": {}, "tuned": []}
+    text = render(record)
+    assert "Comparison: made-up" in text
+    assert "Gain against shop size" not in text
+    assert "Learning curve" not in text
+
+
+def test_the_same_record_gives_the_same_page(record_of: Make) -> None:
+    assert render(record_of(4)) == render(record_of(4))
+
+
+def test_the_scenario_on_the_page_is_the_configuration_without_what_is_not_set() -> None:
+    config = {
+        "name": 'a "b"',
+        "seed": 3,
+        "data": {"events": None, "columns": {"item": "Artikel Nr"}, "min_rating": 0.5, "synthetic": {"n": 1}},
+        "evaluation": {"ks": [10, 20], "on": True, "empty": {}},
+    }
+    back = tomllib.loads(to_toml(config))
+    assert back == {
+        "name": 'a "b"',
+        "seed": 3,
+        "data": {"columns": {"item": "Artikel Nr"}, "min_rating": 0.5, "synthetic": {"n": 1}},
+        "evaluation": {"ks": [10, 20], "on": True},
+    }
+
+
+def test_a_report_is_written_whole_and_a_bad_place_is_refused(record_of: Make, tmp_path: Path) -> None:
+    write_report(record_of(1), tmp_path / "report.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    with pytest.raises(StoreError, match="cannot be written"):
+        write_report(record_of(1), tmp_path / "none" / "report.html")
