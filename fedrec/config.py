@@ -12,16 +12,14 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args
+from typing import Annotated, Any, Literal, Protocol, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fedrec.data.split import SplitKind
 from fedrec.data.marketplace import SyntheticSettings
+from fedrec.data.sources import DataSettings
+from fedrec.data.split import SplitKind
 from fedrec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from fedrec.data.sources import DataSettings
 
 ColumnName = Literal["popularity", "local", "federated", "federated_personal", "pooled"]
 COLUMNS: tuple[str, ...] = get_args(ColumnName)
@@ -84,6 +82,7 @@ class DataSection(_Section):
         shops: ``column``, ``random:N``, ``skewed:N``, ``skewed:N:ALPHA`` or ``category``.
         split: kind of split; ``split_settings`` are its parameters (see `fedrec.data.split.make_split`).
         min_rating: keep ratings of at least this.
+        service_codes: items that are no goods, such as postage; None = the usual ones where items are stock codes.
         synthetic: what marketplace to generate, for the source ``synthetic``.
     """
 
@@ -99,6 +98,7 @@ class DataSection(_Section):
     split: SplitKind = SplitKind.LEAVE_LAST
     split_settings: dict[str, Setting] = {}
     min_rating: float | None = None
+    service_codes: tuple[str, ...] | None = None
     synthetic: SyntheticSettings = SyntheticSettings()
 
     @model_validator(mode="before")
@@ -267,7 +267,18 @@ def settings_from_options(
             raise ConfigError(f"--set {text}: write key=value, as in model.settings.regularisation=100")
         given[key.strip()] = _toml_value(value.strip())
     if given.keys() & {"data.source", "data.events", "data.url"} and isinstance(values.get("data"), dict):
-        belongs = ("source", "events", "url", "query", "items", "test", "columns", "item_key", "synthetic")
+        belongs = (
+            "source",
+            "events",
+            "url",
+            "query",
+            "items",
+            "test",
+            "columns",
+            "item_key",
+            "service_codes",
+            "synthetic",
+        )
         values["data"] = {key: value for key, value in values["data"].items() if key not in belongs}
         values.pop("name", None)
     for key, value in given.items():

@@ -94,7 +94,7 @@ def _facts(loaded: Loaded) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    events, cleaning = loaded.events.table, loaded.cleaning
+    events, cleaning, found = loaded.events.table, loaded.cleaning, loaded.source.get("columns") or {}
     rows = [
         ("rows read", f"{cleaning.rows_read:,}"),
         *((f"dropped: {reason}", f"{count:,}") for reason, count in cleaning.dropped if count),
@@ -103,7 +103,7 @@ def _facts(loaded: Loaded) -> Table:
         ("shoppers", f"{events['shopper'].nunique():,}"),
         ("items", f"{events['item'].nunique():,}"),
         ("items known by a shared key", f"{int(loaded.items.table['is_shared'].sum()):,}"),
-        ("columns", ", ".join(events.columns)),
+        ("columns", ", ".join(f"{role} ({name})" for role, name in found.items()) or ", ".join(events.columns)),
     ]
     if "timestamp" in events and events["timestamp"].notna().any():
         days = [f"{datetime.fromtimestamp(end, UTC):%Y-%m-%d}" for end in events["timestamp"].agg(["min", "max"])]

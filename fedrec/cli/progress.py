@@ -6,7 +6,15 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.text import Text
 
 
@@ -23,7 +31,7 @@ class TerminalProgress:
             TimeElapsedColumn(),
             console=console,
         )
-        self._task = None
+        self._task: TaskID | None = None
 
     def __enter__(self) -> TerminalProgress:
         self._bars.start()

@@ -13,7 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from fedrec.reports import summary
 from fedrec.reports.summary import Record
@@ -31,7 +31,7 @@ _MARKERS = {"popularity": "s", "local": "o", "federated": "^", "federated_person
 _VARIABLES = {_INK: "ink", _FAINT: "line", _PAPER: "paper", _OTHER: "other"} | {
     colour: column.replace("_", "-") for column, colour in _SERIES.items()
 }
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "font.size": 11,
     "text.color": _INK,
@@ -241,8 +241,7 @@ def _bars(axes: Axes, record: Record, metric: str, title: str) -> None:
         if (mean := one.get("mean")) is None:
             continue
         axes.barh(place, mean, height=0.62, color=_SERIES.get(column, _OTHER))
-        if one.get("low") is not None and one.get("high") is not None:
-            axes.plot([one["low"], one["high"]], [place, place], color=_INK, linewidth=1.4)
+        axes.plot([_or(one.get("low"), mean), _or(one.get("high"), mean)], [place, place], color=_INK, linewidth=1.4)
     axes.set_yticks(range(len(columns)), [summary.title_of(column) for column in columns])
     axes.set_title(title, fontsize=10)
     axes.grid(False, axis="y")
@@ -267,7 +266,7 @@ def _learning_curve(record: Record) -> Picture | None:
         axes.set_xlabel("rounds")
         axes.set_ylabel("NDCG@10")
         axes.set_ylim(bottom=0)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: summary.score(value, 3) if value else "0"))
         _legend_above(axes)
         alt = f"NDCG@10 rises from {summary.score(values[0])} to {summary.score(values[-1])} in {rounds[-1]} rounds."

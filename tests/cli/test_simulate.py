@@ -1,7 +1,6 @@
 """``fedrec simulate``: what it leaves, what it refuses."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+
+_SWEEPS = 60
 
 
 def test_a_run_leaves_a_complete_record_and_a_page_and_names_its_directory_last(run_dir: Path) -> None:
@@ -85,15 +86,22 @@ def test_ctrl_c_says_how_to_resume_and_the_resumed_run_is_complete(
 ) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-c", "import sys; from fedrec.cli import main; sys.exit(main())", "simulate"]
-    command += [*small_options, "--model", "ials", "--out", str(out), "--set", "model.settings.sweeps=4000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    command += [*small_options, "--model", "ials", "--out", str(out), "--set", "evaluation.columns=['federated']"]
+    command += ["--set", f"model.settings.sweeps={_SWEEPS}", "--set", "model.settings.factors=4"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not out.is_dir() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(1.0)
+    while not (out / "checkpoint.safetensors").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert said.splitlines()[-1].startswith("interrupted: ")
     assert f"--out {out} --resume" in said
     assert "Traceback" not in said
+    assert not (out / "run.json").exists()
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    assert [one["index"] for one in record["rounds"]] == list(range(_SWEEPS))
+    assert f"round {_SWEEPS}: " in done.stderr
+    assert "round 1: " not in done.stderr
