@@ -1,0 +1,212 @@
+"""CSV and Parquet files as tables whose columns are named by our roles; texts become categories while they are read."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from fedrec.errors import DataError
+
+Choose = Callable[[list[str]], Mapping[str, str]]
+"""From a table's columns to the column of each role that is wanted."""
+
+_SAMPLE_BYTES = 1 << 16
+_DELIMITERS = ",;\t|"
+_NUMBERS = frozenset({"rating", "quantity", "price"})
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """Rows as they are in the file.
+
+    Attributes:
+        frame: one column per role; texts and ids are categories.
+        roles: role -> column of the file.
+        broken_lines: lines with another number of fields than the header, left out.
+    """
+
+    frame: pd.DataFrame
+    roles: Mapping[str, str]
+    broken_lines: int = 0
+
+
+def read_file(path: str | Path, choose: Choose) -> RawTable:
+    """Read the wanted columns of a CSV (also TSV, gzip) or Parquet file.
+
+    Raises:
+        DataError: the file is missing, empty or unreadable; the message names it.
+    """
+    path = _existing(path)
+    try:
+        return _read_parquet(path, choose) if _is_parquet(path) else _read_csv(path, choose)
+    except (pa.ArrowException, OSError, EOFError, UnicodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read ({_first_line(error)}); give a CSV or Parquet file") from error
+
+
+def column_names(path: str | Path) -> list[str]:
+    """The columns of a CSV or Parquet file.
+
+    Raises:
+        DataError: the file is missing, empty or unreadable.
+    """
+    path = _existing(path)
+    try:
+        return list(pa.parquet.read_schema(path).names) if _is_parquet(path) else _Dialect.of(path).columns
+    except (pa.ArrowException, OSError, EOFError, UnicodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read ({_first_line(error)}); give a CSV or Parquet file") from error
+
+
+def by_role(table: pa.Table, roles: Mapping[str, str]) -> pd.DataFrame:
+    """An Arrow table as a frame of roles; ids keep their exact digits, lists stay lists."""
+    columns = {}
+    for role, name in roles.items():
+        cells = table.column(name)
+        is_plain = (
+            pa.types.is_floating(cells.type) or pa.types.is_temporal(cells.type) or pa.types.is_nested(cells.type)
+        )
+        if role in _NUMBERS and not pa.types.is_dictionary(cells.type) and not _is_text(cells.type):
+            is_plain = True
+        if not is_plain and not pa.types.is_dictionary(cells.type):
+            cells = cells.dictionary_encode()
+        columns[role] = _to_pandas(cells)
+    return pd.DataFrame(columns, copy=False)
+
+
+def _to_pandas(cells: pa.ChunkedArray) -> Any:
+    if not pa.types.is_dictionary(cells.type):
+        return cells.to_pandas(date_as_object=False)
+    whole = cells.unify_dictionaries().combine_chunks()
+    if isinstance(whole, pa.ChunkedArray):
+        whole = whole.chunk(0) if whole.num_chunks else pa.array([], cells.type)
+    names = whole.dictionary.to_pandas()
+    if _is_text(whole.dictionary.type):
+        names = names.astype("str")
+    codes = whole.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    return pd.Categorical.from_codes(codes, categories=pd.Index(names))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _read_parquet(path: Path, choose: Choose) -> RawTable:
+    schema = pa.parquet.read_schema(path) if path.is_file() else pa.parquet.ParquetDataset(path).schema
+    roles = dict(choose(list(schema.names)))
+    wanted = list(dict.fromkeys(roles.values()))
+    texts = [name for name in wanted if _is_text(schema.field(name).type)]
+    table = pa.parquet.read_table(path, columns=wanted, read_dictionary=texts)
+    return RawTable(by_role(table, roles), roles)
+
+
+def _read_csv(path: Path, choose: Choose) -> RawTable:
+    dialect = _Dialect.of(path)
+    if len(set(dialect.columns)) < len(dialect.columns):
+        twice = next(name for name in dialect.columns if dialect.columns.count(name) > 1)
+        raise DataError(f"{path}: two columns are called '{twice}'; give them different names")
+    roles = dict(choose(dialect.columns))
+    broken: list[int] = []
+
+    def skip(row: Any) -> str:
+        broken.append(row.actual_columns)
+        return "skip"
+
+    wanted = list(dict.fromkeys(roles.values()))
+    table = pa.csv.read_csv(
+        path,
+        read_options=pa.csv.ReadOptions(encoding=dialect.encoding, column_names=dialect.columns, skip_rows=1),
+        parse_options=pa.csv.ParseOptions(
+            delimiter=dialect.delimiter, newlines_in_values=True, invalid_row_handler=skip
+        ),
+        convert_options=pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(wanted, pa.dictionary(pa.int32(), pa.string())),
+            include_columns=wanted,
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=True,
+        ),
+    )
+    return RawTable(by_role(table, roles), roles, len(broken))
+
+
+@dataclass(frozen=True)
+class _Dialect:
+    """How a CSV file is written."""
+
+    columns: list[str]
+    delimiter: str
+    encoding: str
+
+    @classmethod
+    def of(cls, path: Path) -> _Dialect:
+        """Found from the file's beginning; the encoding from all of it.
+
+        Raises:
+            DataError: there is no header.
+        """
+        with _opened(path) as file:
+            sample = file.read(_SAMPLE_BYTES)
+        encoding = _encoding(path, sample)
+        text = codecs.getincrementaldecoder(encoding)(errors="replace").decode(sample).removeprefix("\ufeff")
+        lines = text.splitlines()
+        if not lines or not text.strip():
+            raise DataError(f"{path}: the file is empty; give a file with a header and rows")
+        if "\0" in text:
+            raise DataError(f"{path}: is no text file; give a CSV or Parquet file")
+        delimiter = max(_DELIMITERS, key=lambda mark: (_num_fields(lines[0], mark), -_DELIMITERS.index(mark)))
+        header = next(csv.reader(lines, delimiter=delimiter))
+        return cls([name.strip() for name in header], delimiter, encoding)
+
+
+def _encoding(path: Path, sample: bytes) -> str:
+    """UTF-16 by its mark; UTF-8 if the whole file is; else Windows' Latin-1."""
+    if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with _opened(path) as file:
+            while block := file.read(1 << 22):
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return "latin-1"
+    return "utf-8"
+
+
+def _num_fields(line: str, delimiter: str) -> int:
+    return len(next(csv.reader([line], delimiter=delimiter)))
+
+
+def _opened(path: Path) -> IO[bytes]:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    return path.open("rb")
+
+
+def _is_parquet(path: Path) -> bool:
+    if path.is_dir():
+        return True
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file")
+    if path.is_file() and path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty; give a file with a header and rows")
+    return path
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

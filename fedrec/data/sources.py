@@ -1,0 +1,393 @@
+"""Where events come from: a CSV or Parquet file, a database, a named public set, the generated marketplace."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fedrec.data import columns as naming
+from fedrec.data import public_sets
+from fedrec.data.events import (
+    REASONS,
+    SERVICE_CODES,
+    CleaningReport,
+    CleaningRules,
+    Events,
+    clean,
+    service_code_pattern,
+)
+from fedrec.data.files import RawTable, column_names, read_file
+from fedrec.data.fingerprint import fingerprint
+from fedrec.data.items import Items, build_items, clean_catalogue
+from fedrec.data.marketplace import SyntheticSettings
+from fedrec.errors import ConfigError, DataError
+
+SYNTHETIC = "synthetic"
+Notes = tuple[tuple[str, int], ...]
+
+_CHUNK_ROWS = 50_000
+_OWN_ID = frozenset({"item", "itemid", "ownid", "own"})
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What to read: exactly one of ``source``, ``events`` and ``url``.
+
+    Attributes:
+        source: a named set (see `list_sources`).
+        events: a CSV or Parquet file.
+        url, query: an SQLAlchemy URL, and the SELECT to run there.
+        items: a file with items' text, category and price; for a named set it replaces the set's own.
+        test: a file of test events, read and cleaned as the events are.
+        columns: our role -> the file's column, for those that are not found by their usual names.
+        item_key: the column, of the events or of the items file, that makes two shops' items the same; None or the
+            item column itself: an item's own id does.
+        min_rating: keep ratings of at least this; None keeps all.
+        service_codes: items that are no goods; None: `SERVICE_CODES` where the items are stock codes, else none.
+        folder: where named sets lie; None: the folder that FEDREC_DATA names.
+        synthetic: what marketplace to generate.
+    """
+
+    source: str | None = None
+    events: str | None = None
+    url: str | None = None
+    query: str | None = None
+    items: str | None = None
+    test: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    item_key: str | None = None
+    min_rating: float | None = None
+    service_codes: tuple[str, ...] | None = None
+    folder: str | None = None
+    synthetic: SyntheticSettings = field(default_factory=SyntheticSettings)
+
+    def __post_init__(self) -> None:
+        given = [f"{name} = {value!r}" for name in ("source", "events", "url") if (value := getattr(self, name))]
+        if len(given) != 1:
+            raise ConfigError(f"give one of source, events and url; given: {' and '.join(given) or 'none'}")
+        if bool(self.url) != bool(self.query):
+            raise ConfigError(f"{'query' if self.url else 'url'} is missing; a database needs both url and query")
+        CleaningRules(min_rating=self.min_rating)
+        naming.check_roles(self.columns)
+        if self.source == SYNTHETIC:
+            for name in ("items", "test", "columns", "item_key", "min_rating"):
+                if getattr(self, name) not in (None, {}):
+                    raise ConfigError(
+                        f"source = '{SYNTHETIC}' takes no {name}; give a file with events, or leave it out"
+                    )
+        elif self.source is not None:
+            public_sets.named_set(self.source)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Events ready to be divided into shops.
+
+    Attributes:
+        events: cleaned, items by their key.
+        items: the catalogue; has every item of events and test.
+        cleaning: what happened to the rows that were read.
+        source: name, licence, origin, fingerprint, and columns (role -> column of the file); plain JSON values.
+        test: events of the test file, or of the set's own test part; None where a split has to make them.
+        test_cleaning: what happened to the rows of the test file.
+    """
+
+    events: Events
+    items: Items
+    cleaning: CleaningReport
+    source: dict[str, Any]
+    test: Events | None = None
+    test_cleaning: CleaningReport | None = None
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """One line of ``fedrec data list``."""
+
+    name: str
+    summary: str
+    licence: str
+    homepage: str
+    is_here: bool
+
+
+def list_sources(folder: str | Path | None = None) -> tuple[SourceInfo, ...]:
+    """Every name that ``source`` takes, and whether its data is on this machine."""
+    made = SourceInfo(SYNTHETIC, "generated marketplace of ten shops; nothing to download", "none needed", "", True)
+    sets = (
+        SourceInfo(one.name, one.summary, one.licence, one.homepage, public_sets.is_here(one, folder))
+        for one in public_sets.PUBLIC_SETS
+    )
+    return (made, *sets)
+
+
+def load(settings: DataSettings, *, seed: int = 0) -> Loaded:
+    """Read, clean, and name items by their key.
+
+    Args:
+        settings: what to read.
+        seed: of the generated marketplace; nothing else is random.
+    Raises:
+        ConfigError: the source, a role or a setting is unknown.
+        DataError: a file is missing, empty or unreadable; a column is missing or ambiguous; no date can be read;
+            nothing is left after cleaning.
+    """
+    if settings.source == SYNTHETIC:
+        return _generate(settings.synthetic, seed)
+    tables, about = _read(settings)
+    rules = _rules(settings, tables)
+    events, cleaning = _clean(tables.events, rules, tables.where)
+    both, test_cleaning = [events], None
+    if tables.test is not None:
+        test, test_cleaning = _clean(tables.test, rules, tables.test_where)
+        if "shop" in events.table and "shop" not in test.table:
+            raise DataError(f"{tables.test_where}: there is no shop column, as the events have one; add it")
+        both.append(test)
+    catalogue, item_notes = _catalogue(tables.items, rules)
+    is_gtin = naming.simple_name(settings.item_key or "") in naming.GTIN_NAMES
+    named, items, key_notes = build_items(both, catalogue, is_gtin=is_gtin)
+    handled = (*cleaning.handled, *tables.notes, *item_notes, *key_notes, *_test_notes(test_cleaning))
+    about |= {"fingerprint": fingerprint(named, items), "columns": dict(tables.events.roles)}
+    cleaning = dataclasses.replace(cleaning, handled=handled)
+    return Loaded(named[0], items, cleaning, about, named[1] if len(named) > 1 else None, test_cleaning)
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """What was read, before cleaning."""
+
+    events: RawTable
+    items: RawTable | None
+    test: RawTable | None
+    where: str
+    test_where: str = ""
+    notes: tuple[tuple[str, int], ...] = ()
+    has_stock_codes: bool = False
+
+
+def _read(settings: DataSettings) -> tuple[_Tables, dict[str, Any]]:
+    """Raw tables, and where they are from."""
+    if settings.source is not None:
+        tables, about = _read_named(settings, public_sets.named_set(settings.source))
+    elif settings.events is not None:
+        table = read_file(settings.events, partial(_event_roles, settings, settings.events))
+        tables = _Tables(table, None, None, settings.events)
+        about = {"name": Path(settings.events).name, "licence": "", "origin": settings.events}
+    else:
+        table, origin = read_sql(settings.url or "", settings.query or "", partial(_event_roles, settings))
+        tables = _Tables(table, None, None, origin)
+        about = {"name": origin, "licence": "", "origin": origin}
+    if settings.items:
+        items = read_file(settings.items, partial(_item_roles, settings, settings.items))
+        tables = dataclasses.replace(tables, items=items)
+    if settings.test:
+        test = read_file(settings.test, partial(_test_roles, settings, settings.test))
+        tables = dataclasses.replace(tables, test=test, test_where=settings.test)
+    return tables, about
+
+
+def _read_named(settings: DataSettings, chosen: public_sets.PublicSet) -> tuple[_Tables, dict[str, Any]]:
+    found = public_sets.read_set(
+        chosen,
+        settings.folder,
+        choose_events=partial(_event_roles, settings, chosen.name),
+        choose_items=partial(_item_roles, settings, f"{chosen.name}'s items"),
+    )
+    if found.is_original and (settings.columns or settings.item_key):
+        raise DataError(f"{chosen.name}: the public original has no column names; leave columns and item_key out")
+    tables = _Tables(
+        found.events, found.items, found.test, chosen.name, chosen.name, found.notes, chosen.has_stock_codes
+    )
+    return tables, {"name": chosen.name, "licence": chosen.licence, "origin": chosen.homepage}
+
+
+def _event_roles(settings: DataSettings, where: str, names: list[str]) -> dict[str, str]:
+    """Which columns of the events to read."""
+    given = naming.check_roles(settings.columns)
+    key = _key_column(settings, names)
+    item_names = column_names(settings.items) if settings.items else []
+    roles = naming.find_columns(
+        names,
+        naming.EVENT_COLUMNS,
+        where=where,
+        given=given,
+        required=("shopper", "item"),
+        apart=[key] if key else [],
+        elsewhere=item_names,
+    )
+    if key is not None and key != roles["item"]:
+        roles["item_key"] = key
+    elif settings.item_key and key is None and _is_unknown_key(settings, item_names):
+        raise naming.missing_column(settings.item_key, [*names, *item_names], where=where, what="the item key")
+    return roles
+
+
+def _test_roles(settings: DataSettings, where: str, names: list[str]) -> dict[str, str]:
+    """The same of the test file, where columns that the user named may be missing."""
+    given = {
+        role: column
+        for role, column in naming.check_roles(settings.columns).items()
+        if role in ("shopper", "item") or naming.match_column(column, names)
+    }
+    key = _key_column(settings, names)
+    roles = naming.find_columns(
+        names,
+        naming.EVENT_COLUMNS,
+        where=where,
+        given=given,
+        required=("shopper", "item"),
+        apart=[key] if key else [],
+    )
+    if key is not None and key != roles["item"]:
+        roles["item_key"] = key
+    return roles
+
+
+def _item_roles(settings: DataSettings, where: str, names: list[str]) -> dict[str, str]:
+    """Which columns of the items file to read."""
+    given = {
+        role: column
+        for role, column in naming.check_roles(settings.columns).items()
+        if naming.match_column(column, names) is not None
+    }
+    key = _key_column(settings, names)
+    roles = naming.find_columns(
+        names,
+        naming.ITEM_COLUMNS,
+        where=where,
+        given=given,
+        required=() if key else ("item",),
+        apart=[key] if key else [],
+    )
+    if key is not None and key != roles.get("item"):
+        roles["item_key"] = key
+    return roles
+
+
+def _key_column(settings: DataSettings, names: list[str]) -> str | None:
+    return naming.match_column(settings.item_key, names) if settings.item_key else None
+
+
+def _is_unknown_key(settings: DataSettings, item_names: list[str]) -> bool:
+    """Whether the item key is neither an item's own id nor a column of the items file."""
+    is_own = naming.simple_name(settings.item_key or "") in _OWN_ID
+    has_set_items = settings.source is not None and not settings.items
+    return not is_own and not has_set_items and _key_column(settings, item_names) is None
+
+
+def _rules(settings: DataSettings, tables: _Tables) -> CleaningRules:
+    """What is no event, by the names that columns came in under."""
+    roles = {role: naming.simple_name(column) for role, column in tables.events.roles.items()}
+    codes = settings.service_codes
+    if codes is None:
+        is_stock_code = tables.has_stock_codes or roles["item"] in naming.STOCK_CODE_NAMES
+        codes = SERVICE_CODES if is_stock_code else ()
+    is_invoice = tables.has_stock_codes or roles.get("basket") in naming.INVOICE_NAMES
+    return CleaningRules(settings.min_rating, tuple(codes), "C" if is_invoice else None)
+
+
+def _clean(table: RawTable, rules: CleaningRules, where: str) -> tuple[Events, CleaningReport]:
+    """Clean, name the table in errors, and count the lines that were no rows."""
+    try:
+        events, report = clean(table.frame, rules=rules)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    if table.broken_lines:
+        dropped = (("broken line", table.broken_lines), *report.dropped)
+        report = dataclasses.replace(report, rows_read=report.rows_read + table.broken_lines, dropped=dropped)
+    return events, report
+
+
+def _catalogue(table: RawTable | None, rules: CleaningRules) -> tuple[pd.DataFrame | None, Notes]:
+    """The items file with ids as text, without service codes."""
+    if table is None:
+        return None, ()
+    catalogue, notes = clean_catalogue(table.frame)
+    if rules.service_codes and "item" in catalogue:
+        matches = service_code_pattern(rules.service_codes).fullmatch
+        codes = [name for name in catalogue["item"].cat.categories if matches(name)]
+        catalogue = catalogue[~catalogue["item"].isin(codes)].reset_index(drop=True)
+        catalogue["item"] = catalogue["item"].cat.remove_unused_categories()
+    return catalogue, notes
+
+
+def _test_notes(report: CleaningReport | None) -> Notes:
+    if report is None:
+        return ()
+    dropped = ((f"test rows dropped: {reason}", rows) for reason, rows in report.dropped if rows)
+    return (*dropped, *((f"test rows: {what}", count) for what, count in report.handled))
+
+
+def _generate(settings: SyntheticSettings, seed: int) -> Loaded:
+    from fedrec.data.synthetic import generate
+
+    events, items, _ = generate(settings, seed=seed)
+    report = CleaningReport(len(events), tuple((reason, 0) for reason in REASONS), len(events))
+    about = {"name": SYNTHETIC, "licence": "none needed", "origin": f"generated with seed {seed}"}
+    return Loaded(events, items, report, {**about, "fingerprint": fingerprint([events], items), "columns": {}})
+
+
+def read_sql(url: str, query: str, choose: Callable[[str, list[str]], Mapping[str, str]]) -> tuple[RawTable, str]:
+    """Read the wanted columns of a query's result, chunk by chunk, and the database's URL without its password.
+
+    Raises:
+        DataError: the URL, driver, database or query does not work.
+    """
+    import sqlalchemy
+
+    try:
+        address = sqlalchemy.make_url(url)
+        origin = address.render_as_string(hide_password=True)
+        if address.get_backend_name() == "sqlite" and address.database and not Path(address.database).is_file():
+            raise DataError(f"{origin}: there is no such database file")
+        engine = sqlalchemy.create_engine(address)
+    except sqlalchemy.exc.ArgumentError as error:
+        raise DataError(
+            "the database URL cannot be read; write it as sqlite:///sales.db or postgresql://host/name"
+        ) from error
+    except ImportError as error:
+        raise DataError(f"{origin}: the driver {error.name} is not installed; pip install it") from error
+    try:
+        with engine.connect() as connection:
+            result = connection.execution_options(stream_results=True).execute(sqlalchemy.text(query))
+            if not result.returns_rows:
+                raise DataError(f"{origin}: the query returns no rows; give a SELECT")
+            names = list(result.keys())
+            roles = dict(choose(origin, names))
+            places = {role: names.index(column) for role, column in roles.items()}
+            coded = {role: _Coded() for role in roles}
+            for rows in result.partitions(_CHUNK_ROWS):
+                cells = list(zip(*rows, strict=True))
+                for role, place in places.items():
+                    coded[role].extend(cells[place])
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        raise DataError(f"{origin}: the query failed ({reason})") from error
+    finally:
+        engine.dispose()
+    return RawTable(pd.DataFrame({role: one.column() for role, one in coded.items()}), roles), origin
+
+
+class _Coded:
+    """A column that grows chunk by chunk and holds each distinct value once."""
+
+    def __init__(self) -> None:
+        self._code: dict[Any, int] = {}
+        self._chunks: list[np.ndarray] = []
+
+    def extend(self, cells: Sequence[Any]) -> None:
+        code = self._code
+        self._chunks.append(
+            np.array([-1 if cell is None else code.setdefault(cell, len(code)) for cell in cells], np.int32)
+        )
+
+    def column(self) -> pd.Categorical:
+        codes = np.concatenate([np.zeros(0, np.int32), *self._chunks])
+        return pd.Categorical.from_codes(codes, categories=pd.Index(list(self._code), dtype=object))
