@@ -60,7 +60,7 @@ def open_known_shop(run_dir: Path, shop: str) -> ServedShop:
     """
     names = shop_names(run_dir)
     if shop not in names:
-        raise DataError(f"there is no shop '{shop}' in {run_dir}{_similar(shop, names)}; shops: {_first(names)}")
+        raise DataError(f"there is no shop '{shop}' in {run_dir}{_similar(shop, names)}; there are {_first(names)}")
     return open_shop(run_dir, shop)
 
 
@@ -155,7 +155,7 @@ def _check_length(n: int) -> None:
 
 def _similar(name: str, known: list[str]) -> str:
     matches = difflib.get_close_matches(name, known[:50_000], n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(matches)}?" if matches else ""
+    return f" (did you mean {' or '.join(matches)}?)" if matches else ""
 
 
 def _first(names: list[str], limit: int = 12) -> str:
