@@ -48,7 +48,7 @@ class IalsSettings:
         init_seed: public seed of the items' first factors.
     """
 
-    factors: int = 64
+    factors: int = 32
     alpha: float = 4.0
     regularisation: float = 0.01
     frequency_exponent: float = 1.0

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -48,6 +50,24 @@ def test_sweeps_are_those_of_a_naive_loop(strengths, frequency_exponent):
     np.testing.assert_allclose(state["item_factors"], items, rtol=1e-9, atol=1e-12)
     scores = model.fit(state, public()).scores(strengths)
     np.testing.assert_allclose(scores, naive_side(dense, items, settings, NUM_ITEMS) @ items.T, atol=5e-6)
+
+
+def test_item_factors_are_those_of_implicit():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the threads of BLAS
+        als = pytest.importorskip("implicit.als")
+        peer = als.AlternatingLeastSquares(
+            factors=8, alpha=5.0, regularization=2.0, use_cg=False, use_gpu=False, iterations=4, num_threads=1
+        )
+    rng = np.random.default_rng(6)
+    rows = sparse.csr_matrix((rng.random((80, 40)) < 0.2).astype(np.float32))
+    space = PublicInputs(np.array([f"i{n:02d}" for n in range(40)], dtype=object))
+    model = Ials(IalsSettings(8, alpha=4, regularisation=2, frequency_exponent=0, sweeps=4))
+    peer.item_factors = model.plan_round(0, {}, space).inputs["item_factors"].astype(np.float32)
+    peer.user_factors = np.zeros((80, 8), np.float32)
+    peer.fit(rows, show_progress=False)
+    factors = train_alone(model, rows, space)["item_factors"]
+    np.testing.assert_allclose(factors, peer.item_factors, atol=1e-3 * np.abs(factors).max())
 
 
 def test_the_loss_falls_with_every_sweep(strengths):
