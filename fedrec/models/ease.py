@@ -63,12 +63,12 @@ class Ease(ItemItemModel):
             ConfigError: the statistics are no Gram matrix for this lambda.
         """
         covered, settings = state["covered"], self.settings
-        features, weight = None, 0.0
-        if public.content is not None and settings.content_weight > 0:
-            features, weight = public.content[covered], settings.content_weight
+        weight = settings.content_weight if public.content is not None else 0.0
         gram = unpack_lower(state["co_occurrence"], len(covered))
-        if features is not None:
-            add_similarity(gram, features, weight)
+        if public.content is not None and weight > 0:
+            add_similarity(gram, public.content[covered], weight)
+        else:
+            public = PublicInputs(public.items)
         gram[np.diag_indices_from(gram)] += settings.regularisation
         weights, diagonal = _solve(gram)
         return ItemItemScorer(

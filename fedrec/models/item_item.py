@@ -146,7 +146,7 @@ class ItemItemScorer:
     tail item has no features it ranks below the covered items. Popularity breaks ties everywhere.
 
     Attributes:
-        public: the item space.
+        public: the item space; without content where the model was told to leave it out.
         popularity: float64, (num_items,).
         covered: int64, (K,), sorted positions of the covered items.
         weights: float32, (K, K), C order or CSR; row = bought item, column = candidate, zero diagonal.
@@ -202,6 +202,8 @@ class ItemItemScorer:
 
     def restrict(self, positions: np.ndarray, public: PublicInputs) -> ItemItemScorer:
         """The same weights over a shop's own items; what it doesn't cover becomes the shop's tail."""
+        if self.public.content is None:
+            public = PublicInputs(public.items)
         place = np.full(self.public.num_items + 1, -1, np.int64)  # the last place is the one of position -1
         place[self.covered] = np.arange(len(self.covered))
         rows = place[positions]

@@ -68,6 +68,8 @@ class ItemKnn(ItemItemModel):
         weight = settings.content_weight if public.content is not None else 0.0
         if public.content is not None and weight > 0:
             add_similarity(gram, public.content[covered], weight)
+        else:
+            public = PublicInputs(public.items)
         norms = np.sqrt(gram.diagonal())
         content_scale = _ratio(weight, norms * np.sqrt(weight) + settings.shrinkage)
         return ItemItemScorer(

@@ -87,8 +87,10 @@ def train_federated(model: Recommender, shops: Sequence[sparse.csr_matrix], publ
         spec = model.plan_round(index, state, public)
         if spec is None:
             return state
-        sums = [model.contributions(spec, rows).total(np.ones(rows.shape[0])) for rows in shops]
-        state = model.advance(spec, state, np.sum(sums, axis=0), public)
+        total = np.zeros(spec.layout.size)
+        for rows in shops:
+            total += model.contributions(spec, rows).total(np.ones(rows.shape[0]))
+        state = model.advance(spec, state, total, public)
     raise AssertionError(f"training did not end after {_MAX_ROUNDS} rounds: plan_round must return None in the end")
 
 

@@ -106,6 +106,19 @@ def test_a_cold_shopper_gets_the_popular_items_in_order(histories, public):
         assert (np.diff(counts[np.argsort(-scores, kind="stable")]) <= 0).all()
 
 
+def test_content_of_weight_zero_is_left_out_everywhere(histories, public):
+    settings = EaseSettings(regularisation=7, content_weight=0, max_items=11)
+    without = PublicInputs(public.items)
+    positions = np.array([0, -1, 4, 7, -1])
+    shop = PublicInputs(np.array(list("abcde"), dtype=object), public.content[positions])
+    scores = []
+    for space in (public, without):
+        scorer = Ease(settings).fit(train_alone(Ease(settings), histories, space), space)
+        own = scorer.restrict(positions, shop).scores(histories[:, positions])
+        scores.append(np.hstack([scorer.scores(histories), own]))
+    np.testing.assert_array_equal(*scores)
+
+
 def test_explanations_add_up_to_the_score(histories, public):
     model = Ease(EaseSettings(regularisation=7))
     scorer = model.fit(train_alone(model, histories, public), public)
