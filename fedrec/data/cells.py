@@ -87,25 +87,24 @@ def seconds(cells: pd.Series) -> Times:
         utc = cells.dt.tz_localize("UTC") if cells.dt.tz is None else cells.dt.tz_convert("UTC")
         values = _since_1970(utc.to_numpy("datetime64[us]"))
         return Times(values, np.zeros(len(cells), bool), False)
+    if pd.api.types.is_numeric_dtype(cells.dtype):
+        return _numeric_times(cells.to_numpy(np.float64, na_value=np.nan))
     codes, names = distinct(cells)
-    plain = _as_floats(names)
-    if plain is not None:
-        values = np.append(plain, np.nan)[codes]
-        result = _from_numbers(values)
-        return Times(result, ~np.isnan(values) & np.isnan(result), False)
+    if (known := _as_floats(names)) is not None:
+        return _numeric_times(np.append(known, np.nan)[codes])
     parsed, is_missing, is_ambiguous = _parse_times(names)
     values, is_missing = np.append(parsed, np.nan)[codes], np.append(is_missing, True)[codes]
     return Times(values, ~is_missing & np.isnan(values), is_ambiguous)
 
 
 def numbers(cells: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers as float32 (num_rows,), NaN = unknown, and where there is a value that is no number.
+    """Numbers as float64 (num_rows,), NaN = unknown, and where there is a value that is no number.
 
     Text may have a decimal comma, where no cell of the column has a decimal point.
     """
     if pd.api.types.is_numeric_dtype(cells.dtype):
         values = cells.to_numpy(np.float64, na_value=np.nan)
-        return np.where(np.isfinite(values), values, np.nan).astype(np.float32), np.isinf(values)
+        return np.where(np.isfinite(values), values, np.nan), np.isinf(values)
     codes, names = distinct(cells)
     parsed = _as_floats(names)
     is_missing = np.asarray(names.isna())
@@ -114,7 +113,7 @@ def numbers(cells: pd.Series) -> tuple[np.ndarray, np.ndarray]:
         is_missing = texts.str.casefold().isin(_MISSING_IDS).to_numpy(bool)
         parsed = _parse_numbers(texts)
     parsed = np.where(np.isfinite(parsed), parsed, np.nan)
-    values = np.append(parsed, np.nan)[codes].astype(np.float32)
+    values = np.append(parsed, np.nan)[codes]
     return values, np.isnan(values) & ~np.append(is_missing, True)[codes]
 
 
@@ -173,6 +172,11 @@ def _text(value: object) -> str:
             return ""
         return str(int(value)) if value == int(value) else str(value)
     return str(value).strip()
+
+
+def _numeric_times(values: np.ndarray) -> Times:
+    result = _from_numbers(values)
+    return Times(result, ~np.isnan(values) & np.isnan(result), False)
 
 
 def _from_numbers(values: np.ndarray) -> np.ndarray:

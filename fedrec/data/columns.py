@@ -202,11 +202,12 @@ def find_columns(
     for role, groups in usual.items():
         if role not in found:
             free = [name for name in names if name not in taken]
-            column = _usual_column(role, groups, [name for name in free if name not in set(apart)], where)
-            column = column or (_usual_column(role, groups, free, where) if role == "item" else None)
-            if column is not None:
-                found[role] = column
-                taken.add(column)
+            first = _usual_column(role, groups, [name for name in free if name not in set(apart)], where)
+            if first is None and role == "item":
+                first = _usual_column(role, groups, free, where)
+            if first is not None:
+                found[role] = first
+                taken.add(first)
     for role in required:
         if role not in found:
             raise DataError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -163,7 +164,9 @@ def clean(raw: pd.DataFrame, *, rules: CleaningRules | None = None) -> tuple[Eve
         raise DataError(f"nothing is left of {len(raw)} rows after cleaning ({why}); check which columns were taken")
     if counts[0] < len(raw):
         table = table[account.reason == 0].reset_index(drop=True)
-    table = _finish(table, account)
+        for name in [name for name in table if isinstance(table[name].dtype, pd.CategoricalDtype)]:
+            table[name] = table[name].cat.remove_unused_categories()
+    table = _with_order(table, account)
     return Events(table), CleaningReport(len(raw), dropped, len(table), tuple(account.handled))
 
 
@@ -173,9 +176,9 @@ def service_code_pattern(codes: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(parts), re.IGNORECASE)
 
 
-def _read_ids(raw: pd.DataFrame, account: _Account) -> dict[str, object]:
+def _read_ids(raw: pd.DataFrame, account: _Account) -> dict[str, Any]:
     """Id and text columns as categories of str; drops rows without shopper, item or shop."""
-    columns: dict[str, object] = {}
+    columns: dict[str, Any] = {}
     for role in ("shop", "shopper", "item", *_TEXT_ROLES):
         if role in raw:
             columns[role], num_other = ids_as_text(raw[role], keeps_na=role in ("shop", "title", "category"))
@@ -183,7 +186,7 @@ def _read_ids(raw: pd.DataFrame, account: _Account) -> dict[str, object]:
                 account.note(f"{role} ids of mixed types, read as text", num_other)
     for role in ("shopper", "item", "shop"):
         if role in columns:
-            account.drop(f"no {role}", columns[role].codes < 0)  # type: ignore[attr-defined]
+            account.drop(f"no {role}", columns[role].codes < 0)
     return columns
 
 
@@ -201,24 +204,25 @@ def _read_times(cells: pd.Series, account: _Account) -> np.ndarray:
     return times.seconds
 
 
-def _read_numbers(raw: pd.DataFrame, account: _Account) -> dict[str, object]:
-    columns: dict[str, object] = {}
+def _read_numbers(raw: pd.DataFrame, account: _Account) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
     for role in ("rating", "quantity", "price"):
         if role in raw:
-            columns[role], is_bad = numbers(raw[role])
+            values, is_bad = numbers(raw[role])
+            columns[role] = values.astype(np.float32)
             account.note(f"{role} that is no number, event kept without it", int(is_bad.sum()))
             if role == "rating":
-                is_unknown = np.isnan(columns[role]) & ~is_bad  # type: ignore[call-overload]
+                is_unknown = np.isnan(columns[role]) & ~is_bad
                 account.note("events without a rating (NaN), kept", int(is_unknown.sum()))
     if "order" in raw:
-        order = pd.to_numeric(raw["order"].astype("str"), errors="coerce").to_numpy(np.float64, na_value=np.nan)
+        order, _ = numbers(raw["order"])
         account.note("events without a place in the order, taken as the oldest", int(np.isnan(order).sum()))
         first = np.nanmin(order, initial=0.0) - 1
         columns["order"] = np.where(np.isnan(order), first, order).astype(np.int64)
     return columns
 
 
-def _drop_cancelled(raw: pd.DataFrame, columns: dict[str, object], account: _Account, rules: CleaningRules) -> None:
+def _drop_cancelled(raw: pd.DataFrame, columns: dict[str, Any], account: _Account, rules: CleaningRules) -> None:
     """Cancellations by flag, basket or event type; then what was sold in no quantity or for no price."""
     if "is_cancel" in raw:
         account.drop("cancelled", flags(raw["is_cancel"]))
@@ -232,15 +236,15 @@ def _drop_cancelled(raw: pd.DataFrame, columns: dict[str, object], account: _Acc
         account.drop("cancelled", _matches(columns["event"], lambda name: name.casefold() in CANCEL_EVENTS))
     for role in ("quantity", "price"):
         if role in columns:
-            account.drop(f"{role} not above 0", columns[role] <= 0)  # type: ignore[operator]
+            account.drop(f"{role} not above 0", columns[role] <= 0)
 
 
-def _drop_service_codes(items: object, account: _Account, rules: CleaningRules) -> None:
+def _drop_service_codes(items: pd.Categorical, account: _Account, rules: CleaningRules) -> None:
     if rules.service_codes:
         account.drop("service code", _matches(items, service_code_pattern(rules.service_codes).fullmatch))
 
 
-def _apply_min_rating(columns: dict[str, object], account: _Account, rules: CleaningRules) -> None:
+def _apply_min_rating(columns: dict[str, Any], account: _Account, rules: CleaningRules) -> None:
     if rules.min_rating is None:
         return
     if "rating" not in columns:
@@ -248,12 +252,11 @@ def _apply_min_rating(columns: dict[str, object], account: _Account, rules: Clea
             f"min_rating = {rules.min_rating}, but there is no rating column; leave min_rating out, or name the column "
             "with --columns rating=NAME"
         )
-    account.drop("no rating of at least min_rating", ~(columns["rating"] >= rules.min_rating))  # type: ignore[operator]
+    account.drop("no rating of at least min_rating", ~(columns["rating"] >= rules.min_rating))
 
 
-def _matches(cells: object, test: Callable[[str], object]) -> np.ndarray:
+def _matches(cells: pd.Categorical, test: Callable[[str], object]) -> np.ndarray:
     """Rows of a Categorical whose text passes a test."""
-    assert isinstance(cells, pd.Categorical)
     is_match = np.array([bool(test(name)) for name in cells.categories], bool)
     return np.append(is_match, False)[cells.codes]
 
@@ -284,10 +287,8 @@ def _bits(cells: pd.Series) -> np.ndarray:
     return np.where(np.isnan(values), np.nan, values).view(np.uint64)
 
 
-def _finish(table: pd.DataFrame, account: _Account) -> pd.DataFrame:
-    """Categories in use only; an order for events without a date; no empty columns."""
-    for name in [name for name in table if isinstance(table[name].dtype, pd.CategoricalDtype)]:
-        table[name] = table[name].cat.remove_unused_categories()
+def _with_order(table: pd.DataFrame, account: _Account) -> pd.DataFrame:
+    """An order for events without a date."""
     if "timestamp" not in table:
         return table
     is_undated = table["timestamp"].isna().to_numpy()

@@ -22,7 +22,7 @@ Choose = Callable[[list[str]], Mapping[str, str]]
 
 _SAMPLE_BYTES = 1 << 16
 _DELIMITERS = ",;\t|"
-_NUMBERS = frozenset({"rating", "quantity", "price"})
+_NUMBERS = frozenset({"rating", "quantity", "price", "timestamp", "order"})
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,13 @@ class RawTable:
     Attributes:
         frame: one column per role; texts and ids are categories.
         roles: role -> column of the file.
+        columns: all columns of the file.
         broken_lines: lines with another number of fields than the header, left out.
     """
 
     frame: pd.DataFrame
     roles: Mapping[str, str]
+    columns: tuple[str, ...]
     broken_lines: int = 0
 
 
@@ -71,13 +73,13 @@ def by_role(table: pa.Table, roles: Mapping[str, str]) -> pd.DataFrame:
     columns = {}
     for role, name in roles.items():
         cells = table.column(name)
+        is_number = role in _NUMBERS and (pa.types.is_integer(cells.type) or pa.types.is_decimal(cells.type))
         is_plain = (
             pa.types.is_floating(cells.type) or pa.types.is_temporal(cells.type) or pa.types.is_nested(cells.type)
         )
-        if role in _NUMBERS and not pa.types.is_dictionary(cells.type) and not _is_text(cells.type):
-            is_plain = True
-        if not is_plain and not pa.types.is_dictionary(cells.type):
-            cells = cells.dictionary_encode()
+        if not (is_number or is_plain or pa.types.is_dictionary(cells.type)):
+            # In one piece first: encoded chunks would each carry the whole dictionary.
+            cells = pa.chunked_array([_whole(cells).dictionary_encode()])
         columns[role] = _to_pandas(cells)
     return pd.DataFrame(columns, copy=False)
 
@@ -85,14 +87,19 @@ def by_role(table: pa.Table, roles: Mapping[str, str]) -> pd.DataFrame:
 def _to_pandas(cells: pa.ChunkedArray) -> Any:
     if not pa.types.is_dictionary(cells.type):
         return cells.to_pandas(date_as_object=False)
-    whole = cells.unify_dictionaries().combine_chunks()
-    if isinstance(whole, pa.ChunkedArray):
-        whole = whole.chunk(0) if whole.num_chunks else pa.array([], cells.type)
+    whole = _whole(cells.unify_dictionaries() if cells.num_chunks > 1 else cells)
     names = whole.dictionary.to_pandas()
     if _is_text(whole.dictionary.type):
         names = names.astype("str")
     codes = whole.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     return pd.Categorical.from_codes(codes, categories=pd.Index(names))
+
+
+def _whole(cells: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece."""
+    if cells.num_chunks == 1:
+        return cells.chunk(0)
+    return pa.concat_arrays(cells.chunks) if cells.num_chunks else pa.array([], cells.type)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -105,7 +112,7 @@ def _read_parquet(path: Path, choose: Choose) -> RawTable:
     wanted = list(dict.fromkeys(roles.values()))
     texts = [name for name in wanted if _is_text(schema.field(name).type)]
     table = pa.parquet.read_table(path, columns=wanted, read_dictionary=texts)
-    return RawTable(by_role(table, roles), roles)
+    return RawTable(by_role(table, roles), roles, tuple(schema.names))
 
 
 def _read_csv(path: Path, choose: Choose) -> RawTable:
@@ -135,7 +142,7 @@ def _read_csv(path: Path, choose: Choose) -> RawTable:
             quoted_strings_can_be_null=True,
         ),
     )
-    return RawTable(by_role(table, roles), roles, len(broken))
+    return RawTable(by_role(table, roles), roles, tuple(dialect.columns), len(broken))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -65,7 +66,7 @@ def clean_catalogue(raw: pd.DataFrame) -> tuple[pd.DataFrame, tuple[tuple[str, i
     columns: dict[str, object] = {}
     for role in raw.columns:
         if role == "price":
-            columns[role] = numbers(raw[role])[0]
+            columns[role] = numbers(raw[role])[0].astype(np.float32)
         else:
             cells = _joined_lists(raw[role]) if role in ("title", "category") else raw[role]
             columns[role] = ids_as_text(cells, keeps_na=role in ("shop", "title", "category"))[0]
@@ -151,7 +152,7 @@ def _names_by_key(
     if keyed_catalogue:
         assert catalogue is not None
         value = _key_codes(catalogue["item_key"], keys, is_gtin)
-        place = ids.get_indexer(catalogue["item"].astype("str"))
+        place = ids.get_indexer(pd.Index(catalogue["item"]))
         if "shop" in catalogue:
             own = _first(np.searchsorted(known, _pair_codes(catalogue, shops, ids)), value, len(known))
         else:
@@ -181,10 +182,10 @@ def _catalogue_places(
 ) -> np.ndarray:
     """Place in ``names.items`` of each row of the catalogue, -1 = nobody's."""
     if not has_key:
-        return ids.get_indexer(catalogue["item"].astype("str"))
+        return ids.get_indexer(pd.Index(catalogue["item"]))
     if "item_key" in catalogue:
         texts = catalogue["item_key"].cat.categories
-        place = np.append(names.items.get_indexer([_key(text, is_gtin) for text in texts]), -1)
+        place = np.append(names.items.get_indexer(pd.Index([_key(text, is_gtin) for text in texts], dtype="str")), -1)
         result = place[catalogue["item_key"].cat.codes.to_numpy()]
     else:
         result = np.full(len(catalogue), -1, np.int64)
@@ -195,7 +196,7 @@ def _catalogue_places(
     # Without a shop a row speaks of all items of that id; it lends its text to the first of them.
     first = np.full(len(ids), -1, np.int64)
     first[(names.pairs % len(ids))[::-1]] = names.item[::-1]
-    return np.where(result < 0, first[ids.get_indexer(catalogue["item"].astype("str"))], result)
+    return np.where(result < 0, first[ids.get_indexer(pd.Index(catalogue["item"]))], result)
 
 
 class _Facts:
@@ -231,7 +232,7 @@ class _Facts:
 
     def items(self) -> Items:
         """All of it as a catalogue."""
-        columns = {role: pd.array(texts, dtype="str") for role, texts in self._texts.items()}
+        columns: dict[str, Any] = {role: pd.array(texts, dtype="str") for role, texts in self._texts.items()}
         index = pd.Index(self._names.items, dtype="str", name="item")
         columns |= {"price": self._price, "is_shared": self._names.is_shared}
         order = ["title", "category", "price", "is_shared", *(["item_id"] if "item_id" in columns else [])]
@@ -272,7 +273,7 @@ def _key(text: str, is_gtin: bool) -> str:
 
 
 def _key_codes(cells: pd.Series, keys: pd.Index, is_gtin: bool) -> np.ndarray:
-    place = keys.get_indexer([_key(text, is_gtin) for text in cells.cat.categories])
+    place = keys.get_indexer(pd.Index([_key(text, is_gtin) for text in cells.cat.categories], dtype="str"))
     return np.append(place, -1)[cells.cat.codes.to_numpy()]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import os
@@ -313,9 +314,9 @@ def ncf_test(folder: str | Path | None = None) -> NcfTest:
     item = ratings.drop_duplicates("ncf_item").set_index("ncf_item")["item_id"].astype("str")
     drawn = np.stack([np.fromstring(text.strip("[]"), dtype=np.int64, sep=",") for text in test["negatives"]])
     return NcfTest(
-        shopper.loc[test["ncf_user"]].to_numpy(dtype=object),
-        item.loc[test["ncf_item"]].to_numpy(dtype=object),
-        item.loc[drawn.ravel()].to_numpy(dtype=object).reshape(drawn.shape),
+        shopper.reindex(test["ncf_user"]).to_numpy(dtype=object),
+        item.reindex(test["ncf_item"]).to_numpy(dtype=object),
+        item.reindex(drawn.ravel()).to_numpy(dtype=object).reshape(drawn.shape),
     )
 
 
@@ -327,7 +328,7 @@ def _read_parquet(one: PublicSet, path: Path, choose_events: Choose, choose_item
         return FoundSet(events, items, None, (), False)
     part = pa.parquet.read_table(path, columns=[one.split_column]).column(0).to_pandas()
     halves = [
-        RawTable(events.frame[(part == name).to_numpy()].reset_index(drop=True), events.roles)
+        dataclasses.replace(events, frame=events.frame[(part == name).to_numpy()].reset_index(drop=True))
         for name in ("train", "test")
     ]
     return FoundSet(halves[0], items, halves[1], (), False)
@@ -335,12 +336,12 @@ def _read_parquet(one: PublicSet, path: Path, choose_events: Choose, choose_item
 
 def _read_original(layout: Original, opened: Opened) -> FoundSet:
     tables = layout.read(opened)
-    raw = [
-        None if frame is None else RawTable(frame, {role: role for role in frame})
+    events, items, test = (
+        None if frame is None else RawTable(frame, {str(name): str(name) for name in frame}, tuple(map(str, frame)))
         for frame in (tables.events, tables.items, tables.test)
-    ]
-    assert raw[0] is not None
-    return FoundSet(raw[0], raw[1], raw[2], tables.notes, True)
+    )
+    assert events is not None
+    return FoundSet(events, items, test, tables.notes, True)
 
 
 def _folders(folder: str | Path | None) -> list[Path]:

@@ -142,6 +142,7 @@ def load(settings: DataSettings, *, seed: int = 0) -> Loaded:
     if settings.source == SYNTHETIC:
         return _generate(settings.synthetic, seed)
     tables, about = _read(settings)
+    _check_item_key(settings, tables)
     rules = _rules(settings, tables)
     events, cleaning = _clean(tables.events, rules, tables.where)
     both, test_cleaning = [events], None
@@ -209,77 +210,52 @@ def _read_named(settings: DataSettings, chosen: public_sets.PublicSet) -> tuple[
 
 
 def _event_roles(settings: DataSettings, where: str, names: list[str]) -> dict[str, str]:
-    """Which columns of the events to read."""
-    given = naming.check_roles(settings.columns)
-    key = _key_column(settings, names)
-    item_names = column_names(settings.items) if settings.items else []
-    roles = naming.find_columns(
-        names,
-        naming.EVENT_COLUMNS,
-        where=where,
-        given=given,
-        required=("shopper", "item"),
-        apart=[key] if key else [],
-        elsewhere=item_names,
-    )
-    if key is not None and key != roles["item"]:
-        roles["item_key"] = key
-    elif settings.item_key and key is None and _is_unknown_key(settings, item_names):
-        raise naming.missing_column(settings.item_key, [*names, *item_names], where=where, what="the item key")
-    return roles
+    """Which columns of the events to read; those that the user names must be here or in the items file."""
+    elsewhere = column_names(settings.items) if settings.items else []
+    return _roles(settings, naming.EVENT_COLUMNS, where, names, elsewhere=elsewhere)
 
 
 def _test_roles(settings: DataSettings, where: str, names: list[str]) -> dict[str, str]:
-    """The same of the test file, where columns that the user named may be missing."""
-    given = {
-        role: column
-        for role, column in naming.check_roles(settings.columns).items()
-        if role in ("shopper", "item") or naming.match_column(column, names)
-    }
-    key = _key_column(settings, names)
-    roles = naming.find_columns(
-        names,
-        naming.EVENT_COLUMNS,
-        where=where,
-        given=given,
-        required=("shopper", "item"),
-        apart=[key] if key else [],
-    )
-    if key is not None and key != roles["item"]:
-        roles["item_key"] = key
-    return roles
+    """The same of the test file, where columns that the user names may be missing."""
+    return _roles(settings, naming.EVENT_COLUMNS, where, names)
 
 
 def _item_roles(settings: DataSettings, where: str, names: list[str]) -> dict[str, str]:
-    """Which columns of the items file to read."""
-    given = {
-        role: column
-        for role, column in naming.check_roles(settings.columns).items()
-        if naming.match_column(column, names) is not None
-    }
-    key = _key_column(settings, names)
+    """Which columns of the items file to read; an item key can stand for the id."""
+    return _roles(settings, naming.ITEM_COLUMNS, where, names)
+
+
+def _roles(
+    settings: DataSettings,
+    usual: Mapping[str, naming.Names],
+    where: str,
+    names: list[str],
+    *,
+    elsewhere: Sequence[str] | None = None,
+) -> dict[str, str]:
+    given = naming.check_roles(settings.columns)
+    if elsewhere is None:
+        given = {role: column for role, column in given.items() if naming.match_column(column, names)}
+    key = naming.match_column(settings.item_key, names) if settings.item_key else None
+    required = ("shopper", "item") if "shopper" in usual else (() if key else ("item",))
+    apart = [key] if key else []
     roles = naming.find_columns(
-        names,
-        naming.ITEM_COLUMNS,
-        where=where,
-        given=given,
-        required=() if key else ("item",),
-        apart=[key] if key else [],
+        names, usual, where=where, given=given, required=required, apart=apart, elsewhere=elsewhere or ()
     )
     if key is not None and key != roles.get("item"):
         roles["item_key"] = key
     return roles
 
 
-def _key_column(settings: DataSettings, names: list[str]) -> str | None:
-    return naming.match_column(settings.item_key, names) if settings.item_key else None
-
-
-def _is_unknown_key(settings: DataSettings, item_names: list[str]) -> bool:
-    """Whether the item key is neither an item's own id nor a column of the items file."""
-    is_own = naming.simple_name(settings.item_key or "") in _OWN_ID
-    has_set_items = settings.source is not None and not settings.items
-    return not is_own and not has_set_items and _key_column(settings, item_names) is None
+def _check_item_key(settings: DataSettings, tables: _Tables) -> None:
+    """Refuse an item key that is no column anywhere."""
+    key, found = settings.item_key, [table for table in (tables.events, tables.items) if table is not None]
+    if key is None or any("item_key" in table.roles for table in found):
+        return
+    is_own = naming.simple_name(key) in _OWN_ID or naming.match_column(key, [tables.events.roles["item"]])
+    if not is_own:
+        names = [name for table in found for name in table.columns]
+        raise naming.missing_column(key, names, where=tables.where, what="the item key")
 
 
 def _rules(settings: DataSettings, tables: _Tables) -> CleaningRules:
@@ -360,6 +336,8 @@ def read_sql(url: str, query: str, choose: Callable[[str, list[str]], Mapping[st
             if not result.returns_rows:
                 raise DataError(f"{origin}: the query returns no rows; give a SELECT")
             names = list(result.keys())
+            if len(set(names)) < len(names):
+                raise DataError(f"{origin}: two columns of the query have one name ({', '.join(names)}); rename one")
             roles = dict(choose(origin, names))
             places = {role: names.index(column) for role, column in roles.items()}
             coded = {role: _Coded() for role in roles}
@@ -372,7 +350,7 @@ def read_sql(url: str, query: str, choose: Callable[[str, list[str]], Mapping[st
         raise DataError(f"{origin}: the query failed ({reason})") from error
     finally:
         engine.dispose()
-    return RawTable(pd.DataFrame({role: one.column() for role, one in coded.items()}), roles), origin
+    return RawTable(pd.DataFrame({role: one.column() for role, one in coded.items()}), roles, tuple(names)), origin
 
 
 class _Coded:
