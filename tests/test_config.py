@@ -1,5 +1,6 @@
 """Scenario files and options over them."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -180,3 +181,9 @@ def test_the_quiet_progress_takes_everything_and_says_nothing(capsys: pytest.Cap
     quiet.advance(3)
     quiet.note("text")
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_scenario_of_the_start_page_is_one() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "start.md").read_text(encoding="utf-8")
+    block = page.split("```toml\n", 1)[1].split("```", 1)[0]
+    assert SimulationSettings.from_mapping(tomllib.loads(block)).name == "mine"
