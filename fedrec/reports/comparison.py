@@ -74,7 +74,7 @@ def render(record: Record) -> str:
         tiles=_tiles(record),
         columns=_columns(record),
         accuracy=[metric for metric in _metrics(record) if metric.startswith(_ACCURACY)],
-        character={key: title for key, title in _CHARACTER.items() if key in _metrics(record)},
+        character=_character(record),
         shops=_shops(record),
         pictures=pictures(record),
         settings=_settings(record),
@@ -122,6 +122,15 @@ def _metrics(record: Record) -> list[str]:
     for column in record["columns"]:
         names |= dict.fromkeys(record["scores"].get(column, {}).get("macro", {}))
     return list(names)
+
+
+def _character(record: Record) -> dict[str, str]:
+    """Metrics of what lists are like, by title, that any column has a value for."""
+    return {
+        metric: title
+        for metric, title in _CHARACTER.items()
+        if any(summary.mean(record, column, metric) is not None for column in record["columns"])
+    }
 
 
 def _columns(record: Record) -> list[dict[str, Any]]:
