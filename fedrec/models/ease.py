@@ -26,15 +26,15 @@ class EaseSettings:
     """How EASE solves its statistics.
 
     Attributes:
-        regularisation: lambda, added to the diagonal, in shoppers; > 0. An item that few more shoppers than this bought
-            hardly speaks for others. Best values grow slowly with the shop.
-        content_weight: rho, weight of the public content prior, in shoppers; 0 leaves content out.
+        regularisation: lambda, added to the diagonal; > 0. In units of the mean popularity of the items that were
+            bought at all, so that one value serves shops of ten shoppers and of a million.
+        content_weight: rho, weight of the public content prior, in the same units; 0 leaves content out.
         shopper_exponent: a shopper weighs n ** (-2 x exponent) for n items: 0 = plain counts, 0.5 = all the same norm.
         max_items: K, the number of most popular items with statistics; 1 to 12,000.
     """
 
-    regularisation: float = 100.0
-    content_weight: float = 3.0
+    regularisation: float = 10.0
+    content_weight: float = 0.5
     shopper_exponent: float = 0.0
     max_items: int = 8000
 
@@ -53,23 +53,25 @@ class Ease(ItemItemModel):
     settings: EaseSettings = field(default_factory=EaseSettings)
 
     def candidates(self) -> dict[str, tuple[Any, ...]]:
-        """Values for shops from tens to thousands of shoppers."""
-        return {"regularisation": (20.0, 100.0, 300.0, 1000.0), "content_weight": (0.0, 3.0, 10.0)}
+        """Best values of five public sets lie between the outer ones."""
+        return {"regularisation": (1.0, 3.0, 10.0, 30.0), "content_weight": (0.0, 0.5, 2.0)}
 
     def fit(self, state: State, public: PublicInputs) -> ItemItemScorer:
-        """B = I - P diag(1 / diag P) with P = (G + lambda I + rho F F^T)^-1.
+        """B = I - P diag(1 / diag P) with P = (G + d (lambda I + rho F F^T))^-1, d the mean popularity.
 
         Raises:
             ConfigError: the statistics are no Gram matrix for this lambda.
         """
         covered, settings = state["covered"], self.settings
-        weight = settings.content_weight if public.content is not None else 0.0
         gram = unpack_lower(state["co_occurrence"], len(covered))
+        counts = gram.diagonal()
+        unit = float(counts[counts > 0].mean()) if (counts > 0).any() else 1.0
+        ridge, weight = settings.regularisation * unit, settings.content_weight * unit
         if public.content is not None and weight > 0:
             add_similarity(gram, public.content[covered], weight)
         else:
-            public = PublicInputs(public.items)
-        gram[np.diag_indices_from(gram)] += settings.regularisation
+            public, weight = PublicInputs(public.items), 0.0
+        gram[np.diag_indices_from(gram)] += ridge
         weights, diagonal = _solve(gram)
         return ItemItemScorer(
             public=public,
@@ -77,7 +79,7 @@ class Ease(ItemItemModel):
             covered=covered,
             weights=weights,
             content_map=partial(_content_map, weights, diagonal * weight, public, covered),
-            tail_weight=weight / (settings.regularisation + weight),
+            tail_weight=weight / (ridge + weight),
         )
 
 

@@ -27,19 +27,26 @@ def public() -> PublicInputs:
     return PublicInputs(np.array([f"i{n:02d}" for n in range(NUM_ITEMS)], dtype=object), sparse.csr_matrix(features))
 
 
+def mean_popularity(gram: np.ndarray) -> float:
+    """Of the items that were bought at all: the unit of both weights."""
+    counts = gram.diagonal()
+    return counts[counts > 0].mean()
+
+
 def direct_weights(gram: np.ndarray, features: np.ndarray, regularisation: float, content_weight: float):
     """Steck's formula by a plain inverse: B (K, K) and P (K, K)."""
-    inverse = np.linalg.inv(gram + regularisation * np.eye(len(gram)) + content_weight * features @ features.T)
+    prior = regularisation * np.eye(len(gram)) + content_weight * features @ features.T
+    inverse = np.linalg.inv(gram + mean_popularity(gram) * prior)
     weights = -inverse / inverse.diagonal()
     np.fill_diagonal(weights, 0)
     return weights, inverse
 
 
 def test_scores_are_those_of_the_direct_formula(histories, public):
-    model = Ease(EaseSettings(regularisation=7, content_weight=3))
+    model = Ease(EaseSettings(regularisation=0.4, content_weight=0.2))
     scores = model.fit(train_alone(model, histories, public), public).scores(histories)
     dense = histories.toarray().astype(float)
-    weights, _ = direct_weights(dense.T @ dense, public.content.toarray().astype(float), 7, 3)
+    weights, _ = direct_weights(dense.T @ dense, public.content.toarray().astype(float), 0.4, 0.2)
     np.testing.assert_allclose(scores, dense @ weights, atol=3e-6)  # popularity breaks ties with 1e-6
 
 
@@ -53,7 +60,7 @@ def test_unit_norm_rows_weigh_every_shopper_alike(histories, public):
 
 
 def test_tail_items_are_scored_by_the_same_regression(histories, public):
-    model = Ease(EaseSettings(regularisation=7, content_weight=3, max_items=11))
+    model = Ease(EaseSettings(regularisation=0.4, content_weight=0.2, max_items=11))
     state = train_alone(model, histories, public)
     counts = np.asarray(histories.sum(axis=0)).ravel()
     covered = np.sort(np.argsort(-counts, kind="stable")[:11])
@@ -63,9 +70,10 @@ def test_tail_items_are_scored_by_the_same_regression(histories, public):
     tail = np.setdiff1d(np.arange(NUM_ITEMS), covered)
     weights = np.zeros((NUM_ITEMS, NUM_ITEMS))
     gram = dense[:, covered].T @ dense[:, covered]
-    weights[np.ix_(covered, covered)], inverse = direct_weights(gram, features[covered], 7, 3)
-    weights[np.ix_(covered, tail)] = inverse @ (3 * features[covered] @ features[tail].T)
-    weights[tail] = 3 / (7 + 3) * features[tail] @ features.T
+    weights[np.ix_(covered, covered)], inverse = direct_weights(gram, features[covered], 0.4, 0.2)
+    prior = 0.2 * mean_popularity(gram) * features[covered] @ features[tail].T
+    weights[np.ix_(covered, tail)] = inverse @ prior
+    weights[tail] = 0.2 / (0.4 + 0.2) * features[tail] @ features.T
     scorer = model.fit(state, public)
     scores, expected = scorer.scores(histories), dense @ weights
     is_known = features.any(axis=1)
@@ -83,7 +91,7 @@ def test_tail_items_are_scored_by_the_same_regression(histories, public):
 
 
 def test_a_restricted_model_keeps_the_global_regression_for_its_tail(histories, public):
-    model = Ease(EaseSettings(regularisation=7, content_weight=3, max_items=11))
+    model = Ease(EaseSettings(regularisation=0.4, content_weight=0.2, max_items=11))
     scorer = model.fit(train_alone(model, histories, public), public)
     positions = np.array([1, 2, 3, 5, 6, 9, 13])
     shop = PublicInputs(public.items[positions], public.content[positions])
@@ -107,7 +115,7 @@ def test_a_cold_shopper_gets_the_popular_items_in_order(histories, public):
 
 
 def test_content_of_weight_zero_is_left_out_everywhere(histories, public):
-    settings = EaseSettings(regularisation=7, content_weight=0, max_items=11)
+    settings = EaseSettings(regularisation=0.4, content_weight=0, max_items=11)
     without = PublicInputs(public.items)
     positions = np.array([0, -1, 4, 7, -1])
     shop = PublicInputs(np.array(list("abcde"), dtype=object), public.content[positions])
@@ -120,7 +128,7 @@ def test_content_of_weight_zero_is_left_out_everywhere(histories, public):
 
 
 def test_explanations_add_up_to_the_score(histories, public):
-    model = Ease(EaseSettings(regularisation=7))
+    model = Ease(EaseSettings(regularisation=0.4))
     scorer = model.fit(train_alone(model, histories, public), public)
     history = np.flatnonzero(histories[5].toarray()[0])
     scores = scorer.scores(histories[5])[0]
@@ -130,7 +138,7 @@ def test_explanations_add_up_to_the_score(histories, public):
 
 def test_own_plus_others_is_a_mixture(histories, public):
     """0.3 x all + 0.7 x own statistics weighs the shop's own shoppers 1 and the others 0.3."""
-    model = Ease(EaseSettings(regularisation=7, content_weight=0))
+    model = Ease(EaseSettings(regularisation=0.4, content_weight=0))
     positions = np.array([3, 0, -1, 8, 12])
     shop = PublicInputs(np.array(["c", "a", "own", "i", "m"], dtype=object))
     state = model.project(train_alone(model, histories, public), positions, shop)
@@ -142,7 +150,14 @@ def test_own_plus_others_is_a_mixture(histories, public):
     everyone = histories.toarray().astype(float)[:, np.maximum(positions, 0)]
     everyone[:, 2] = 0
     gram = 0.3 * everyone.T @ everyone + 0.7 * own_rows.T @ own_rows
-    np.testing.assert_allclose(weights, direct_weights(gram, np.zeros((5, 1)), 7, 0)[0], atol=1e-6)
+    np.testing.assert_allclose(weights, direct_weights(gram, np.zeros((5, 1)), 0.4, 0)[0], atol=1e-6)
+
+
+def test_the_settings_mean_the_same_for_a_shop_ten_times_as_large(histories, public):
+    model = Ease(EaseSettings(regularisation=0.4, content_weight=0.2))
+    tenfold = sparse.vstack([histories] * 10, format="csr")
+    small, large = (model.fit(train_alone(model, rows, public), public).weights for rows in (histories, tenfold))
+    np.testing.assert_allclose(small, large, atol=1e-6)
 
 
 def test_two_rounds_when_there_are_more_items_than_are_covered(histories, public):

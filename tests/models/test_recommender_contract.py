@@ -17,24 +17,24 @@ class TestPopularity(RecommenderContract):
 
 class TestEase(RecommenderContract):
     def make_model(self) -> Recommender:
-        return Ease(EaseSettings(regularisation=10))
+        return Ease(EaseSettings(regularisation=0.5))
 
 
 class TestEaseWithoutContent(RecommenderContract):
     has_content = False
 
     def make_model(self) -> Recommender:
-        return Ease(EaseSettings(regularisation=10))
+        return Ease(EaseSettings(regularisation=0.5))
 
 
 class TestEaseWithTail(RecommenderContract):
     def make_model(self) -> Recommender:
-        return Ease(EaseSettings(regularisation=10, max_items=24))
+        return Ease(EaseSettings(regularisation=0.5, max_items=24))
 
 
 class TestEaseWithUnitRows(RecommenderContract):
     def make_model(self) -> Recommender:
-        return Ease(EaseSettings(regularisation=1, content_weight=1, shopper_exponent=0.5))
+        return Ease(EaseSettings(regularisation=0.5, content_weight=0.2, shopper_exponent=0.5))
 
 
 class TestItemKnn(RecommenderContract):

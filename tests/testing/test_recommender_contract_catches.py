@@ -106,7 +106,7 @@ class Shuffled(Ease):
         (ScoresByBatch(), "test_a_row_is_scored_alike_alone_and_among_others"),
         (Popularity(), "test_scores_follow_the_history"),
         (Popularity(), "test_planted_blocks_are_found"),
-        (Shuffled(EaseSettings(regularisation=10)), "test_planted_blocks_are_found"),
+        (Shuffled(EaseSettings(regularisation=0.5)), "test_planted_blocks_are_found"),
         (MixesAlways(), "test_global_share_zero_is_the_shop_alone"),
         (MixesAlways(), "test_global_share_one_is_the_global_model"),
         (ForgetsOwnItems(), "test_own_statistics_have_the_shapes_of_the_projected_state"),
