@@ -20,6 +20,7 @@ from fedrec.data.marketplace import SyntheticSettings
 from fedrec.data.sources import DataSettings
 from fedrec.data.split import SplitKind
 from fedrec.errors import ConfigError
+from fedrec.shop.personalise import PersonalisationSettings
 
 ColumnName = Literal["popularity", "local", "federated", "federated_personal", "pooled"]
 COLUMNS: tuple[str, ...] = get_args(ColumnName)
@@ -80,7 +81,8 @@ class DataSection(_Section):
         columns: our column name -> the file's, for columns that are not found by their usual names.
         item_key: the column that makes two shops' items the same (a GTIN, a SKU).
         shops: ``column``, ``random:N``, ``skewed:N``, ``skewed:N:ALPHA`` or ``category``.
-        split: kind of split; ``split_settings`` are its parameters (see `fedrec.data.split.make_split`).
+        split: kind of split; None = ``last-basket`` for events with baskets, ``leave-last`` for others in order,
+            else ``random-share``. ``split_settings`` are its parameters (see `fedrec.data.split.make_split`).
         min_rating: keep ratings of at least this.
         service_codes: items that are no goods, such as postage; None = the usual ones where items are stock codes.
         synthetic: what marketplace to generate, for the source ``synthetic``.
@@ -95,7 +97,7 @@ class DataSection(_Section):
     columns: dict[str, str] = {}
     item_key: str | None = None
     shops: str = "column"
-    split: SplitKind = SplitKind.LEAVE_LAST
+    split: SplitKind | None = None
     split_settings: dict[str, Setting] = {}
     min_rating: float | None = None
     service_codes: tuple[str, ...] | None = None
@@ -200,6 +202,7 @@ class SimulationSettings(_Section):
     model: ModelSection = ModelSection()
     federation: FederationSection = FederationSection()
     evaluation: EvaluationSection = EvaluationSection()
+    personalisation: PersonalisationSettings = PersonalisationSettings()
 
     @model_validator(mode="before")
     @classmethod

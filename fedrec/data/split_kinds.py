@@ -95,14 +95,16 @@ def _last_basket(
     is_test = (place == 0) & (num_left[owner] >= 2)
     is_later = place < 0
     cell = accounts.shop_of[owner].astype(np.int64) * len(accounts.item_keys) + accounts.item[pairs.first_event]
-    is_unknown = is_test & ~_is_in(cell, cell[~is_test & ~is_later])
+    is_past = (place > 0) & (num_left[owner] >= 2)
+    is_unknown = is_test & ~_is_in(cell, cell[is_past])
     parts = np.zeros(len(owner), np.int8)
     parts[is_test] = Part.TEST
     if validation:
         is_chosen = (place == 1) & (num_left[owner] >= 3)
-        is_chosen &= _is_in(cell, cell[~is_test & ~is_later & ~is_chosen])
+        is_chosen &= _is_in(cell, cell[is_past & ~is_chosen])
         parts[is_chosen] = Part.VALIDATION
-    parts[is_unknown | is_later] = LEFT_OUT
+    is_single = (place == 0) & (num_left[owner] == 1)
+    parts[is_unknown | is_later | is_single] = LEFT_OUT
     event_parts = parts[pairs.of_event]
     event_parts[from_end < 0] = LEFT_OUT
     return event_parts, {
@@ -110,6 +112,7 @@ def _last_basket(
         "too_short": {"shoppers": int((num_left < 2).sum()), "min_invoices": 2 + fold},
         "dropped": {
             "events after the fold's invoice": int((from_end < 0).sum()),
+            "items of shoppers with a single invoice, which is their last": int(is_single.sum()),
             "test items that the shop's training catalogue lacks": int(is_unknown.sum()),
         },
     }

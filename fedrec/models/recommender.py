@@ -1,7 +1,7 @@
 """What a model must say so that a federation can train it: rounds, contributions, sums, scores.
 
-A model names the arrays that are *shared*; everything else is private. A round asks every shop for the sum of its shoppers'
-contributions, the coordinator moves the shared arrays by the total of all shops, and a shop turns shared arrays into a
+A model names the arrays that are *shared*; everything else is private. A round asks every shop for the sum of its
+shoppers' contributions, the coordinator moves the shared arrays by the total of all shops, and a shop turns them into a
 `Scorer`. The same methods train one shop alone or all shops pooled (`train_alone`), so every column of a comparison
 runs the same arithmetic.
 
@@ -177,11 +177,11 @@ class Recommender(Protocol):
         ...
 
     def own_statistics(self, state: State, histories: sparse.csr_matrix, public: PublicInputs) -> State:
-        """The shop's own raw statistics, in the item space and shape of ``state`` (projected). Never leaves the shop."""
+        """The shop's own raw statistics, in the item space and shape of ``state`` (projected); they never leave it."""
         ...
 
     def mix(self, state: State, own: State, *, global_share: float) -> State:
-        """``global_share`` x global + (1 - ``global_share``) x own statistics; 0 is the shop alone, 1 the global model."""
+        """``global_share`` x global + (1 - ``global_share``) x own statistics: 0 = the shop alone, 1 = the global."""
         ...
 
     def candidates(self) -> dict[str, tuple[Any, ...]]:

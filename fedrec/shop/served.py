@@ -20,9 +20,8 @@ from fedrec.errors import DataError, StoreError
 from fedrec.federation.run_record import write_atomically
 from fedrec.models import load_model, settings_of
 from fedrec.models.content import content_features
-from fedrec.models.popularity import Popularity
 from fedrec.models.recommender import PublicInputs, Recommender, Scorer, State, train_alone
-from fedrec.shop.personalise import Blend, Choice, blended, personal_scorer
+from fedrec.shop.personalise import Blend, Components, PersonalisationSettings, mixed_scorer
 
 CHOICES_FORMAT = 1
 SHARED_FILE = "model/shared.safetensors"
@@ -55,20 +54,27 @@ class ServedShop:
 def write_choices(
     run_dir: Path,
     *,
-    column: str,
     local: Recommender,
-    personal: Recommender,
+    shared: Recommender,
     shared_items: np.ndarray,
-    choices: Mapping[str, Choice],
+    blends: Mapping[str, Blend],
+    personalisation: PersonalisationSettings,
 ) -> None:
-    """Keep what shops chose, so that `open_shop` can serve them."""
+    """Keep what every shop serves, so that `open_shop` can build it again.
+
+    Args:
+        local, shared: models with the settings of the local and the shared model.
+        shared_items: str, (num_items,); the item space of the shared arrays.
+        blends: by shop.
+        personalisation: sets the mixed model.
+    """
     about = {
         "format": CHOICES_FORMAT,
-        "column": column,
         "local": _model_record(local),
-        "personal": _model_record(personal),
+        "shared": _model_record(shared),
+        "personalisation": asdict(personalisation),
+        "blends": dict(blends),
         "shared_items": [str(item) for item in shared_items.tolist()],
-        "choices": {shop: asdict(choice) for shop, choice in choices.items()},
     }
     write_atomically(run_dir / CHOICES_FILE, json.dumps(about, indent=1, allow_nan=False).encode())
 
@@ -107,7 +113,7 @@ def open_shop(run_dir: Path, shop: str) -> ServedShop:
     public_of = partial(_public, features, catalogue.index)
     return ServedShop(
         name=shop,
-        scorer=_scorer(about, state, shop, public_of, items, trained.tocsr()),
+        scorer=_scorer(about, state, shop, public_of, items, trained.tocsr(), len(shoppers)),
         items=items,
         titles=catalogue["title"].reindex(items).fillna("").to_numpy(str),
         shoppers=shoppers,
@@ -123,26 +129,24 @@ def _scorer(
     public_of: Callable[[np.ndarray], PublicInputs],
     items: np.ndarray,
     rows: sparse.csr_matrix,
+    num_shoppers: int,
 ) -> Scorer:
     """The model that the run's main column serves at this shop."""
-    shared, public = public_of(np.array(about["shared_items"], dtype=str)), public_of(items)
-    places = np.minimum(np.searchsorted(shared.items, items), shared.num_items - 1)
-    positions = np.where(shared.items[places] == items, places, -1).astype(np.int64)
-    personal, local = (load_model(about[name]["class"], about[name]["settings"]) for name in ("personal", "local"))
-    choice = about["choices"].get(shop)
-    if about["column"] in ("federated", "pooled"):
-        return personal.fit(state, shared).restrict(positions, public)
-    if choice is not None and choice["joins"]:
-        scorer = personal_scorer(personal, state, positions, rows, public, global_share=choice["global_share"])
-        return blended(scorer, Blend(**choice["blend"]), rows, public)
-    if about["column"] == "popularity":
-        local = Popularity()
-    scorer = local.fit(train_alone(local, rows, public), public)
-    return scorer if choice is None else blended(scorer, Blend(**choice["local_blend"]), rows, public)
+    shared_space, public = public_of(np.array(about["shared_items"], dtype=str)), public_of(items)
+    places = np.minimum(np.searchsorted(shared_space.items, items), shared_space.num_items - 1)
+    positions = np.where(shared_space.items[places] == items, places, -1).astype(np.int64)
+    local, shared = (load_model(about[name]["class"], about[name]["settings"]) for name in ("local", "shared"))
+    share = PersonalisationSettings(**about["personalisation"]).global_share(num_shoppers)
+    trained: dict[str, Callable[[], Scorer]] = {
+        "local": lambda: local.fit(train_alone(local, rows, public), public),
+        "global": lambda: shared.fit(state, shared_space).restrict(positions, public),
+        "mixed": lambda: mixed_scorer(shared, state, positions, rows, public, global_share=share),
+    }
+    return Components(trained, rows, public).blend(about["blends"][shop])
 
 
 def _public(features: sparse.csr_matrix | None, index: pd.Index, items: np.ndarray) -> PublicInputs:
-    return PublicInputs(items, None if features is None else features[index.get_indexer(items)].tocsr())
+    return PublicInputs(items, None if features is None else features[index.get_indexer(pd.Index(items))].tocsr())
 
 
 def _model_record(model: Recommender) -> dict[str, Any]:

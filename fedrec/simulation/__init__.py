@@ -19,11 +19,12 @@ from fedrec.config import Progress, SimulationSettings, quiet, read_scenario
 from fedrec.data.split import SplitKind
 from fedrec.evaluation.tables import evaluate_lists, gain_table
 from fedrec.federation.run_record import RunRecord
+from fedrec.flower.engines import Trained
 from fedrec.models import load_model
 from fedrec.shop.personalise import Choice
 from fedrec.simulation import outputs
-from fedrec.simulation.columns import Search
-from fedrec.simulation.comparison import Chosen, Lists, main_column, rank_columns
+from fedrec.simulation.columns import Chosen, Search
+from fedrec.simulation.comparison import Lists, main_column, rank_columns
 from fedrec.simulation.rounds import federate
 from fedrec.simulation.world import World, prepare
 
@@ -91,10 +92,12 @@ def simulate(
         outputs.write_world(run_dir, settings, world)
     search = Search(world, settings, model, progress)
     with clock.part("choose settings"):
-        chosen = _choose(search, settings)
+        chosen = search.run(settings.evaluation.columns)
     with clock.part("federated rounds"):
-        trained, curve = federate(settings, world, chosen.shared, run_dir, resume=resume, progress=progress)
-        outputs.write_model(run_dir, trained.state, chosen, world, main_column(settings))
+        trained, curve = Trained({}), list[dict[str, Any]]()
+        if set(settings.evaluation.columns) & {"federated", "federated_personal"}:
+            trained, curve = federate(settings, world, chosen.shared, run_dir, resume=resume, progress=progress)
+        outputs.write_model(run_dir, settings, trained.state, chosen, world)
     with clock.part("rank"):
         lists = rank_columns(settings, world, chosen, trained.state, progress)
         outputs.write_lists(run_dir, world, lists, main_column(settings))
@@ -116,19 +119,6 @@ def _checked(given: SimulationSettings | Mapping[str, Any] | str | Path) -> Simu
     return read_scenario(given)
 
 
-def _choose(search: Search, settings: SimulationSettings) -> Chosen:
-    """Settings of every column, and each shop's choice, all on validation shoppers."""
-    wanted = set(settings.evaluation.columns)
-    local = search.local() if wanted & {"local", "federated_personal"} else search.model
-    if not wanted & {"federated", "federated_personal", "pooled"}:
-        return Chosen(local, search.model, search.model)
-    shared, state = search.shared()
-    if "federated_personal" not in wanted:
-        return Chosen(local, shared, shared)
-    personal = search.personal(shared, state)
-    return Chosen(local, shared, personal, tuple(search.shops(local, personal, state)))
-
-
 def _evaluate(settings: SimulationSettings, world: World, chosen: Chosen, lists: Lists) -> dict[str, Any]:
     """The record's "scores" and "gain"."""
     rng = np.random.default_rng([settings.seed, 1])
@@ -137,7 +127,7 @@ def _evaluate(settings: SimulationSettings, world: World, chosen: Chosen, lists:
         lists.items,
         rng=rng,
         ks=settings.evaluation.ks,
-        is_recall_capped=settings.data.split is SplitKind.STRONG,
+        is_recall_capped=world.split.description["kind"] == SplitKind.STRONG,
         resamples=settings.evaluation.bootstrap,
     )
     tables: dict[str, Any] = {"scores": evaluation.scores, "gain": None, "compatibility": lists.compatibility}

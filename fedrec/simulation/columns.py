@@ -5,7 +5,7 @@ Every column searches the same settings on the same validation shoppers and gets
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +17,17 @@ from fedrec.evaluation.metrics import hit_matrix, ndcg, relevant_counts
 from fedrec.evaluation.ranking import top_items
 from fedrec.models import load_model, settings_of
 from fedrec.models.recommender import Recommender, Scorer, State, train_alone
-from fedrec.shop.personalise import Choice, PersonalisationSettings, choose, personal_scorer
+from fedrec.shop.personalise import (
+    JOINED_BLENDS,
+    LOCAL_BLENDS,
+    Blend,
+    Choice,
+    Components,
+    PersonalisationSettings,
+    combine,
+    decide,
+    mixed_scorer,
+)
 from fedrec.simulation.world import Queries, Stage, World, pooled_rows, queries, training_rows
 
 _BATCH_ROWS = 1024
@@ -40,16 +50,42 @@ def rank(scorer: Scorer, asked: Queries, k: int, *, seed: int) -> tuple[np.ndarr
 
 def judge(scorer: Scorer, asked: Queries, *, seed: int) -> np.ndarray:
     """float64: NDCG@10 of each shopper asked for who has a target in the shop's catalogue."""
-    items, _ = rank(scorer, asked, _CHOICE_K, seed=seed)
+    return _figures(rank(scorer, asked, _CHOICE_K, seed=seed)[0], asked)
+
+
+def judge_blends(parts: Components, blends: Sequence[Blend], asked: Queries, *, seed: int) -> list[np.ndarray]:
+    """`judge` of every blend; each component scores a batch of shoppers once for all of them."""
+    if not asked.targets.nnz:
+        return [np.empty(0) for _ in blends]
+    names = sorted({name for blend in blends for name in blend if parts.has(name)})
+    listed: list[list[np.ndarray]] = [[] for _ in blends]
+    for start in range(0, len(asked.rows), _BATCH_ROWS):
+        batch = slice(start, start + _BATCH_ROWS)
+        scores = {name: parts[name].scores(asked.known[batch]) for name in names}
+        for blend, lists in zip(blends, listed, strict=True):
+            mixture = combine([(weight, scores[name]) for name, weight in blend.items() if name in scores])
+            lists.append(top_items(mixture, asked.known[batch], _CHOICE_K, seed=seed, row_ids=asked.rows[batch])[0])
+    return [_figures(np.concatenate(lists), asked) for lists in listed]
+
+
+def _figures(items: np.ndarray, asked: Queries) -> np.ndarray:
+    """float64: NDCG@10 of each shopper who has a target in the shop's catalogue."""
     relevant = relevant_counts(asked.targets)
     is_judged = relevant > 0
     return ndcg(hit_matrix(items, asked.targets)[is_judged], relevant[is_judged], k=_CHOICE_K)
 
 
-def mean_value(asked: Sequence[Queries], scorer_of: Callable[[int], Scorer], *, seed: int) -> float:
-    """Mean over shops of their shoppers' mean NDCG@10; ``scorer_of`` gives the scorer by place in the roster."""
-    means = [judge(scorer_of(place), shop, seed=seed).mean() for place, shop in enumerate(asked) if shop.targets.nnz]
-    return float(np.mean(means)) if means else 0.0
+def objective(values: Sequence[np.ndarray]) -> float:
+    """What settings are chosen by, from NDCG@10 per shopper of each shop.
+
+    Half the mean over shops (a shop of three shoppers counts like one of three thousand) and half the mean over
+    shoppers (which the large shops decide): either alone is noisier.
+    """
+    asked = [shop for shop in values if len(shop)]
+    if not asked:
+        return 0.0
+    macro = float(np.mean([shop.mean() for shop in asked]))
+    return (macro + float(np.concatenate(asked).mean())) / 2
 
 
 def local_scorer(world: World, model: Recommender, place: int, stage: Stage) -> Scorer:
@@ -63,119 +99,177 @@ def shared_scorer(world: World, scorer: Scorer, place: int) -> Scorer:
     return scorer.restrict(world.shops[place].positions, world.shop_public[place])
 
 
-def joined_scorer(
-    world: World, model: Recommender, state: State, place: int, stage: Stage, *, global_share: float
-) -> Scorer:
-    """The shared statistics with the shop's own."""
+def components(
+    world: World,
+    place: int,
+    stage: Stage,
+    *,
+    local: Recommender,
+    shared: Recommender,
+    state: State,
+    scorer: Scorer | None,
+    personalisation: PersonalisationSettings,
+) -> Components:
+    """What one shop can blend.
+
+    Args:
+        local, shared: models with the settings of either column.
+        state: the shared arrays; empty where the comparison has no shared model.
+        scorer: the shared model, solved over the shared item space; None likewise.
+    """
     shop, public = world.shops[place], world.shop_public[place]
     rows = training_rows(shop, stage)
-    return personal_scorer(model, state, shop.positions, rows, public, global_share=global_share)
+    trained: dict[str, Callable[[], Scorer]] = {"local": partial(local_scorer, world, local, place, stage)}
+    if scorer is not None:
+        trained["global"] = partial(shared_scorer, world, scorer, place)
+        share = personalisation.global_share(len(shop.shoppers))
+        trained["mixed"] = partial(mixed_scorer, shared, state, shop.positions, rows, public, global_share=share)
+    return Components(trained, rows, public)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting that was tried for one column: mean over shops of validation NDCG@10."""
+    """One setting or blend that was tried for one column: `objective` on validation."""
 
     column: str
-    settings: dict[str, Any]
+    settings: Mapping[str, Any]
     value: float
 
     def to_json(self) -> dict[str, Any]:
         """For the run record."""
-        return {"column": self.column, "settings": self.settings, "ndcg@10": self.value}
+        return {"column": self.column, "settings": dict(self.settings), "ndcg@10": self.value}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the search on validation ended with.
+
+    Attributes:
+        local, shared: the model with the settings of either column.
+        local_blend, joined_blend: what shops serve alone and joined.
+        choices: each shop's decision in roster order; empty where no personalised column is wanted.
+    """
+
+    local: Recommender
+    shared: Recommender
+    local_blend: Blend
+    joined_blend: Blend
+    choices: tuple[Choice, ...] = ()
 
 
 class Search:
-    """Chooses settings on validation: the same candidates for every column, one setting after another."""
+    """Chooses settings and blends on validation: the same candidates for shops alone and joined."""
 
     def __init__(self, world: World, settings: SimulationSettings, model: Recommender, progress: Progress) -> None:
         self.world = world
         self.model = model
-        self.personalisation = PersonalisationSettings()
         self.trials: list[Trial] = []
+        self._personalisation = settings.personalisation
         self._seed = settings.seed
         self._tune = settings.model.tune
         self._progress = progress
         limit = settings.evaluation.max_test_shoppers_per_shop
         self._validation = [queries(shop, Stage.CHOOSE, limit=limit, seed=self._seed) for shop in world.shops]
 
-    def local(self) -> Recommender:
+    def run(self, columns: Collection[str]) -> Chosen:
+        """Everything that the wanted columns need."""
+        wants_personal = "federated_personal" in columns
+        local, shared = self.model, self.model
+        if wants_personal or "local" in columns:
+            local = self._local()
+        if not wants_personal and not {"federated", "pooled"} & set(columns):
+            blend, _ = self._best_blend("local", LOCAL_BLENDS, self._blend_values(local, self.model, {}, None)[0])
+            return Chosen(local, shared, blend, JOINED_BLENDS[0])
+        shared, state, scorer = self._shared()
+        if not wants_personal and "local" not in columns:
+            return Chosen(local, shared, LOCAL_BLENDS[0], JOINED_BLENDS[0])
+        alone, joined = self._blend_values(local, shared, state, scorer)
+        local_blend, local_values = self._best_blend("local", LOCAL_BLENDS, alone)
+        if not wants_personal:
+            return Chosen(local, shared, local_blend, JOINED_BLENDS[0])
+        joined_blend, joined_values = self._best_blend("federated_personal", JOINED_BLENDS, joined)
+        choices = (decide(a, j, self._personalisation) for a, j in zip(local_values, joined_values, strict=True))
+        return Chosen(local, shared, local_blend, joined_blend, tuple(choices))
+
+    def _local(self) -> Recommender:
         """The settings for shops alone."""
 
         def value(model: Recommender) -> float:
-            return self._mean_value(lambda place: local_scorer(self.world, model, place, Stage.CHOOSE))
+            return self._objective(lambda place: local_scorer(self.world, model, place, Stage.CHOOSE))
 
-        return self._best("local", self.model, value)
+        return self._best("local", value)
 
-    def shared(self) -> tuple[Recommender, State]:
-        """The settings for the shared model, and its shared arrays without validation events.
+    def _shared(self) -> tuple[Recommender, State, Scorer]:
+        """The settings for the shared model, its shared arrays without validation events, and its scorer.
 
         Pooled and federated run the same sums, so one search serves both; the rounds of the final model go through
         Flower.
         """
         rows = pooled_rows(self.world, Stage.CHOOSE)
-        states: dict[tuple[tuple[str, Any], ...], State] = {}
+        kept: dict[str, Any] = {}
 
-        def state_of(model: Recommender) -> State:
-            key = statistics_key(model)
-            if key not in states:
-                states.clear()
-                states[key] = train_alone(model, rows, self.world.public)
-            return states[key]
+        def trained(model: Recommender) -> State:
+            if kept.get("key") != statistics_key(model):
+                kept.update(key=statistics_key(model), state=train_alone(model, rows, self.world.public))
+            return kept["state"]
 
         def value(model: Recommender) -> float:
-            scorer = model.fit(state_of(model), self.world.public)
-            return self._mean_value(lambda place: shared_scorer(self.world, scorer, place))
+            scorer = model.fit(trained(model), self.world.public)
+            return self._objective(lambda place: shared_scorer(self.world, scorer, place))
 
-        model = self._best("federated", self.model, value)
-        return model, state_of(model)
+        model = self._best("federated", value)
+        return model, trained(model), model.fit(trained(model), self.world.public)
 
-    def personal(self, model: Recommender, state: State) -> Recommender:
-        """The settings for the personalised model, around those of the shared one (whose statistics it takes over)."""
-        share = self.personalisation.default_share
-
-        def value(trial: Recommender) -> float:
-            return self._mean_value(
-                lambda place: joined_scorer(self.world, trial, state, place, Stage.CHOOSE, global_share=share)
-            )
-
-        return self._best("federated_personal", model, value, only=fit_fields(model))
-
-    def shops(self, local: Recommender, personal: Recommender, state: State) -> Iterator[Choice]:
-        """Each shop's own choice on its validation shoppers, in roster order."""
+    def _blend_values(
+        self, local: Recommender, shared: Recommender, state: State, scorer: Scorer | None
+    ) -> tuple[list[list[np.ndarray]], list[list[np.ndarray]]]:
+        """NDCG@10 per validation shopper of every blend, by blend and shop: of shops alone, and joined."""
+        blends = (*LOCAL_BLENDS, *(JOINED_BLENDS if scorer is not None else ()))
         self._progress.phase("shops choose", len(self.world.shops))
-        for place, shop in enumerate(self.world.shops):
-            yield choose(
-                local=partial(local_scorer, self.world, local, place, Stage.CHOOSE),
-                joined=partial(self._joined, personal, state, place),
-                judge=partial(judge, asked=self._validation[place], seed=self._seed),
-                num_judges=len(self._validation[place].rows),
-                shop=shop,
-                histories=training_rows(shop, Stage.CHOOSE),
-                public=self.world.shop_public[place],
-                settings=self.personalisation,
+        values: list[list[np.ndarray]] = [[] for _ in blends]
+        for place, asked in enumerate(self._validation):
+            parts = components(
+                self.world,
+                place,
+                Stage.CHOOSE,
+                local=local,
+                shared=shared,
+                state=state,
+                scorer=scorer,
+                personalisation=self._personalisation,
             )
+            for figures, of_blend in zip(judge_blends(parts, blends, asked, seed=self._seed), values, strict=True):
+                of_blend.append(figures)
             self._progress.advance()
+        return values[: len(LOCAL_BLENDS)], values[len(LOCAL_BLENDS) :]
 
-    def _joined(self, model: Recommender, state: State, place: int, share: float) -> Scorer:
-        return joined_scorer(self.world, model, state, place, Stage.CHOOSE, global_share=share)
+    def _best_blend(
+        self, column: str, blends: Sequence[Blend], values: Sequence[Sequence[np.ndarray]]
+    ) -> tuple[Blend, Sequence[np.ndarray]]:
+        """The blend with the highest objective, and its values per shop."""
+        reached = [objective(shops) for shops in values]
+        for blend, value in zip(blends, reached, strict=True):
+            self.trials.append(Trial(column, blend, value))
+        best = int(np.argmax(reached)) if self._tune else 0
+        return blends[best], values[best]
 
-    def _mean_value(self, scorer_of: Callable[[int], Scorer]) -> float:
-        return mean_value(self._validation, scorer_of, seed=self._seed)
+    def _objective(self, scorer_of: Callable[[int], Scorer]) -> float:
+        return objective(
+            [
+                judge(scorer_of(place), asked, seed=self._seed)
+                for place, asked in enumerate(self._validation)
+                if asked.targets.nnz
+            ]
+        )
 
-    def _best(
-        self,
-        column: str,
-        start: Recommender,
-        value: Callable[[Recommender], float],
-        *,
-        only: frozenset[str] | None = None,
-    ) -> Recommender:
+    def _best(self, column: str, value: Callable[[Recommender], float]) -> Recommender:
         """Coordinate search over the model's candidates: the best value of each setting is kept for the next."""
-        best, best_value = start, -1.0
-        if not self._tune or not any(len(asked.rows) for asked in self._validation):
+        best, best_value = self.model, -1.0
+        if not self._tune or not any(asked.targets.nnz for asked in self._validation):
             return best
-        candidates = {name: v for name, v in start.candidates().items() if only is None or name in only}
+        candidates = best.candidates()
+        if self.world.public.content is None:
+            candidates = {name: values for name, values in candidates.items() if not name.startswith("content_")}
         self._progress.phase(f"choose settings: {column}", sum(map(len, candidates.values())))
         tried: set[Recommender] = set()
         for name, values in candidates.items():

@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fedrec.config import Progress, SimulationSettings
+from fedrec.errors import ConfigError
 from fedrec.evaluation.tables import ShopTest
 from fedrec.models import settings_of
-from fedrec.models.popularity import Popularity
-from fedrec.models.recommender import Recommender, Scorer, State, train_alone
-from fedrec.shop.personalise import Choice, blended
-from fedrec.simulation.columns import joined_scorer, local_scorer, rank, shared_scorer
+from fedrec.models.recommender import Scorer, State, train_alone
+from fedrec.shop.personalise import Components
+from fedrec.simulation.columns import Chosen, components, rank, shared_scorer
 from fedrec.simulation.sampled import Sampled, pool, sampled
 from fedrec.simulation.world import Queries, Stage, World, pooled_rows, queries, training_rows
-
-ScorerOf = Callable[[int], Scorer]
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What the search on validation ended with.
-
-    Attributes:
-        local, shared, personal: the model with the settings of each column.
-        choices: per shop in roster order, empty where no personalised column is wanted.
-    """
-
-    local: Recommender
-    shared: Recommender
-    personal: Recommender
-    choices: tuple[Choice, ...] = field(default_factory=tuple)
 
 
 @dataclass(frozen=True)
@@ -66,67 +47,64 @@ def rank_columns(settings: SimulationSettings, world: World, chosen: Chosen, sta
     """Lists of every wanted column, as long as the largest k, for every shop's test shoppers.
 
     Args:
-        state: the federation's final shared arrays.
+        state: the federation's final shared arrays; empty where no column needs them.
     """
-    limit, seed, k = settings.evaluation.max_test_shoppers_per_shop, settings.seed, max(settings.evaluation.ks)
+    columns, seed, k = settings.evaluation.columns, settings.seed, max(settings.evaluation.ks)
+    limit = settings.evaluation.max_test_shoppers_per_shop
     asked = [queries(shop, Stage.FINAL, limit=limit, seed=seed) for shop in world.shops]
-    items: dict[str, dict[str, np.ndarray]] = {}
+    progress.phase("solve the shared models", None)
+    scorer = chosen.shared.fit(state, world.public) if {"federated", "federated_personal"} & set(columns) else None
+    pooled = _pooled(world, chosen) if "pooled" in columns else None
+    items: dict[str, dict[str, np.ndarray]] = {column: {} for column in columns}
     scores: dict[str, np.ndarray] = {}
-    under_sampling: dict[str, list[Sampled]] = {}
-    for column in settings.evaluation.columns:
-        progress.phase(f"rank: {column}", len(world.shops))
-        scorer_of = _scorers(column, world, chosen, state)
-        items[column], under_sampling[column] = {}, []
-        for place, shop in enumerate(world.shops):
+    under_sampling: dict[str, list[Sampled]] = {column: [] for column in columns}
+    progress.phase("rank", len(world.shops))
+    for place, shop in enumerate(world.shops):
+        parts = components(
+            world,
+            place,
+            Stage.FINAL,
+            local=chosen.local,
+            shared=chosen.shared,
+            state=state,
+            scorer=scorer,
+            personalisation=settings.personalisation,
+        )
+        for column in columns:
             listed = np.empty((0, k), np.int32), np.empty((0, k), np.float32)
             if len(asked[place].rows):
-                scorer = scorer_of(place)
-                listed = rank(scorer, asked[place], k, seed=seed)
+                served = _serve(column, place, parts, chosen, world, pooled)
+                listed = rank(served, asked[place], k, seed=seed)
                 if settings.evaluation.sampled_negatives:
                     trained = shop.train[asked[place].rows]
-                    under_sampling[column].append(sampled(scorer, asked[place], trained, seed=seed))
+                    under_sampling[column].append(sampled(served, asked[place], trained, seed=seed))
             items[column][shop.name] = listed[0]
             if column == main_column(settings):
                 scores[shop.name] = listed[1]
-            progress.advance()
+        progress.advance()
     tests = [_test(world, place, shop) for place, shop in enumerate(asked)]
     names = {shop.name: shop.shoppers[asked[place].rows] for place, shop in enumerate(world.shops)}
     return Lists(tests, names, items, scores, pool(under_sampling))
 
 
-def _scorers(column: str, world: World, chosen: Chosen, state: State) -> ScorerOf:
-    """How a column serves the shop at a place of the roster."""
+def _serve(column: str, place: int, parts: Components, chosen: Chosen, world: World, pooled: Scorer | None) -> Scorer:
+    """What a column serves at the shop at a place of the roster."""
     match column:
-        case "popularity":
-            return partial(local_scorer, world, Popularity(), stage=Stage.FINAL)
+        case "popularity" | "federated":
+            return parts["popularity" if column == "popularity" else "global"]
         case "local":
-            return partial(_alone, world, chosen)
-        case "federated":
-            return partial(shared_scorer, world, chosen.shared.fit(state, world.public))
-        case "pooled":
-            pooled = train_alone(chosen.shared, pooled_rows(world, Stage.FINAL), world.public)
-            return partial(shared_scorer, world, chosen.shared.fit(pooled, world.public))
+            return parts.blend(chosen.local_blend)
         case "federated_personal":
-            return partial(_personal, world, chosen, state)
-    raise ValueError(f"no such column: {column}")
+            return parts.blend(chosen.joined_blend if chosen.choices[place].joins else chosen.local_blend)
+        case "pooled" if pooled is not None:
+            return shared_scorer(world, pooled, place)
+    raise ConfigError(f"there is no column '{column}' here")
 
 
-def _alone(world: World, chosen: Chosen, place: int) -> Scorer:
-    scorer = local_scorer(world, chosen.local, place, Stage.FINAL)
-    if not chosen.choices:
-        return scorer
-    rows = training_rows(world.shops[place], Stage.FINAL)
-    return blended(scorer, chosen.choices[place].local_blend, rows, world.shop_public[place])
-
-
-def _personal(world: World, chosen: Chosen, state: State, place: int) -> Scorer:
-    """The personalised global model where the shop joins, else its local model."""
-    choice = chosen.choices[place]
-    if not choice.joins:
-        return _alone(world, chosen, place)
-    scorer = joined_scorer(world, chosen.personal, state, place, Stage.FINAL, global_share=choice.global_share)
-    rows = training_rows(world.shops[place], Stage.FINAL)
-    return blended(scorer, choice.blend, rows, world.shop_public[place])
+def _pooled(world: World, chosen: Chosen) -> Scorer:
+    """The shared model trained on everybody's rows in one place."""
+    state = train_alone(chosen.shared, pooled_rows(world, Stage.FINAL), world.public)
+    return chosen.shared.fit(state, world.public)
 
 
 def _test(world: World, place: int, asked: Queries) -> ShopTest:
@@ -146,6 +124,6 @@ def _test(world: World, place: int, asked: Queries) -> ShopTest:
 
 def settings_by_column(settings: SimulationSettings, chosen: Chosen) -> dict[str, dict[str, Any]]:
     """Each column's model settings, for the record."""
-    models = {"local": chosen.local, "federated": chosen.shared, "pooled": chosen.shared}
-    models["federated_personal"] = chosen.personal
+    models = {"local": chosen.local}
+    models |= dict.fromkeys(("federated", "federated_personal", "pooled"), chosen.shared)
     return {column: settings_of(models[column]) for column in settings.evaluation.columns if column in models}

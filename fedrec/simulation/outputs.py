@@ -27,9 +27,10 @@ from fedrec.federation.run_record import (
 from fedrec.flower.engines import Trained
 from fedrec.models.recommender import State
 from fedrec.reports.comparison import write_report
+from fedrec.shop.personalise import Blend
 from fedrec.shop.served import write_choices
-from fedrec.simulation.columns import Trial
-from fedrec.simulation.comparison import Chosen, Lists, main_column, settings_by_column
+from fedrec.simulation.columns import Chosen, Trial
+from fedrec.simulation.comparison import Lists, main_column, settings_by_column
 from fedrec.simulation.world import World
 
 SCENARIO = "scenario.json"
@@ -73,20 +74,31 @@ def write_world(run_dir: Path, settings: SimulationSettings, world: World) -> No
     _write_table(run_dir / "split.parquet", split)
 
 
-def write_model(run_dir: Path, state: State, chosen: Chosen, world: World, column: str) -> None:
-    """The shared arrays, the order of their items, and each shop's own choice."""
+def write_model(run_dir: Path, settings: SimulationSettings, state: State, chosen: Chosen, world: World) -> None:
+    """The shared arrays, the order of their items, and what each shop serves."""
     folder = run_dir / "model"
     folder.mkdir(exist_ok=True)
     arrays = {name: np.ascontiguousarray(array) for name, array in state.items()}
     write_atomically(folder / "shared.safetensors", save(arrays))
     write_choices(
         run_dir,
-        column=column,
         local=chosen.local,
-        personal=chosen.personal,
+        shared=chosen.shared,
         shared_items=world.public.items,
-        choices={shop.name: choice for shop, choice in zip(world.shops, chosen.choices, strict=False)},
+        blends=_blends(chosen, main_column(settings), world),
+        personalisation=settings.personalisation,
     )
+
+
+def _blends(chosen: Chosen, column: str, world: World) -> dict[str, Blend]:
+    """Shop -> what the main column serves there."""
+    if column != "federated_personal":
+        of_column = {"popularity": {"popularity": 1.0}, "local": chosen.local_blend}
+        return {shop.name: of_column.get(column, {"global": 1.0}) for shop in world.shops}
+    return {
+        shop.name: chosen.joined_blend if choice.joins else chosen.local_blend
+        for shop, choice in zip(world.shops, chosen.choices, strict=True)
+    }
 
 
 def write_lists(run_dir: Path, world: World, lists: Lists, column: str) -> None:
@@ -135,6 +147,7 @@ def make_record(
         model={
             "name": settings.model.name,
             "settings": settings_by_column(settings, chosen),
+            "blends": {"local": chosen.local_blend, "federated_personal": chosen.joined_blend},
             "items_covered": items_covered(trained.state, world),
             "shared_values": shared_values,
             "tuned": [trial.to_json() for trial in trials],

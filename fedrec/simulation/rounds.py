@@ -7,13 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedrec.config import Progress, SimulationSettings
 from fedrec.federation.plan import RoundPlan
 from fedrec.federation.run_record import RoundRecord
 from fedrec.flower.engines import Federation, RunOptions, Trained, run_local, run_with_ray
 from fedrec.flower.local_grid import Faults
 from fedrec.models.recommender import Recommender, State
-from fedrec.simulation.columns import mean_value, shared_scorer
+from fedrec.simulation.columns import judge, shared_scorer
 from fedrec.simulation.world import Stage, World, queries, training_rows
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -44,7 +46,12 @@ def federate(
     def on_round(record: RoundRecord, state: State) -> None:
         if is_iterative:
             scorer = model.fit(state, world.public)
-            value = mean_value(asked, lambda place: shared_scorer(world, scorer, place), seed=settings.seed)
+            values = [
+                judge(shared_scorer(world, scorer, place), shop, seed=settings.seed)
+                for place, shop in enumerate(asked)
+                if shop.targets.nnz
+            ]
+            value = float(np.mean([shop.mean() for shop in values])) if values else None
             curve.append({"round": record.index + 1, "ndcg@10": value})
 
     def on_reply(plan: RoundPlan, heard: int) -> None:

@@ -14,10 +14,11 @@ from fedrec.config import SimulationSettings
 from fedrec.data import shops as shop_rules
 from fedrec.data import sources
 from fedrec.data import split as splits
+from fedrec.data.events import Events
 from fedrec.data.items import Items
-from fedrec.data.sources import Loaded
 from fedrec.data.shops import ShopData
-from fedrec.data.split import Split
+from fedrec.data.sources import Loaded
+from fedrec.data.split import Split, SplitKind
 from fedrec.errors import DataError
 from fedrec.models.content import content_features
 from fedrec.models.recommender import PublicInputs
@@ -125,7 +126,17 @@ def _split(settings: SimulationSettings, loaded: Loaded) -> Split:
         train, test = shop_rules.assign_both(loaded.events, loaded.test, data.shops, seed=seed, items=loaded.items)
         return splits.given_test(train, test, seed=seed)
     events = shop_rules.assign(loaded.events, data.shops, seed=seed, items=loaded.items)
-    return splits.make_split(events, data.split, seed=seed, **data.split_settings)
+    kind = data.split or _usual_split(events)
+    parameters: dict[str, Any] = dict(data.split_settings)
+    return splits.make_split(events, kind, seed=seed, **parameters)
+
+
+def _usual_split(events: Events) -> SplitKind:
+    """What fits the events where no split is asked for."""
+    if "basket" in events.table:
+        return SplitKind.LAST_BASKET
+    is_ordered = "order" in events.table or events.table.get("timestamp") is not None
+    return SplitKind.LEAVE_LAST if is_ordered else SplitKind.RANDOM_SHARE
 
 
 def _account(
