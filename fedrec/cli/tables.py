@@ -58,20 +58,23 @@ def column_table(record: Record) -> Table:
 
 
 def shop_table(record: Record) -> Table | None:
-    """What each shop gains by joining, largest shops first; a run of many shops shows its ends."""
+    """What each shop gains by joining, the largest first; of many shops those with a test, largest and smallest."""
     gain = record.get("gain")
     if not gain or not gain.get("shops"):
         return None
     shops = sorted(gain["shops"].items(), key=lambda entry: (-entry[1]["shoppers"], entry[0]))
-    left_out = max(0, len(shops) - _MAX_SHOP_ROWS)
-    if left_out:
+    num_shops = len(shops)
+    if num_shops > _MAX_SHOP_ROWS:
+        shops = [entry for entry in shops if entry[1]["test_shoppers"]]
+    if len(shops) > _MAX_SHOP_ROWS:
         half = _MAX_SHOP_ROWS // 2
         shops = [*shops[: _MAX_SHOP_ROWS - half], *shops[-half:]]
+    left_out = num_shops - len(shops)
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
         header_style="bold",
-        caption=f"{summary.plural(left_out, 'shop')} of middle size left out here; the report has them all"
+        caption=f"the largest and the smallest; {summary.plural(left_out, 'more shop')} in the report"
         if left_out
         else None,
         caption_style="dim",

@@ -95,7 +95,7 @@ def test_of_many_shops_the_largest_and_smallest_are_shown_and_the_rest_counted()
     assert len(shops) == 15
     assert shops[0] == "shop-39"
     assert shops[-1] == "shop-00"
-    assert any("25 shops of middle size left out here" in line for line in lines)
+    assert any("25 more shops in the report" in line for line in lines)
 
 
 def test_dropped_rows_are_counted_and_empty_classes_left_out() -> None:
