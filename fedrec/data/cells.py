@@ -77,6 +77,13 @@ def ids_as_text(cells: pd.Series, *, keeps_na: bool = False) -> tuple[pd.Categor
     return pd.Categorical.from_codes(place[codes], categories=names), num_other
 
 
+def joined_lists(cells: pd.Series) -> pd.Series:
+    """Lists in cells as text joined by "|"."""
+    if not pd.api.types.is_object_dtype(cells.dtype):
+        return cells
+    return cells.map(lambda cell: "|".join(map(str, cell)) if isinstance(cell, list | tuple | np.ndarray) else cell)
+
+
 def seconds(cells: pd.Series) -> Times:
     """Times as seconds since 1970 UTC.
 

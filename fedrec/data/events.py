@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedrec.data.cells import distinct, flags, ids_as_text, numbers, seconds
+from fedrec.data.cells import distinct, flags, ids_as_text, joined_lists, numbers, seconds
 from fedrec.errors import ConfigError, DataError
 
 SERVICE_CODES = (
@@ -181,7 +181,8 @@ def _read_ids(raw: pd.DataFrame, account: _Account) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     for role in ("shop", "shopper", "item", *_TEXT_ROLES):
         if role in raw:
-            columns[role], num_other = ids_as_text(raw[role], keeps_na=role in ("shop", "title", "category"))
+            cells = joined_lists(raw[role]) if role in ("title", "category") else raw[role]
+            columns[role], num_other = ids_as_text(cells, keeps_na=role in ("shop", "title", "category"))
             if role in ("shop", "shopper", "item"):
                 account.note(f"{role} ids of mixed types, read as text", num_other)
     for role in ("shopper", "item", "shop"):

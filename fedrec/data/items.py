@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedrec.data.cells import ids_as_text, numbers
+from fedrec.data.cells import ids_as_text, joined_lists, numbers
 from fedrec.data.events import Events
 from fedrec.errors import DataError
 
@@ -68,7 +68,7 @@ def clean_catalogue(raw: pd.DataFrame) -> tuple[pd.DataFrame, tuple[tuple[str, i
         if role == "price":
             columns[role] = numbers(raw[role])[0].astype(np.float32)
         else:
-            cells = _joined_lists(raw[role]) if role in ("title", "category") else raw[role]
+            cells = joined_lists(raw[role]) if role in ("title", "category") else raw[role]
             columns[role] = ids_as_text(cells, keeps_na=role in ("shop", "title", "category"))[0]
     table = pd.DataFrame(columns)
     has_id = table[[name for name in ("item", "item_key") if name in table]].notna().any(axis=1)
@@ -299,10 +299,3 @@ def _first(group: np.ndarray, value: np.ndarray, num_groups: int) -> np.ndarray:
     best = np.full(num_groups, -1, np.int64)
     best[group[rows]] = value[rows]
     return best
-
-
-def _joined_lists(cells: pd.Series) -> pd.Series:
-    """Lists in cells as text joined by "|"."""
-    if not pd.api.types.is_object_dtype(cells.dtype):
-        return cells
-    return cells.map(lambda cell: "|".join(map(str, cell)) if isinstance(cell, list | tuple | np.ndarray) else cell)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import io
 import os
 import shutil
 import sys
@@ -290,6 +291,8 @@ def download(one: PublicSet, folder: Path) -> Path:
             )
         shutil.move(part, target)
     except (urllib.error.URLError, OSError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         raise DataError(f"{one.archive.url}: cannot be downloaded ({error}); {put}") from error
     finally:
         part.unlink(missing_ok=True)
@@ -389,7 +392,11 @@ def _open_file(path: Path) -> Callable[[], IO[bytes]]:
 
 
 def _open_member(path: Path, member: str) -> Callable[[], IO[bytes]]:
-    return lambda: zipfile.ZipFile(path).open(member)
+    def opened() -> IO[bytes]:
+        with zipfile.ZipFile(path) as archive:
+            return io.BytesIO(archive.read(member))
+
+    return opened
 
 
 def _wanted(one: PublicSet) -> str:

@@ -137,7 +137,7 @@ def test_not_one_readable_date_is_refused_with_an_example():
 
 
 def test_nothing_left_is_refused_with_the_reasons():
-    with pytest.raises(DataError, match="nothing is left of 2 rows.*no shopper 1, no item 1"):
+    with pytest.raises(DataError, match=r"nothing is left of 2 rows.*no shopper 1, no item 1"):
         clean(frame((None, "a", 1), ("u", None, 2)))
 
 
