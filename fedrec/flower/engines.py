@@ -149,8 +149,7 @@ def run_with_ray(
     Raises:
         ConfigError: Ray is not installed, or the checkpoint is of another run.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise ConfigError("engine 'ray' needs Flower's Ray engine: pip install 'fedrec[ray]', or use engine 'local'")
+    require_ray()
     from flwr.simulation import run_simulation
 
     run = _open(federation, options or RunOptions())
@@ -169,6 +168,16 @@ def run_with_ray(
         run.stop.set()  # after Ctrl-C Flower's thread would wait for replies for ever
         flower_log.setLevel(level)
     return Trained(run.coordinator.state, tuple(run.rounds))
+
+
+def require_ray() -> None:
+    """Refuse the engine ``ray`` where it is not installed.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("engine 'ray' needs Flower's Ray engine: pip install 'fedrec[ray]', or use engine 'local'")
 
 
 def _ray_settings(cores_per_shop: float) -> dict[str, Any]:

@@ -28,6 +28,7 @@ Blend = dict[str, float]
 
 LOCAL_BLENDS: tuple[Blend, ...] = (
     {"local": 1.0},
+    {"popularity": 1.0},
     {"local": 0.75, "popularity": 0.25},
     {"local": 0.5, "content": 0.25, "popularity": 0.25},
 )

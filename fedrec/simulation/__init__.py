@@ -17,9 +17,9 @@ import numpy as np
 
 from fedrec.config import Progress, SimulationSettings, quiet, read_scenario
 from fedrec.data.split import SplitKind
-from fedrec.evaluation.tables import evaluate_lists, gain_table
+from fedrec.evaluation.tables import Evaluation, evaluate_lists, gain_table
 from fedrec.federation.run_record import RunRecord
-from fedrec.flower.engines import Trained
+from fedrec.flower.engines import Trained, require_ray
 from fedrec.models import load_model
 from fedrec.shop.personalise import Choice
 from fedrec.simulation import outputs
@@ -38,10 +38,12 @@ class Run:
     Attributes:
         record: what ``run.json`` holds.
         run_dir: where it, the lists, the split, the model and the report are.
+        evaluation: every figure of every test shopper, for statistics of one's own.
     """
 
     record: RunRecord
     run_dir: Path
+    evaluation: Evaluation
 
 
 class _Clock:
@@ -84,6 +86,8 @@ def simulate(
     """
     settings = _checked(settings)
     model = load_model(settings.model.name, settings.model.settings)
+    if settings.federation.engine == "ray":
+        require_ray()
     run_dir = outputs.choose_run_dir(settings, out, resume=resume)
     clock = _Clock()
     with clock.part("load and split"):
@@ -103,12 +107,12 @@ def simulate(
         outputs.write_lists(run_dir, world, lists, main_column(settings))
     with clock.part("evaluate"):
         progress.phase("evaluate", None)
-        tables = _evaluate(settings, world, chosen, lists)
+        evaluation, tables = _evaluate(settings, world, chosen, lists)
     if not curve:
         curve = _one_point_curve(len(trained.rounds), tables)
     record = outputs.make_record(settings, world, chosen, search.trials, trained, curve, tables, clock.seconds())
     outputs.write_record(run_dir, record)
-    return Run(record, run_dir)
+    return Run(record, run_dir, evaluation)
 
 
 def _checked(given: SimulationSettings | Mapping[str, Any] | str | Path) -> SimulationSettings:
@@ -119,8 +123,10 @@ def _checked(given: SimulationSettings | Mapping[str, Any] | str | Path) -> Simu
     return read_scenario(given)
 
 
-def _evaluate(settings: SimulationSettings, world: World, chosen: Chosen, lists: Lists) -> dict[str, Any]:
-    """The record's "scores" and "gain"."""
+def _evaluate(
+    settings: SimulationSettings, world: World, chosen: Chosen, lists: Lists
+) -> tuple[Evaluation, dict[str, Any]]:
+    """Every shopper's figures, and the record's "scores", "gain" and "compatibility"."""
     rng = np.random.default_rng([settings.seed, 1])
     evaluation = evaluate_lists(
         lists.tests,
@@ -141,7 +147,7 @@ def _evaluate(settings: SimulationSettings, world: World, chosen: Chosen, lists:
             shoppers={shop.name: len(shop.shoppers) for shop in world.shops},
             decisions=_decisions(world, chosen.choices),
         )
-    return tables
+    return evaluation, tables
 
 
 def _decisions(world: World, choices: tuple[Choice, ...]) -> dict[str, tuple[str, str]] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fedrec.federation.run_record import RoundRecord
 from fedrec.flower.engines import Federation, RunOptions, Trained, run_local, run_with_ray
 from fedrec.flower.local_grid import Faults
 from fedrec.models.recommender import Recommender, State
+from fedrec.shop.node import FILES_FOLDER
 from fedrec.simulation.columns import judge, shared_scorer
 from fedrec.simulation.world import Stage, World, queries, training_rows
 
@@ -73,11 +75,15 @@ def federate(
         min_shops=settings.federation.min_shops,
         run_id=_run_id(settings, world),
     )
-    if settings.federation.engine == "ray":
-        return run_with_ray(federation, options, run_dir=run_dir), curve
-    faults = Faults(**settings.federation.faults.model_dump())
-    workers = settings.federation.workers
-    return run_local(federation, options, workers=workers, faults=faults, run_dir=run_dir), curve
+    try:
+        if settings.federation.engine == "ray":
+            return run_with_ray(federation, options, run_dir=run_dir), curve
+        faults = Faults(**settings.federation.faults.model_dump())
+        workers = settings.federation.workers
+        return run_local(federation, options, workers=workers, faults=faults, run_dir=run_dir), curve
+    finally:
+        # What other processes read holds shoppers' histories; nobody needs it any more.
+        shutil.rmtree(run_dir / FILES_FOLDER, ignore_errors=True)
 
 
 def _run_id(settings: SimulationSettings, world: World) -> str:

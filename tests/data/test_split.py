@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from fedrec.data.events import Events
@@ -372,7 +372,7 @@ def test_the_order_of_rows_does_not_matter(rows: list[tuple], kind: str, random)
     assert parts_of(try_split(rows, kind)) == parts_of(try_split(shuffled, kind))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(rows=ROWS, fold=st.integers(0, 1))
 def test_last_basket_tests_only_what_the_shop_trains_on_and_shoppers_with_history(rows: list[tuple], fold: int):
     events = make_events(rows, "shop shopper item timestamp basket")
