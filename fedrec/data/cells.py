@@ -50,7 +50,10 @@ def distinct(cells: pd.Series) -> tuple[np.ndarray, pd.Index]:
     """Codes (num_rows,), -1 = missing, and the distinct values."""
     if isinstance(cells.dtype, pd.CategoricalDtype):
         return cells.cat.codes.to_numpy(), cells.cat.categories
-    codes, values = pd.factorize(cells)
+    try:
+        codes, values = pd.factorize(cells)
+    except TypeError:  # lists, dicts and the like have no hash
+        codes, values = pd.factorize(cells.map(str, na_action="ignore"))
     return codes, pd.Index(values)
 
 
@@ -87,8 +90,8 @@ def joined_lists(cells: pd.Series) -> pd.Series:
 def seconds(cells: pd.Series) -> Times:
     """Times as seconds since 1970 UTC.
 
-    Reads unix seconds, milliseconds, micro- and nanoseconds (told apart by size), whole numbers like 20111209, ISO
-    dates, the usual forms with month names, dots and slashes, and datetimes; a time without a zone is UTC.
+    Reads unix seconds, milliseconds, micro- and nanoseconds (told apart by size), whole numbers like 20111209 and 2011,
+    ISO dates, the usual forms with month names, dots and slashes, and datetimes; a time without a zone is UTC.
     """
     if pd.api.types.is_datetime64_any_dtype(cells.dtype):
         utc = cells.dt.tz_localize("UTC") if cells.dt.tz is None else cells.dt.tz_convert("UTC")
@@ -197,6 +200,11 @@ def _from_numbers(values: np.ndarray) -> np.ndarray:
         dates = pd.to_datetime(texts, format="%Y%m%d", errors="coerce", utc=True)
         if dates.notna().sum() == len(known):
             return _since_1970(dates.to_numpy("datetime64[us]"))
+    if known.min() >= 1900 and known.max() <= 2100 and (known == np.floor(known)).all():
+        years = np.where(np.isfinite(values), values, 1970).astype(np.int64) - 1970
+        return np.where(
+            np.isfinite(values), _since_1970(years.astype("datetime64[Y]").astype("datetime64[us]")), np.nan
+        )
     unit = next((unit for limit, unit in ((1e11, 1.0), (1e14, 1e3), (1e17, 1e6)) if middle < limit), 1e9)
     result = values / unit
     return np.where(np.isfinite(result) & (np.abs(result) < _YEAR_9999_S), result, np.nan)

@@ -73,7 +73,9 @@ def by_role(table: pa.Table, roles: Mapping[str, str]) -> pd.DataFrame:
     columns = {}
     for role, name in roles.items():
         cells = table.column(name)
-        is_number = role in _NUMBERS and (pa.types.is_integer(cells.type) or pa.types.is_decimal(cells.type))
+        if pa.types.is_decimal(cells.type):
+            cells = cells.cast(pa.float64())
+        is_number = role in _NUMBERS and pa.types.is_integer(cells.type)
         is_plain = (
             pa.types.is_floating(cells.type) or pa.types.is_temporal(cells.type) or pa.types.is_nested(cells.type)
         )
@@ -130,7 +132,9 @@ def _read_csv(path: Path, choose: Choose) -> RawTable:
     wanted = list(dict.fromkeys(roles.values()))
     table = pa.csv.read_csv(
         path,
-        read_options=pa.csv.ReadOptions(encoding=dialect.encoding, column_names=dialect.columns, skip_rows=1),
+        read_options=pa.csv.ReadOptions(
+            encoding=dialect.encoding, column_names=dialect.columns, skip_rows=dialect.header_line
+        ),
         parse_options=pa.csv.ParseOptions(
             delimiter=dialect.delimiter, newlines_in_values=True, invalid_row_handler=skip
         ),
@@ -147,9 +151,10 @@ def _read_csv(path: Path, choose: Choose) -> RawTable:
 
 @dataclass(frozen=True)
 class _Dialect:
-    """How a CSV file is written."""
+    """How a CSV file is written; the header is the first line that is not blank, counted from 1."""
 
     columns: list[str]
+    header_line: int
     delimiter: str
     encoding: str
 
@@ -169,9 +174,11 @@ class _Dialect:
             raise DataError(f"{path}: the file is empty; give a file with a header and rows")
         if "\0" in text:
             raise DataError(f"{path}: is no text file; give a CSV or Parquet file")
-        delimiter = max(_DELIMITERS, key=lambda mark: (_num_fields(lines[0], mark), -_DELIMITERS.index(mark)))
-        header = next(csv.reader(lines, delimiter=delimiter))
-        return cls([name.strip() for name in header], delimiter, encoding)
+        place = next(number for number, line in enumerate(lines) if line.strip())
+        delimiter = max(_DELIMITERS, key=lambda mark: (_num_fields(lines[place], mark), -_DELIMITERS.index(mark)))
+        header = next(csv.reader(lines[place:], delimiter=delimiter))
+        names = [name.strip() or f"column {number}" for number, name in enumerate(header, start=1)]
+        return cls(names, place + 1, delimiter, encoding)
 
 
 def _encoding(path: Path, sample: bytes) -> str:

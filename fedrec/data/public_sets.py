@@ -17,10 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet
 
 from fedrec.data import originals
 from fedrec.data.files import Choose, RawTable, read_file
@@ -205,21 +202,6 @@ PUBLIC_SETS = (
 """All named sets but the generated marketplace."""
 
 
-@dataclass(frozen=True)
-class NcfTest:
-    """The leave-one-out test of the NCF authors on ML-1M.
-
-    Attributes:
-        shoppers: str, (num_shoppers,).
-        items: str, (num_shoppers,); each shopper's test item.
-        negatives: str, (num_shoppers, 99); items to rank it among, by the authors' own draw.
-    """
-
-    shoppers: np.ndarray
-    items: np.ndarray
-    negatives: np.ndarray
-
-
 def named_set(name: str) -> PublicSet:
     """The set of that name, or of that file name.
 
@@ -238,7 +220,7 @@ def named_set(name: str) -> PublicSet:
 
 def is_here(one: PublicSet, folder: str | Path | None = None) -> bool:
     """Whether a set can be read without a download."""
-    return any(_parquet(one, place) or _find_original(one, place) for place in _folders(folder))
+    return any(_parquet(one, place) or _find_original(one, place) for place in data_folders(folder))
 
 
 def read_set(one: PublicSet, folder: str | Path | None, *, choose_events: Choose, choose_items: Choose) -> FoundSet:
@@ -251,7 +233,12 @@ def read_set(one: PublicSet, folder: str | Path | None, *, choose_events: Choose
         DataError: it is not there and may not be downloaded, or the download fails; the message says where to get it
             and where to put it.
     """
-    for place in _folders(folder):
+    asked = folder if folder is not None else os.environ.get("FEDREC_DATA")
+    if asked and not Path(asked).is_dir():
+        raise DataError(
+            f"{one.name}: the data folder {asked} does not exist; set FEDREC_DATA to the folder with the sets"
+        )
+    for place in data_folders(folder):
         if (path := _parquet(one, place)) is not None:
             return _read_parquet(one, path, choose_events, choose_items)
         if (found := _find_original(one, place)) is not None:
@@ -299,37 +286,13 @@ def download(one: PublicSet, folder: Path) -> Path:
     return target
 
 
-def ncf_test(folder: str | Path | None = None) -> NcfTest:
-    """The NCF authors' exact test on ML-1M, in the ids of the set ``ml-1m``; needs our Parquet form.
-
-    Raises:
-        DataError: ml-1m.parquet or ncf-ml-1m_negatives.parquet is not in the folder.
-    """
-    for place in _folders(folder):
-        files = [place / "ml-1m.parquet", place / "ncf-ml-1m_negatives.parquet"]
-        if all(path.is_file() for path in files):
-            break
-    else:
-        raise DataError("NCF's test needs ml-1m.parquet and ncf-ml-1m_negatives.parquet in the folder of FEDREC_DATA")
-    ratings = pd.read_parquet(files[0], columns=["user_id", "item_id", "ncf_user", "ncf_item"])
-    test = pd.read_parquet(files[1])
-    shopper = ratings.drop_duplicates("ncf_user").set_index("ncf_user")["user_id"].astype("str")
-    item = ratings.drop_duplicates("ncf_item").set_index("ncf_item")["item_id"].astype("str")
-    drawn = np.stack([np.fromstring(text.strip("[]"), dtype=np.int64, sep=",") for text in test["negatives"]])
-    return NcfTest(
-        shopper.reindex(test["ncf_user"]).to_numpy(dtype=object),
-        item.reindex(test["ncf_item"]).to_numpy(dtype=object),
-        item.reindex(drawn.ravel()).to_numpy(dtype=object).reshape(drawn.shape),
-    )
-
-
 def _read_parquet(one: PublicSet, path: Path, choose_events: Choose, choose_items: Choose) -> FoundSet:
     items_path = path.with_name(f"{one.file}_items.parquet")
     items = read_file(items_path, choose_items) if items_path.is_file() else None
     events = read_file(path, choose_events)
     if one.split_column is None:
         return FoundSet(events, items, None, (), False)
-    part = pa.parquet.read_table(path, columns=[one.split_column]).column(0).to_pandas()
+    part = pd.read_parquet(path, columns=[one.split_column])[one.split_column]
     halves = [
         dataclasses.replace(events, frame=events.frame[(part == name).to_numpy()].reset_index(drop=True))
         for name in ("train", "test")
@@ -347,8 +310,8 @@ def _read_original(layout: Original, opened: Opened) -> FoundSet:
     return FoundSet(events, items, test, tables.notes, True)
 
 
-def _folders(folder: str | Path | None) -> list[Path]:
-    """Where to look, in order."""
+def data_folders(folder: str | Path | None = None) -> list[Path]:
+    """Where sets are looked for, in order: the given folder, else FEDREC_DATA's and the cache of downloads."""
     if folder is not None:
         return [Path(folder)]
     asked = os.environ.get("FEDREC_DATA")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -362,6 +362,7 @@ class _Coded:
 
     def extend(self, cells: Sequence[Any]) -> None:
         code = self._code
+        cells = [cell if cell is None or isinstance(cell, Hashable) else str(cell) for cell in cells]
         self._chunks.append(
             np.array([-1 if cell is None else code.setdefault(cell, len(code)) for cell in cells], np.int32)
         )

@@ -108,6 +108,10 @@ def test_a_day_is_its_midnight_utc(cells):
     assert seconds(pd.Series(cells, dtype=object)).seconds[0] == NOON_S - 43_200
 
 
+def test_a_year_is_its_first_day():
+    np.testing.assert_array_equal(seconds(pd.Series([1971.0, np.nan])).seconds, [31_536_000, np.nan])
+
+
 def test_a_bad_date_is_told_from_a_missing_one():
     times = seconds(pd.Series(["2011-12-03", "soon", "", None, "2011-13-45"]))
     assert times.is_bad.tolist() == [False, True, False, False, True]
@@ -122,7 +126,9 @@ def test_dates_that_fit_both_ways_are_read_month_first_and_said_to_be():
 
 @given(st.lists(st.integers(-(10**9), 4 * 10**9), min_size=1))
 def test_unix_seconds_come_back_as_they_were_unless_they_look_like_dates(values):
-    if not all(19_000_101 <= value <= 21_001_231 for value in values):
+    looks_like_dates = all(19_000_101 <= value <= 21_001_231 for value in values)
+    looks_like_years = all(1900 <= value <= 2100 for value in values)
+    if not looks_like_dates and not looks_like_years:
         np.testing.assert_array_equal(seconds(pd.Series(values)).seconds, np.array(values, float))
 
 
@@ -139,3 +145,7 @@ def test_numbers_come_from_text_with_points_or_commas_and_bad_ones_are_told():
 def test_flags_are_yes_in_the_usual_words():
     assert flags(pd.Series([True, False])).tolist() == [True, False]
     assert flags(pd.Series(["TRUE", "yes", "1", "0", "no", None])).tolist() == [True, True, True, False, False, False]
+
+
+def test_cells_without_a_hash_become_text():
+    assert texts(pd.Series([{"a": 1}, None, {"a": 1}], dtype=object)) == ["{'a': 1}", None, "{'a': 1}"]

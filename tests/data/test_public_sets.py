@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from fedrec.data import public_sets
-from fedrec.data.public_sets import PUBLIC_SETS, Archive, download, is_here, named_set, ncf_test
+from fedrec.data.public_sets import PUBLIC_SETS, Archive, download, is_here, named_set
 from fedrec.data.sources import DataSettings, load
 from fedrec.errors import ConfigError, DataError
 
@@ -111,6 +111,14 @@ def test_gowalla_brings_its_own_split(tmp_path):
         ["1", "5"],
     ]
     assert loaded.test.table[["shopper", "item"]].astype("str").to_numpy().tolist() == [["0", "7"]]
+
+
+def test_the_split_column_of_our_parquet_form_parts_training_from_test(tmp_path):
+    frame = pd.DataFrame({"user_id": [0, 0, 1], "item_id": [5, 7, 5], "split": ["train", "test", "train"]})
+    frame.to_parquet(tmp_path / "lightgcn-gowalla.parquet")
+    loaded = load(DataSettings(source="gowalla"))
+    assert loaded.events.table["item"].tolist() == ["5", "5"]
+    assert loaded.test.table["item"].tolist() == ["7"]
 
 
 def test_sequences_are_in_the_order_of_their_lines(tmp_path):
@@ -248,6 +256,11 @@ def test_a_failed_download_leaves_nothing_and_says_what_to_do(origin, tmp_path, 
     assert list((tmp_path / "target").iterdir()) == []
 
 
+def test_a_data_folder_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"the data folder .*nowhere does not exist"):
+        load(DataSettings(source="ml-100k", folder=str(tmp_path / "nowhere")))
+
+
 def test_published_checksums_are_whole():
     for one in PUBLIC_SETS:
         if one.archive is not None:
@@ -312,13 +325,3 @@ def test_real_movielens_rows_without_a_clock_are_the_oldest(data_dir):
     assert is_undated.sum() == 198_417 == max(count for _, count in loaded.cleaning.handled)
     assert table.loc[is_undated, "order"].max() < table.loc[~is_undated, "order"].min()
     assert table.loc[is_undated, "order"].is_monotonic_increasing
-
-
-@pytest.mark.data
-def test_real_ncf_test_is_the_authors_with_their_mistake(data_dir):
-    test = ncf_test(data_dir)
-    assert test.negatives.shape == (6040, 99)
-    ratings = pd.read_parquet(data_dir / "ml-1m.parquet", columns=["user_id", "item_id", "is_ncf_test"])
-    asked = ratings[ratings["is_ncf_test"]].astype("str")
-    assert set(zip(test.shoppers, test.items, strict=True)) == set(zip(asked["user_id"], asked["item_id"], strict=True))
-    assert (test.negatives == test.items[:, None]).any(axis=1).sum() == 156

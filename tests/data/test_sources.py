@@ -61,6 +61,11 @@ def test_delimiter_and_encoding_are_found(tmp_path, delimiter, encoding):
     assert loaded.items.table["title"].tolist() == ["Tasse, gr\u00fcn", "Topf"]
 
 
+def test_blank_lines_before_the_header_and_columns_without_a_name_do_no_harm(tmp_path):
+    table = table_of(write(tmp_path, "\n\n,user_id,item_id,\n0,u,a,\n1,v,b,\n"))
+    assert table["shopper"].tolist() == ["u", "v"]
+
+
 def test_a_compressed_csv_and_a_tab_separated_one_are_read(tmp_path):
     path = tmp_path / "my.csv.gz"
     path.write_bytes(gzip.compress(CSV.encode()))
