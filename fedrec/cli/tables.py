@@ -17,14 +17,17 @@ from fedrec.reports.summary import Record
 _BAR_CELLS = 16
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _MAX_SHOP_ROWS = 15
+_WIDE = 100
+"""Terminals of fewer cells get tables without bars and side figures."""
 
 
 def print_comparison(run_dir: Path, record: Record, console: Console) -> None:
     """What was run, the columns, the shops, the summary; the run directory last."""
     console.print()
     console.print(Text(summary.what_was_run(record), style="bold"))
-    console.print(column_table(record))
-    if (shops := shop_table(record)) is not None:
+    is_wide = console.width >= _WIDE
+    console.print(column_table(record, is_wide=is_wide))
+    if (shops := shop_table(record, is_wide=is_wide)) is not None:
         console.print(shops)
     for text in [*account_lines(record), "", *summary.sentences(record), "", cost_line(record)]:
         console.print(Text(text))
@@ -33,15 +36,17 @@ def print_comparison(run_dir: Path, record: Record, console: Console) -> None:
     console.print(Text(f"run directory: {run_dir}"), soft_wrap=True)
 
 
-def column_table(record: Record) -> Table:
+def column_table(record: Record, *, is_wide: bool = True) -> Table:
     """Column × NDCG@10 with interval, HR@10 and coverage; macro means over shops."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), header_style="bold")
+    side = {"HR@10": "hr@10", "MRR@10": "mrr@10", "cover@10": "coverage@10"}
     table.add_column("column", no_wrap=True)
-    table.add_column("NDCG@10", justify="right")
-    table.add_column("", no_wrap=True)
+    table.add_column("NDCG@10", justify="right", no_wrap=True)
+    if is_wide:
+        table.add_column("", no_wrap=True)
     table.add_column("95 % interval", no_wrap=True)
-    for title in ("HR@10", "MRR@10", "coverage@10"):
-        table.add_column(title, justify="right")
+    for title in side:
+        table.add_column(title, justify="right", no_wrap=True)
     means = {name: summary.mean(record, name, "ndcg@10") for name in record["columns"]}
     top = max((value for value in means.values() if value is not None), default=0.0)
     for name in record["columns"]:
@@ -49,15 +54,15 @@ def column_table(record: Record) -> Table:
         table.add_row(
             summary.title_of(name),
             summary.score(means[name]),
-            Text(bar(means[name] or 0.0, top), style="green" if is_main else "cyan"),
+            *([Text(bar(means[name] or 0.0, top), style="green" if is_main else "cyan")] if is_wide else []),
             summary.interval(summary.estimate(record, name, "ndcg@10")),
-            *(summary.score(summary.mean(record, name, metric)) for metric in ("hr@10", "mrr@10", "coverage@10")),
+            *(summary.score(summary.mean(record, name, metric)) for metric in side.values()),
             style="bold" if is_main else "",
         )
     return table
 
 
-def shop_table(record: Record) -> Table | None:
+def shop_table(record: Record, *, is_wide: bool = True) -> Table | None:
     """What each shop gains by joining, the largest first; of many shops those with a test, largest and smallest."""
     gain = record.get("gain")
     if not gain or not gain.get("shops"):
@@ -73,19 +78,23 @@ def shop_table(record: Record) -> Table | None:
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
+        pad_edge=False,
         header_style="bold",
         caption=f"the largest and the smallest; {summary.plural(left_out, 'more shop')} in the report"
         if left_out
         else None,
         caption_style="dim",
     )
-    table.add_column("shop", no_wrap=True)
-    for title in ("shoppers", "tested", "alone", "joined", "gain"):
-        table.add_column(title, justify="right")
-    table.add_column("95 % interval", no_wrap=True)
-    table.add_column("decision", no_wrap=True)
+    table.add_column("shop", no_wrap=True, max_width=None if is_wide else 11)
+    titles = ("shoppers", "tested", "alone", "joined", "gain", "95 % interval", "decision")
+    shown = [n for n, title in enumerate(titles) if is_wide or title != "tested"]
+    for n in shown:
+        table.add_column(titles[n], justify="right" if n < 5 else "left", no_wrap=True)
     for name, row in shops:
-        table.add_row(name, *_shop_cells(record, gain, name, row))
+        cells = _shop_cells(record, gain, name, row)
+        if not is_wide and row["decision"] != "joins":
+            cells[-1] = Text("local", style="dim")
+        table.add_row(name, *(cells[n] for n in shown))
     return table
 
 
