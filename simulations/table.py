@@ -48,11 +48,8 @@ def shops_table(record: dict[str, Any], most: int = 60) -> list[str]:
         cells = [figure(record["scores"][c]["shops"][name]["ndcg@10"], 3) for c in record["columns"]]
         gain = record["gain"]["shops"][name] if record["gain"] else {}
         cells += [figure(gain or None), f"{gain.get('decision', '–')}: {gain.get('reason', '')}"]
-        lines.append(
-            f"| {name} | {shop['shoppers']} | {record['scores'][record['columns'][0]]['shops'][name]['test_shoppers']} | "
-            + " | ".join(cells)
-            + " |"
-        )
+        num_tested = record["scores"][record["columns"][0]]["shops"][name]["test_shoppers"]
+        lines.append(f"| {name} | {shop['shoppers']} | {num_tested} | " + " | ".join(cells) + " |")
     if len(tested) > most:
         lines.append(f"\n({len(tested) - most} smaller shops are in run.json.)")
     return lines
@@ -62,8 +59,9 @@ def describe(record: dict[str, Any]) -> list[str]:
     """Everything RESULTS.md says of one run."""
     data, gain = record["data"], record["gain"]
     lines = [
-        f"{data['events']:,} events, {data['shoppers']:,} shoppers, {len(data['shops'])} shops, {data['items']:,} items; "
-        f"split {data['split']['kind']}; seed {record['seed']}; {data['fingerprint'][:23]}…; fedrec {record['fedrec']}, "
+        f"{data['events']:,} events, {data['shoppers']:,} shoppers, {len(data['shops'])} shops, "
+        f"{data['items']:,} items; split {data['split']['kind']}; seed {record['seed']}; "
+        f"{data['fingerprint'][:23]}…; fedrec {record['fedrec']}, "
         f"{record['threads']} threads, {record['seconds']['total']:.0f} s, "
         f"peak {record['peak_memory_bytes'] / 2**30:.2f} GiB.",
         "",
@@ -73,8 +71,8 @@ def describe(record: dict[str, Any]) -> list[str]:
     if gain:
         worst = gain["worst"] or {"shop": "–", "mean": 0.0}
         lines += [
-            f"Gain of {NAMES[gain['of']]} over {NAMES[gain['over']]} ({gain['metric']}): macro {figure(gain['macro'])}, "
-            f"micro {figure(gain['micro'])}; harmed shops {gain['harmed_shops']}; worst {worst['shop']} "
+            f"Gain of {NAMES[gain['of']]} over {NAMES[gain['over']]} ({gain['metric']}): "
+            f"macro {figure(gain['macro'])}, micro {figure(gain['micro'])}; harmed shops {gain['harmed_shops']}; worst {worst['shop']} "
             f"({worst['mean']:+.4f}).",
             "",
         ]

@@ -28,8 +28,9 @@ Blend = dict[str, float]
 
 LOCAL_BLENDS: tuple[Blend, ...] = (
     {"local": 1.0},
-    {"popularity": 1.0},
     {"local": 0.75, "popularity": 0.25},
+    {"local": 0.25, "popularity": 0.75},
+    {"popularity": 1.0},
     {"local": 0.5, "content": 0.25, "popularity": 0.25},
 )
 """What a shop alone may serve; the best on validation is chosen for all shops of a comparison."""
@@ -38,6 +39,7 @@ JOINED_BLENDS: tuple[Blend, ...] = (
     {"global": 1.0},
     {"mixed": 1.0},
     {"global": 0.75, "popularity": 0.25},
+    {"global": 0.25, "popularity": 0.75},
     {"global": 0.25, "mixed": 0.5, "popularity": 0.25},
     {"global": 0.5, "local": 0.25, "popularity": 0.25},
 )

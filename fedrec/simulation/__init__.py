@@ -39,11 +39,13 @@ class Run:
         record: what ``run.json`` holds.
         run_dir: where it, the lists, the split, the model and the report are.
         evaluation: every figure of every test shopper, for statistics of one's own.
+        shoppers: by shop, the ids of those shoppers, in the same order.
     """
 
     record: RunRecord
     run_dir: Path
     evaluation: Evaluation
+    shoppers: Mapping[str, np.ndarray]
 
 
 class _Clock:
@@ -112,7 +114,7 @@ def simulate(
         curve = _one_point_curve(len(trained.rounds), tables)
     record = outputs.make_record(settings, world, chosen, search.trials, trained, curve, tables, clock.seconds())
     outputs.write_record(run_dir, record)
-    return Run(record, run_dir, evaluation)
+    return Run(record, run_dir, evaluation, lists.shoppers)
 
 
 def _checked(given: SimulationSettings | Mapping[str, Any] | str | Path) -> SimulationSettings:

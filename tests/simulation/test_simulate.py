@@ -45,11 +45,17 @@ def test_the_federated_column_equals_the_pooled_one(run):
             assert scores["federated"][level][metric]["mean"] == pytest.approx(value["mean"], rel=1e-5), metric
 
 
-def test_joining_beats_shops_alone_and_popularity_on_the_marketplace(run):
-    macro = {column: run.record.scores[column]["macro"]["ndcg@10"]["mean"] for column in run.record.columns}
-    assert macro["federated_personal"] >= macro["local"]
-    assert macro["local"] > 0
-    assert macro["pooled"] > macro["popularity"]
+def test_joining_helps_small_shops_and_beats_popularity_on_the_marketplace(tmp_path):
+    """Ten shops of 61 to about 1,700 shoppers; means over two marketplaces, for single ones are noisy."""
+    values = {column: [] for column in ("popularity", "local", "federated", "federated_personal")}
+    for seed in (0, 1):
+        settings = {**SMALL, "seed": seed, "data": {"synthetic": {"num_shoppers": 4000, "num_items": 900}}}
+        done = fedrec.simulate(settings, out=tmp_path / str(seed))
+        for column, found in values.items():
+            found.append(done.record.scores[column]["macro"]["ndcg@10"]["mean"])
+    means = {column: float(np.mean(found)) for column, found in values.items()}
+    assert means["federated_personal"] > means["local"]
+    assert means["federated"] > means["popularity"]
 
 
 def test_lists_hold_no_known_items_and_their_figures_can_be_recomputed(run):
@@ -82,7 +88,6 @@ def test_a_shop_opened_from_the_run_directory_recommends_what_the_run_listed(run
 
 def test_the_same_settings_give_the_same_figures_and_arrays(run, tmp_path):
     again = fedrec.simulate(SMALL, out=tmp_path / "again")
-    assert json.dumps(again.record.to_json().count("null")) == json.dumps(run.record.to_json().count("null"))
     assert again.record.scores == run.record.scores
     ours, theirs = (load_file(place / "model" / "shared.safetensors") for place in (run.run_dir, again.run_dir))
     assert ours.keys() == theirs.keys()
