@@ -12,6 +12,7 @@ import pandas as pd
 _MISSING = frozenset({"", "nan", "null", "none", "<na>", "nat", "\\n"})
 _MISSING_IDS = _MISSING | {"na", "n/a", "#n/a"}
 _WHOLE = re.compile(r"[+-]?\d+\.0+")
+_NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 _FRACTION = re.compile(r"[+-]?\d+\.\d+")
 _COMMA_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:\.\d{3})+|\d+),\d+")
 _YEAR_9999_S = 253_402_300_800.0
@@ -66,18 +67,19 @@ def ids_as_text(cells: pd.Series, *, keeps_na: bool = False) -> tuple[pd.Categor
         cells: any dtype.
         keeps_na: "NA" is an id (North America), not a missing value.
     Returns:
-        Categorical with sorted str categories in use, and the number of rows whose id was of another type than most
-        (text among numbers, 123.0 among 123).
+        Categorical with sorted str categories in use, and the number of rows of the rarer type (text among numbers or
+        numbers among text; 0 where all are of one type).
     """
     codes, values = distinct(cells)
-    texts, is_other = _texts(values)
+    texts = _texts(values)
     missing = _MISSING if keeps_na else _MISSING_IDS
     is_missing = texts.str.casefold().isin(missing).to_numpy(bool)
     is_used = np.bincount(codes[codes >= 0], minlength=len(texts)).astype(bool) & ~is_missing
     names = pd.Index(texts[is_used].unique(), dtype="str").sort_values()
     place = np.append(np.where(is_used, names.get_indexer(pd.Index(texts)), -1), -1).astype(np.int32)
-    num_other = int(np.append(is_other & is_used, False)[codes].sum())
-    return pd.Categorical.from_codes(place[codes], categories=names), num_other
+    is_number = texts.str.fullmatch(_NUMBER).to_numpy(bool)
+    kinds = [int(np.append(is_used & kind, False)[codes].sum()) for kind in (is_number, ~is_number)]
+    return pd.Categorical.from_codes(place[codes], categories=names), min(kinds)
 
 
 def joined_lists(cells: pd.Series) -> pd.Series:
@@ -119,7 +121,7 @@ def numbers(cells: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     parsed = _as_floats(names)
     is_missing = np.asarray(names.isna())
     if parsed is None:
-        texts = _texts(names)[0]
+        texts = _texts(names)
         is_missing = texts.str.casefold().isin(_MISSING_IDS).to_numpy(bool)
         parsed = _parse_numbers(texts)
     parsed = np.where(np.isfinite(parsed), parsed, np.nan)
@@ -154,24 +156,20 @@ def _parse_numbers(texts: pd.Series) -> np.ndarray:
     return np.where(has_comma, pd.to_numeric(swapped, errors="coerce").to_numpy(np.float64, na_value=np.nan), parsed)
 
 
-def _texts(values: pd.Index) -> tuple[pd.Series, np.ndarray]:
-    """Distinct values as stripped text, and which are of another type than most."""
-    is_other = np.zeros(len(values), bool)
+def _texts(values: pd.Index) -> pd.Series:
+    """Distinct values as stripped text; whole numbers without ".0"."""
     if pd.api.types.is_integer_dtype(values.dtype):
-        return pd.Series(values.astype("str"), dtype="str"), is_other
+        return pd.Series(values.astype("str"), dtype="str")
     if isinstance(values.dtype, pd.StringDtype):
         texts = pd.Series(values, dtype="str").str.strip()
     else:
         texts = pd.Series([_text(value) for value in values], dtype="str")
-        is_number = np.array([isinstance(value, int | float | Decimal | np.number) for value in values], bool)
-        is_other = is_number if is_number.sum() * 2 < len(values) else ~is_number
     has_fraction = texts.str.fullmatch(_FRACTION).to_numpy(bool)
     if has_fraction.any():
         is_whole = texts.str.fullmatch(_WHOLE).to_numpy(bool)
         if (is_whole == has_fraction).all():
             texts = texts.where(~is_whole, texts.str.replace(r"\.0+$", "", regex=True))
-            is_other = is_other | (is_whole & ~is_whole.all())
-    return texts, is_other
+    return texts
 
 
 def _text(value: object) -> str:
@@ -215,7 +213,7 @@ def _parse_times(names: pd.Index) -> tuple[np.ndarray, np.ndarray, bool]:
     if not isinstance(names.dtype, pd.StringDtype) and not any(isinstance(name, str | bytes) for name in names):
         moments = pd.to_datetime(names, errors="coerce", utc=True)
         return _since_1970(moments.to_numpy("datetime64[us]")), np.asarray(names.isna()), False
-    texts = _texts(names)[0]
+    texts = _texts(names)
     is_missing = texts.str.casefold().isin(_MISSING_IDS).to_numpy(bool)
     plain = pd.to_numeric(texts, errors="coerce").to_numpy(np.float64, na_value=np.nan)
     if np.isfinite(plain).sum() * 2 > (~is_missing).sum():

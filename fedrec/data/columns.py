@@ -211,7 +211,7 @@ def find_columns(
     for role in required:
         if role not in found:
             raise DataError(
-                f"{where}: no column is the {role} by its name; columns are {', '.join(map(str, names))}; "
+                f"{where}: no column is the {role} by its name; columns are {listed(names)}; "
                 f"say which with --columns {role}=NAME"
             )
     return found
@@ -250,7 +250,14 @@ def match_column(column: str, names: Iterable[str]) -> str | None:
 def missing_column(column: str, names: Iterable[str], *, where: str, what: str) -> DataError:
     """The error for a column that is not there."""
     names = list(map(str, names))
-    return DataError(f"{where}: {what}, '{column}', is not there{_near(column, names)}; columns are {', '.join(names)}")
+    return DataError(f"{where}: {what}, '{column}', is not there{_near(column, names)}; columns are {listed(names)}")
+
+
+def listed(names: Iterable[str], limit: int = 40) -> str:
+    """Column names for a message of one line."""
+    texts = [" ".join(str(name).split()) for name in names]
+    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
+    return ", ".join(texts[:limit]) + more
 
 
 def _usual_column(role: str, groups: Names, names: Sequence[str], where: str) -> str | None:

@@ -194,7 +194,7 @@ def _read_ids(raw: pd.DataFrame, account: _Account) -> dict[str, Any]:
 def _read_times(cells: pd.Series, account: _Account) -> np.ndarray:
     times = seconds(cells)
     if np.isnan(times.seconds).all():
-        example = next((str(value) for value in distinct(cells)[1]), "")
+        example = next((" ".join(str(value).split())[:40] for value in distinct(cells)[1]), "")
         raise DataError(
             f"not one of {len(cells)} dates can be read, the first is '{example}'; write them as 2024-12-31 23:59 or "
             "unix seconds, or name another column with --columns timestamp=NAME"
@@ -216,11 +216,20 @@ def _read_numbers(raw: pd.DataFrame, account: _Account) -> dict[str, Any]:
                 is_unknown = np.isnan(columns[role]) & ~is_bad
                 account.note("events without a rating (NaN), kept", int(is_unknown.sum()))
     if "order" in raw:
-        order, _ = numbers(raw["order"])
-        account.note("events without a place in the order, taken as the oldest", int(np.isnan(order).sum()))
-        first = np.nanmin(order, initial=0.0) - 1
-        columns["order"] = np.where(np.isnan(order), first, order).astype(np.int64)
+        columns["order"] = _read_order(raw["order"], account)
     return columns
+
+
+def _read_order(cells: pd.Series, account: _Account) -> np.ndarray:
+    """int64, (num_rows,): whole numbers as they are, others by rank; unknown ones before all others."""
+    order, _ = numbers(cells)
+    is_unknown = np.isnan(order)
+    account.note("events without a place in the order, taken as the oldest", int(is_unknown.sum()))
+    known = order[~is_unknown]
+    if not (np.abs(known) < 2**53).all() or (known != np.floor(known)).any():
+        order[~is_unknown] = np.unique(known, return_inverse=True)[1]
+    order[is_unknown] = np.min(order[~is_unknown], initial=0.0) - 1
+    return order.astype(np.int64)
 
 
 def _drop_cancelled(raw: pd.DataFrame, columns: dict[str, Any], account: _Account, rules: CleaningRules) -> None:

@@ -75,11 +75,12 @@ def by_role(table: pa.Table, roles: Mapping[str, str]) -> pd.DataFrame:
         cells = table.column(name)
         if pa.types.is_decimal(cells.type):
             cells = cells.cast(pa.float64())
+        is_null = pa.types.is_null(cells.type)
         is_number = role in _NUMBERS and pa.types.is_integer(cells.type)
         is_plain = (
             pa.types.is_floating(cells.type) or pa.types.is_temporal(cells.type) or pa.types.is_nested(cells.type)
         )
-        if not (is_number or is_plain or pa.types.is_dictionary(cells.type)):
+        if not (is_null or is_number or is_plain or pa.types.is_dictionary(cells.type)):
             # In one piece first: encoded chunks would each carry the whole dictionary.
             cells = pa.chunked_array([_whole(cells).dictionary_encode()])
         columns[role] = _to_pandas(cells)
@@ -91,6 +92,8 @@ def _to_pandas(cells: pa.ChunkedArray) -> Any:
         return cells.to_pandas(date_as_object=False)
     whole = _whole(cells.unify_dictionaries() if cells.num_chunks > 1 else cells)
     names = whole.dictionary.to_pandas()
+    if names.isna().any():
+        return whole.dictionary_decode().to_pandas()
     if _is_text(whole.dictionary.type):
         names = names.astype("str")
     codes = whole.indices.fill_null(-1).to_numpy(zero_copy_only=False)

@@ -51,7 +51,12 @@ def test_zeros_in_front_stay_and_ids_of_mixed_types_become_one_text():
     cells = pd.Series([7, 7.0, "7", " 7 ", "a", Decimal("7"), b"7", 8.5, None], dtype=object)
     result, num_other = ids_as_text(cells)
     assert [None if pd.isna(one) else one for one in result] == ["7", "7", "7", "7", "a", "7", "7", "8.5", None]
-    assert num_other > 0
+    assert num_other == 1
+    assert [ids_as_text(pd.Series(ids))[1] for ids in (["1", "2.0"], ["a", "b"], ["1", "a", "b", "2", "c"])] == [
+        0,
+        0,
+        2,
+    ]
 
 
 def test_a_point_zero_is_cut_off_only_where_no_id_has_another_fraction():

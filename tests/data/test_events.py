@@ -189,3 +189,10 @@ def test_the_given_table_is_left_alone():
     before = raw.copy(deep=True)
     clean(raw)
     pd.testing.assert_frame_equal(raw, before)
+
+
+def test_places_in_the_order_that_are_no_whole_numbers_become_ranks():
+    raw = frame(("u", "a", "1.5"), ("u", "b", "1.25"), ("u", "c", ""), columns=("shopper", "item", "order"))
+    assert clean(raw)[0].table["order"].tolist() == [1, 0, -1]
+    raw = frame(("u", "a", 1e300), ("u", "b", 7), columns=("shopper", "item", "order"))
+    assert clean(raw)[0].table["order"].tolist() == [1, 0]

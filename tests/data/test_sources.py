@@ -133,6 +133,14 @@ def test_parquet_of_every_type_is_read(tmp_path):
     assert {reason: rows for reason, rows in loaded.cleaning.dropped if rows} == {"no shopper": 1, "cancelled": 1}
 
 
+def test_parquet_columns_without_any_value_are_empty(tmp_path):
+    frame = pd.DataFrame({"user_id": ["u"], "item_id": ["a"], "rating": [None], "shop": ["s"], "title": [None]})
+    frame.to_parquet(tmp_path / "my.parquet")
+    loaded = load(DataSettings(events=str(tmp_path / "my.parquet")))
+    assert loaded.events.table["rating"].isna().all()
+    assert loaded.items.table["title"].tolist() == [""]
+
+
 def test_a_database_is_read_in_chunks_with_mixed_cells(tmp_path):
     path = tmp_path / "my.db"
     with sqlite3.connect(path) as base:
