@@ -3,8 +3,8 @@
 python simulations/rolling_folds.py [--large "United Kingdom"] [--folds 3] [--seed 0] [--model ease]
 
 Every fold is a comparison of its own: settings and blends chosen on the invoice before the fold's, all invoices after
-it forgotten. Printed: mean over all test shoppers of the small shops, and macro over shops with at least five of them, of
-both columns and of their paired difference. The bootstrap draws shoppers, each with all her folds.
+it forgotten. Printed: mean over all test shoppers of the small shops, and macro over shops with at least five of them,
+of both columns and of their paired difference. The bootstrap draws shoppers, each with all her folds.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def figure(value: dict[str, float | None] | None, digits: int = 4) -> str:
         return "–"
     mean, low, high = (None if value[key] is None else f"{value[key]:.{digits}f}" for key in ("mean", "low", "high"))
     text = mean if low is None else f"{mean} ({low} to {high})"
-    return str(text).replace("0.", ".")
+    return re.sub(r"(?<![\d.])0\.", ".", str(text))
 
 
 def columns_table(record: dict[str, Any]) -> list[str]:
@@ -72,8 +73,8 @@ def describe(record: dict[str, Any]) -> list[str]:
         worst = gain["worst"] or {"shop": "–", "mean": 0.0}
         lines += [
             f"Gain of {NAMES[gain['of']]} over {NAMES[gain['over']]} ({gain['metric']}): "
-            f"macro {figure(gain['macro'])}, micro {figure(gain['micro'])}; harmed shops {gain['harmed_shops']}; worst {worst['shop']} "
-            f"({worst['mean']:+.4f}).",
+            f"macro {figure(gain['macro'])}, micro {figure(gain['micro'])}; harmed shops {gain['harmed_shops']}; "
+            f"worst {worst['shop']} ({worst['mean']:+.4f}).",
             "",
         ]
     lines += shops_table(record)

@@ -173,6 +173,11 @@ def _standardised(scores: np.ndarray) -> np.ndarray:
     return centred / np.where(spread > 0, spread, 1)
 
 
+def is_too_small(histories: sparse.csr_matrix) -> bool:
+    """Whether a shop has one shopper or one item at most: nothing to learn but popularity, its local model then."""
+    return int(np.count_nonzero(np.diff(histories.indptr))) <= 1 or histories.shape[1] <= 1
+
+
 class Components:
     """A shop's components, each trained when it is first asked for.
 
@@ -187,6 +192,8 @@ class Components:
     ) -> None:
         counts = np.asarray(histories.sum(axis=0), np.float64).ravel()
         self._trained: dict[str, Callable[[], Scorer]] = {**trained, "popularity": lambda: PopularityScorer(counts)}
+        if is_too_small(histories):
+            self._trained["local"] = self._trained["popularity"]
         if public.content is not None:
             self._trained["content"] = lambda: ContentScorer(public)
         self._ready: dict[str, Scorer] = {}

@@ -22,6 +22,7 @@ from fedrec.data.split import Split, SplitKind
 from fedrec.errors import DataError
 from fedrec.models.content import content_features
 from fedrec.models.recommender import PublicInputs
+from fedrec.shop.personalise import is_too_small
 
 
 class Stage(StrEnum):
@@ -143,17 +144,21 @@ def _account(
     settings: SimulationSettings, loaded: Loaded, split: Split, shops: tuple[ShopData, ...], shared_items: np.ndarray
 ) -> dict[str, Any]:
     cleaning = loaded.cleaning
-    missing = int(sum(shop.missing_test.sum() for shop in shops))
-    handled = [{"what": what, "count": int(count)} for what, count in cleaning.handled]
-    if missing:
-        handled.append({"what": "test rows whose item the shop does not have", "count": missing})
+    found = {
+        "test rows whose item the shop does not have": sum(int(shop.missing_test.sum()) for shop in shops),
+        "test shoppers without history, scored as cold": sum(map(_num_cold, shops)),
+        "shops of one shopper or item, whose own model is popularity": sum(
+            is_too_small(training_rows(shop, Stage.FINAL)) for shop in shops
+        ),
+    }
+    handled = [*cleaning.handled, *((what, count) for what, count in found.items() if count)]
     return {
         "source": loaded.source.get("name", ""),
         "licence": loaded.source.get("licence", ""),
         "fingerprint": loaded.source.get("fingerprint", ""),
         "rows_read": int(cleaning.rows_read),
         "dropped": [{"reason": reason, "rows": int(rows)} for reason, rows in cleaning.dropped],
-        "handled": handled,
+        "handled": [{"what": what, "count": int(count)} for what, count in handled],
         "events": len(split.events),
         "shoppers": int(sum(len(shop.shoppers) for shop in shops)),
         "items": len(loaded.items),
@@ -161,6 +166,11 @@ def _account(
         "split": split.description,
         "shops": list(_shop_rows(shops)),
     }
+
+
+def _num_cold(shop: ShopData) -> int:
+    asked = queries(shop, Stage.FINAL)
+    return int(np.count_nonzero(np.diff(asked.known.indptr) == 0))
 
 
 def _shop_rows(shops: tuple[ShopData, ...]) -> Iterator[dict[str, Any]]:
