@@ -76,6 +76,8 @@ class RoundPlan:
             if array.dtype.name not in WIRE_DTYPES:
                 allowed = ", ".join(sorted(WIRE_DTYPES))
                 raise ConfigError(f"input array {name!r} has type {array.dtype}: allowed are {allowed}")
+            if not array.dtype.isnative:  # the wire has no byte order, so other numbers would arrive
+                raise ConfigError(f"input array {name!r} has a foreign byte order: give it in this machine's own")
 
     @cached_property
     def header(self) -> bytes:

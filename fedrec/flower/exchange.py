@@ -201,6 +201,8 @@ def find_nodes(grid: Grid, roster: Sequence[str], *, deadline_s: float = 120.0) 
             continue
         asked.update(new)
         for node, place in _hello_replies(grid, hellos, left_s):
+            if not 0 <= place < len(roster):
+                continue  # not one of ours; counting it would end the wait before a shop is there
             if places.setdefault(place, node) != node:
                 raise ProtocolError(f"two nodes claim place {place} of the roster")
     if missing := [shop for place, shop in enumerate(roster) if place not in places]:

@@ -27,6 +27,7 @@ from fedrec.flower import _compat
 RUN_ID = 1
 _FIRST_NODE_ID = _compat.COORDINATOR_NODE_ID + 1
 _WORKER_WAIT_S = 0.5
+_WORKER_DIED = "a worker process died (out of memory?): use fewer workers, or workers = 0"
 
 
 @dataclass(frozen=True)
@@ -231,9 +232,7 @@ class LocalGrid(Grid):
                 try:
                     reply, context = future.result()
                 except BrokenProcessPool as error:
-                    raise ProtocolError(
-                        "a worker process died (out of memory?): use fewer workers, or workers = 0"
-                    ) from error
+                    raise ProtocolError(_WORKER_DIED) from error
                 self._contexts[sent.message.metadata.dst_node_id] = context
                 sent.future = None
                 yield name, reply
@@ -255,7 +254,10 @@ class LocalGrid(Grid):
                 return
             if sent.future is None and _failure(sent) is None:
                 context = self._contexts[sent.message.metadata.dst_node_id]
-                sent.future = self._pool.submit(_call_in_worker, sent.message, context)
+                try:
+                    sent.future = self._pool.submit(_call_in_worker, sent.message, context)
+                except BrokenProcessPool as error:
+                    raise ProtocolError(_WORKER_DIED) from error
                 free -= 1
 
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy import sparse
 
-from fedrec.errors import ConfigError
+from fedrec.errors import BadMessage, ConfigError
 from fedrec.models.least_squares import (
     Batch,
     for_each_batch,
@@ -193,8 +193,15 @@ class Ials:
         return RoundSpec(RoundKind.STATISTICS, "normal equations", layout, {"item_factors": factors})
 
     def contributions(self, spec: RoundSpec, histories: sparse.csr_matrix) -> NormalEquations:
-        """Solves the shop's shoppers; the rest is in `NormalEquations`."""
-        return self._equations(np.asarray(spec.inputs["item_factors"], np.float64), histories)
+        """Solves the shop's shoppers; the rest is in `NormalEquations`.
+
+        Raises:
+            BadMessage: the round's item factors are not (num_items, d).
+        """
+        factors, expected = spec.inputs["item_factors"], (histories.shape[1], self.settings.factors)
+        if factors.shape != expected:
+            raise BadMessage(f"item_factors of shape {factors.shape}: {expected} expected")
+        return self._equations(np.asarray(factors, np.float64), histories)
 
     def _equations(self, factors: np.ndarray, histories: sparse.csr_matrix) -> NormalEquations:
         rows = binary_rows(histories)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from fedrec.errors import ConfigError
+from fedrec.errors import BadMessage, ConfigError
 from fedrec.models.co_occurrence import (
     CoOccurrence,
     blocks,
@@ -80,7 +80,11 @@ class ItemItemModel:
         return RoundSpec(RoundKind.STATISTICS, "co-occurrence", layout, {"covered": covered})
 
     def contributions(self, spec: RoundSpec, histories: sparse.csr_matrix) -> Contributions:
-        """Rows (popularity) or packed outer products of rows (co-occurrence), both scaled by the exponent."""
+        """Rows (popularity) or packed outer products of rows (co-occurrence), both scaled by the exponent.
+
+        Raises:
+            BadMessage: the round's covered items are not ascending positions in the item list.
+        """
         if spec.name == "popularity":
             return ItemCounts(binary_rows(histories), self.settings.shopper_exponent)
         return CoOccurrence(_columns(histories, spec.inputs.get("covered")), self.settings.shopper_exponent)
@@ -251,8 +255,18 @@ def times(histories: sparse.csr_matrix, weights: np.ndarray | sparse.csr_matrix)
 
 
 def _columns(histories: sparse.csr_matrix, covered: np.ndarray | None) -> sparse.csr_matrix:
+    """The covered items' columns. Packing counts on ascending ones: any others would break the bound of the norms."""
     rows = binary_rows(histories)
+    if covered is not None and not _is_ascending(covered, rows.shape[1]):
+        raise BadMessage("the covered items are not ascending positions in the item list")
     return rows if covered is None or len(covered) == rows.shape[1] else rows[:, covered]
+
+
+def _is_ascending(positions: np.ndarray, num_items: int) -> bool:
+    if positions.ndim != 1 or not np.issubdtype(positions.dtype, np.integer):
+        return False
+    in_range = len(positions) == 0 or (positions[0] >= 0 and positions[-1] < num_items)
+    return bool(in_range and (positions[1:] > positions[:-1]).all())
 
 
 def _dense(values: Any) -> np.ndarray:

@@ -122,6 +122,7 @@ def test_an_input_array_that_was_changed_on_the_way_is_refused():
         {"clip_norm": 0.0},
         {"clip_norm": float("nan")},
         {"spec": changed_spec(inputs={"names": np.array(["a"])})},
+        {"spec": changed_spec(inputs={"foreign byte order": np.arange(3.0).astype(np.dtype(float).newbyteorder())})},
     ],
     ids=str,
 )

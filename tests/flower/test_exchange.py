@@ -159,6 +159,21 @@ def test_nodes_are_found_by_the_place_they_say(federation, app):
     assert find_nodes(grid, federation.roster) == grid.nodes
 
 
+def test_a_node_beyond_the_roster_does_not_stand_for_a_missing_shop(federation, app):
+    class ArrivingGrid(LocalGrid):
+        """Nodes come one after another, the last place first; the roster does not know that one."""
+
+        num_here = 0
+
+        def get_node_ids(self):
+            self.num_here += 1
+            return list(reversed(super().get_node_ids()))[: self.num_here]
+
+    grid = ArrivingGrid(app, (*federation.roster, "stranger"))
+    found = find_nodes(grid, federation.roster, deadline_s=5)
+    assert found == {shop: grid.nodes[shop] for shop in federation.roster}
+
+
 def test_nodes_that_never_connect_are_named(federation, app):
     grid = LocalGrid(app, federation.roster[:3])
     with pytest.raises(ProtocolError, match="dog"):

@@ -1,8 +1,12 @@
+import os
+import threading
+import time
+
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedrec.errors import ConfigError
+from fedrec.errors import ConfigError, ProtocolError
 from fedrec.flower.local_grid import Faults, LocalGrid
 
 ROSTER = ("ant", "bee", "cat")
@@ -110,3 +114,21 @@ def test_impossible_faults_are_refused(change):
 def test_a_negative_number_of_workers_is_refused():
     with pytest.raises(ConfigError):
         LocalGrid(ClientApp(), ROSTER, workers=-1)
+
+
+class DiesAfterAnswer:
+    def __call__(self, message, context):
+        threading.Timer(0.1, os._exit, [1]).start()
+        return Message(RecordDict(), reply_to=message)
+
+
+def test_a_worker_that_died_between_two_looks_is_an_error_of_the_protocol():
+    app = ClientApp()
+    app.train()(DiesAfterAnswer())
+    with LocalGrid(app, ROSTER, workers=1) as grid:
+        first, second, _ = grid.push_messages(orders(grid))
+        while not list(grid.pull_messages([first])):
+            pass
+        time.sleep(1.0)
+        with pytest.raises(ProtocolError, match="worker process died"):
+            list(grid.pull_messages([second]))

@@ -1,8 +1,10 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import sparse
 
-from fedrec.errors import ConfigError
+from fedrec.errors import BadMessage, ConfigError
 from fedrec.models.ease import Ease, EaseSettings
 from fedrec.models.recommender import PublicInputs, train_alone
 
@@ -170,6 +172,25 @@ def test_two_rounds_when_there_are_more_items_than_are_covered(histories, public
     assert model.plan_round(2, {}, public) is None
     assert Ease().plan_round(0, {}, public).name == "co-occurrence"
     assert Ease().plan_round(1, {}, public) is None
+
+
+@pytest.mark.parametrize(
+    "covered",
+    [
+        np.arange(11)[::-1].copy(),
+        np.zeros(11, np.int64),
+        np.arange(11) - 1,
+        np.arange(11) + NUM_ITEMS - 10,
+        np.arange(11.0),
+        np.arange(11)[None, :],
+    ],
+    ids=["backwards", "repeated", "negative", "beyond the list", "no integers", "no list"],
+)
+def test_a_plan_whose_covered_items_would_break_the_bound_is_refused(histories, public, covered):
+    model = Ease(EaseSettings(max_items=11))
+    spec = model.plan_round(1, {"popularity": np.ones(NUM_ITEMS)}, public)
+    with pytest.raises(BadMessage, match="covered"):
+        model.contributions(dataclasses.replace(spec, inputs={"covered": covered}), histories)
 
 
 def test_statistics_that_are_no_gram_matrix_are_refused(public):

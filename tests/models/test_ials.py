@@ -1,10 +1,11 @@
+import dataclasses
 import warnings
 
 import numpy as np
 import pytest
 from scipy import sparse
 
-from fedrec.errors import ConfigError
+from fedrec.errors import BadMessage, ConfigError
 from fedrec.models.ials import Ials, IalsSettings
 from fedrec.models.least_squares import batches, solve_rows
 from fedrec.models.recommender import PublicInputs, train_alone
@@ -163,3 +164,11 @@ def test_threads_change_nothing(monkeypatch):
 def test_settings_out_of_range_are_refused(field, value):
     with pytest.raises(ConfigError, match=field):
         IalsSettings(**{field: value})
+
+
+@pytest.mark.parametrize("shape", [(NUM_ITEMS + 1, D), (NUM_ITEMS, D + 1), (NUM_ITEMS * D,)], ids=str)
+def test_item_factors_of_another_shape_are_refused(strengths, shape):
+    model = Ials(IalsSettings(factors=D))
+    spec = dataclasses.replace(model.plan_round(0, {}, public()), inputs={"item_factors": np.ones(shape)})
+    with pytest.raises(BadMessage, match="item_factors"):
+        model.contributions(spec, strengths)
