@@ -156,7 +156,7 @@ def _model_record(model: Recommender) -> dict[str, Any]:
 def _read_model(run_dir: Path) -> tuple[dict[str, Any], State]:
     try:
         about = json.loads((run_dir / CHOICES_FILE).read_bytes())
-        state = load((run_dir / SHARED_FILE).read_bytes())
+        arrays = load((run_dir / SHARED_FILE).read_bytes())
     except (OSError, ValueError, SafetensorError) as error:
         raise StoreError(
             f"{run_dir}: no finished run here ({CHOICES_FILE} or {SHARED_FILE} cannot be read); "
@@ -164,7 +164,12 @@ def _read_model(run_dir: Path) -> tuple[dict[str, Any], State]:
         ) from error
     if about.get("format") != CHOICES_FORMAT:
         raise StoreError(f"{run_dir}: {CHOICES_FILE} has format {about.get('format')!r}, not {CHOICES_FORMAT}")
-    return about, state
+    return about, {name: _as_trained(array) for name, array in arrays.items()}
+
+
+def _as_trained(array: np.ndarray) -> np.ndarray:
+    """Models compute in float64; the file holds float32 where that loses nothing."""
+    return array.astype(np.float64) if array.dtype == np.float32 else array
 
 
 def _read_table(path: Path, filters: list[tuple[str, str, str]] | None) -> pd.DataFrame:

@@ -167,6 +167,8 @@ class Search:
         self._personalisation = settings.personalisation
         self._seed = settings.seed
         self._tune = settings.model.tune
+        self._local_blends = LOCAL_BLENDS if self._tune else LOCAL_BLENDS[:1]
+        self._joined_blends = JOINED_BLENDS if self._tune else JOINED_BLENDS[:1]
         self._progress = progress
         limit = settings.evaluation.max_test_shoppers_per_shop
         self._validation = [queries(shop, Stage.CHOOSE, limit=limit, seed=self._seed) for shop in world.shops]
@@ -178,16 +180,16 @@ class Search:
         if wants_personal or "local" in columns:
             local = self._local()
         if not wants_personal and not {"federated", "pooled"} & set(columns):
-            blend, _ = self._best_blend("local", LOCAL_BLENDS, self._blend_values(local, self.model, {}, None)[0])
+            blend, _ = self._best_blend("local", self._local_blends, self._blend_values(local, self.model, {}, None)[0])
             return Chosen(local, shared, blend, JOINED_BLENDS[0])
         shared, state, scorer = self._shared()
         if not wants_personal and "local" not in columns:
             return Chosen(local, shared, LOCAL_BLENDS[0], JOINED_BLENDS[0])
         alone, joined = self._blend_values(local, shared, state, scorer)
-        local_blend, local_values = self._best_blend("local", LOCAL_BLENDS, alone)
+        local_blend, local_values = self._best_blend("local", self._local_blends, alone)
         if not wants_personal:
             return Chosen(local, shared, local_blend, JOINED_BLENDS[0])
-        joined_blend, joined_values = self._best_blend("federated_personal", JOINED_BLENDS, joined)
+        joined_blend, joined_values = self._best_blend("federated_personal", self._joined_blends, joined)
         choices = (decide(a, j, self._personalisation) for a, j in zip(local_values, joined_values, strict=True))
         return Chosen(local, shared, local_blend, joined_blend, tuple(choices))
 
@@ -224,7 +226,7 @@ class Search:
         self, local: Recommender, shared: Recommender, state: State, scorer: Scorer | None
     ) -> tuple[list[list[np.ndarray]], list[list[np.ndarray]]]:
         """NDCG@10 per validation shopper of every blend, by blend and shop: of shops alone, and joined."""
-        blends = (*LOCAL_BLENDS, *(JOINED_BLENDS if scorer is not None else ()))
+        blends = (*self._local_blends, *(self._joined_blends if scorer is not None else ()))
         self._progress.phase("shops choose", len(self.world.shops))
         values: list[list[np.ndarray]] = [[] for _ in blends]
         for place, asked in enumerate(self._validation):
@@ -241,7 +243,7 @@ class Search:
             for figures, of_blend in zip(judge_blends(parts, blends, asked, seed=self._seed), values, strict=True):
                 of_blend.append(figures)
             self._progress.advance()
-        return values[: len(LOCAL_BLENDS)], values[len(LOCAL_BLENDS) :]
+        return values[: len(self._local_blends)], values[len(self._local_blends) :]
 
     def _best_blend(
         self, column: str, blends: Sequence[Blend], values: Sequence[Sequence[np.ndarray]]
@@ -250,7 +252,7 @@ class Search:
         reached = [objective(shops) for shops in values]
         for blend, value in zip(blends, reached, strict=True):
             self.trials.append(Trial(column, blend, value))
-        best = int(np.argmax(reached)) if self._tune else 0
+        best = int(np.argmax(reached))
         return blends[best], values[best]
 
     def _objective(self, scorer_of: Callable[[int], Scorer]) -> float:

@@ -34,6 +34,7 @@ from fedrec.simulation.comparison import Lists, main_column, settings_by_column
 from fedrec.simulation.world import World
 
 SCENARIO = "scenario.json"
+CHECKPOINT = "checkpoint.safetensors"
 
 
 def choose_run_dir(settings: SimulationSettings, out: str | Path | None, *, resume: bool) -> Path:
@@ -55,6 +56,8 @@ def choose_run_dir(settings: SimulationSettings, out: str | Path | None, *, resu
         raise ConfigError(f"{run_dir}: holds no run to resume ({SCENARIO} is missing)")
     if json.loads((run_dir / SCENARIO).read_bytes()) != _scenario(settings):
         raise ConfigError(f"{run_dir}: was made with other settings; give the same ones, or another --out")
+    if (run_dir / "run.json").exists():
+        raise ConfigError(f"{run_dir}: this run is finished, nothing is left to resume; choose another --out")
     return run_dir
 
 
@@ -78,7 +81,7 @@ def write_model(run_dir: Path, settings: SimulationSettings, state: State, chose
     """The shared arrays, the order of their items, and what each shop serves."""
     folder = run_dir / "model"
     folder.mkdir(exist_ok=True)
-    arrays = {name: np.ascontiguousarray(array) for name, array in state.items()}
+    arrays = {name: _smallest(array) for name, array in state.items()}
     write_atomically(folder / "shared.safetensors", save(arrays))
     write_choices(
         run_dir,
@@ -88,6 +91,15 @@ def write_model(run_dir: Path, settings: SimulationSettings, state: State, chose
         blends=_blends(chosen, main_column(settings), world),
         personalisation=settings.personalisation,
     )
+
+
+def _smallest(array: np.ndarray) -> np.ndarray:
+    """The array as float32 where that loses nothing (counts, mostly), else as it is."""
+    if array.dtype == np.float64:
+        small = array.astype(np.float32)
+        if np.array_equal(small, array):
+            return np.ascontiguousarray(small)
+    return np.ascontiguousarray(array)
 
 
 def _blends(chosen: Chosen, column: str, world: World) -> dict[str, Blend]:
@@ -178,9 +190,10 @@ def make_record(
 
 
 def write_record(run_dir: Path, record: RunRecord) -> None:
-    """``run.json`` and the report made from it."""
-    record.write(run_dir / "run.json")
+    """``report.html``, then ``run.json``, whose presence says that the run is finished."""
     write_report(json.loads(record.to_json()), run_dir / "report.html")
+    record.write(run_dir / "run.json")
+    (run_dir / CHECKPOINT).unlink(missing_ok=True)
 
 
 def items_covered(state: State, world: World) -> int:

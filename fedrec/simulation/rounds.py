@@ -18,9 +18,8 @@ from fedrec.flower.local_grid import Faults
 from fedrec.models.recommender import Recommender, State
 from fedrec.shop.node import FILES_FOLDER
 from fedrec.simulation.columns import judge, shared_scorer
+from fedrec.simulation.outputs import CHECKPOINT
 from fedrec.simulation.world import Stage, World, queries, training_rows
-
-CHECKPOINT = "checkpoint.safetensors"
 
 
 def federate(
