@@ -99,6 +99,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
             about = json.loads((file.metadata() or {})["fedrec"])
             if about["format"] != CHECKPOINT_FORMAT:
                 raise StoreError(f"{path}: checkpoint of format {about['format']!r}, expected {CHECKPOINT_FORMAT}")
+            num_finished = {about["index"], len(about["rounds"]), len(about["plan_digests"])}
+            if len(num_finished) > 1:
+                raise StoreError(f"{path}: checkpoint whose index and records of finished rounds disagree")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         return Checkpoint(
             identity=about["identity"],

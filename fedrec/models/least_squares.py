@@ -125,7 +125,8 @@ def solve_rows(
         alpha: confidence of an event is 1 + alpha r.
         ridge: float64, (num_rows,); > 0.
     Returns:
-        float64, (num_rows, d); zeros for rows without entries.
+        float64, (num_rows, d); zeros for rows without entries, NaN for those whose strengths leave no solution: one
+        row's strengths must not keep the others from theirs.
     """
     solved = np.zeros((matrix.shape[0], factors.shape[1]))
     padded = with_padding_row(factors)
@@ -135,10 +136,21 @@ def solve_rows(
         left, right = normal_equations(batch, padded, alpha)
         left += gram
         left[:, diagonal, diagonal] += ridge[batch.rows][:, None]
-        solved[batch.rows] = solve(left, right)
+        solved[batch.rows] = _solve_each(left, right)
 
     for_each_batch(matrix, factors.shape[1], work)
     return solved
+
+
+def _solve_each(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """`solve`, with NaN in the rows that have no solution."""
+    try:
+        return solve(left, right)
+    except np.linalg.LinAlgError:
+        if len(left) == 1:
+            return np.full(right.shape, np.nan)
+        half = len(left) // 2
+        return np.concatenate([_solve_each(left[:half], right[:half]), _solve_each(left[half:], right[half:])])
 
 
 def _padded(lengths: np.ndarray) -> np.ndarray:

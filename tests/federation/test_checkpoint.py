@@ -1,3 +1,4 @@
+import dataclasses
 import os
 
 import numpy as np
@@ -88,9 +89,21 @@ def test_arrays_keep_their_types_and_shapes(tmp_path, coordinator):
         "counts": np.arange(3, dtype=np.int64),
         "small": np.ones((2, 2), dtype=np.float32),
     }
-    write_checkpoint(tmp_path / "c.safetensors", Checkpoint("id", 4, state, (), ()))
+    write_checkpoint(tmp_path / "c.safetensors", Checkpoint("id", 0, state, (), ()))
     read = read_checkpoint(tmp_path / "c.safetensors")
-    assert (read.identity, read.index) == ("id", 4)
+    assert (read.identity, read.index) == ("id", 0)
     for name, array in state.items():
         np.testing.assert_array_equal(read.state[name], array)
         assert read.state[name].dtype == array.dtype
+
+
+@pytest.mark.parametrize(
+    "change", [{"index": 2}, {"index": 1.5}, {"index": "1"}, {"rounds": ()}, {"plan_digests": ()}], ids=str
+)
+def test_a_checkpoint_whose_index_and_records_disagree_is_refused(tmp_path, counting, public, histories, change):
+    path = tmp_path / "c.safetensors"
+    coordinator = Coordinator(counting, public, NAMES)
+    keep(Checkpoints(path), coordinator, run_round(coordinator, histories))
+    write_checkpoint(path, dataclasses.replace(read_checkpoint(path), **change))
+    with pytest.raises(StoreError, match="finished rounds"):
+        Checkpoints(path).resume(Coordinator(counting, public, NAMES))

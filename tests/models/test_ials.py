@@ -6,6 +6,8 @@ import pytest
 from scipy import sparse
 
 from fedrec.errors import BadMessage, ConfigError
+from fedrec.federation.coordinator_side import Coordinator
+from fedrec.federation.shop_side import contribute
 from fedrec.models.ials import Ials, IalsSettings
 from fedrec.models.least_squares import batches, solve_rows
 from fedrec.models.recommender import PublicInputs, train_alone
@@ -172,3 +174,19 @@ def test_item_factors_of_another_shape_are_refused(strengths, shape):
     spec = dataclasses.replace(model.plan_round(0, {}, public()), inputs={"item_factors": np.ones(shape)})
     with pytest.raises(BadMessage, match="item_factors"):
         model.contributions(spec, strengths)
+
+
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+@pytest.mark.parametrize("bad", [3e38, np.inf, np.nan], ids=str)
+def test_a_shopper_who_cannot_be_solved_does_not_silence_her_shop(strengths, bad):
+    # A strength that swamps the ridge leaves one item's outer product, which is singular; of 13 items some round so.
+    model = Ials(IalsSettings(factors=D))
+    plan = Coordinator(model, public(), ["s"]).next_plan()
+    absurd = sparse.csr_matrix(np.eye(NUM_ITEMS, dtype=np.float32))
+    absurd.data[:] = bad
+    everyone = sparse.vstack([strengths, absurd], format="csr")
+    norms = model.contributions(plan.spec, everyone).norms()
+    assert np.isfinite(norms[:-NUM_ITEMS]).all()
+    assert not np.isfinite(norms[-NUM_ITEMS:]).all()
+    rest = everyone[np.isfinite(norms)]
+    np.testing.assert_allclose(contribute(model, plan, everyone).values, contribute(model, plan, rest).values)
