@@ -7,6 +7,7 @@ an empty file is a run on the built-in marketplace. Unknown keys are refused wit
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
 import json
 import tomllib
@@ -103,9 +104,21 @@ class DataSection(_Section):
     service_codes: tuple[str, ...] | None = None
     synthetic: SyntheticSettings = SyntheticSettings()
 
+    @field_validator("split_settings", mode="before")
+    @classmethod
+    def _dates_as_text(cls, values: Any) -> Any:
+        """TOML has dates of its own; splits read them as text."""
+        if not isinstance(values, Mapping):
+            return values
+        return {key: one.isoformat() if isinstance(one, datetime.date) else one for key, one in values.items()}
+
     @model_validator(mode="before")
     @classmethod
     def _default_source(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for key in ("source", "events", "url", "query", "items", "test", "shops", "item_key"):
+                if values.get(key) == "":
+                    raise ConfigError(f"data.{key} is empty; give a value, or leave it out")
         if isinstance(values, dict) and not any(values.get(key) for key in ("source", "events", "url")):
             return {**values, "source": SYNTHETIC}
         return values
@@ -308,7 +321,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"scenario {path}: is not TOML ({error})") from error
     data = values.get("data")
     for key in ("events", "items", "test"):
-        if isinstance(data, dict) and isinstance(data.get(key), str):
+        if isinstance(data, dict) and isinstance(data.get(key), str) and data[key]:
             data[key] = str(path.parent / data[key])
     return values
 
@@ -348,8 +361,22 @@ def _explain(error: Any) -> str:
         return f"unknown key {key}{nearest(path[-1], known)} (known: {', '.join(known)})"
     if path[:2] == ["model", "settings"] or path[:2] == ["data", "split_settings"]:
         return f"{'.'.join(path[:3])} = {_short(error['input'])}: give a number, a text, true or false"
+    if error["type"] in _WANTED:
+        return f"{key} = {_short(error['input'])}: give {_WANTED[error['type']]}"
     message = error["msg"][:1].lower() + error["msg"][1:]
     return f"{key} = {_short(error['input'])}: {message}"
+
+
+_WANTED = {
+    "tuple_type": "a list, as in [10, 20]",
+    "dict_type": "a section of keys and values",
+    "model_type": "a section of keys and values",
+    "dataclass_type": "a section of keys and values",
+    "string_type": "a text",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+}
+"""Type of a finding of pydantic -> what was to be given."""
 
 
 def _short(value: Any) -> str:

@@ -74,6 +74,29 @@ def test_a_value_out_of_range_is_refused_by_the_name_of_its_key(tmp_path: Path, 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("data = 3", "data = 3: give a section"),
+        ("[evaluation]\nks = 10", "evaluation.ks = 10: give a list"),
+        ("[model]\ntune = 'maybe'", 'model.tune = "maybe": give true or false'),
+        ("[data]\nshops = 3", "data.shops = 3: give a text"),
+        ("[data]\nevents = ''", "data.events is empty"),
+        ("[data]\nshops = ''", "data.shops is empty"),
+    ],
+)
+def test_what_should_be_given_is_said_without_words_of_a_programmer(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_scenario(write(tmp_path, text))
+    assert str(caught.value).startswith(words)
+
+
+def test_dates_of_a_split_may_be_written_as_dates_or_as_text(tmp_path: Path) -> None:
+    for cut in ("2026-01-31", "'2026-01-31'"):
+        text = f"[data]\nsplit = 'temporal'\nsplit_settings = {{test_from = {cut}}}"
+        assert read_scenario(write(tmp_path, text)).data.split_settings == {"test_from": "2026-01-31"}
+
+
 def test_a_marketplace_out_of_range_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="num_shops"):
         read_scenario(write(tmp_path, "[data.synthetic]\nnum_shops = 0"))

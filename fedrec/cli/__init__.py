@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -54,12 +55,17 @@ def main(arguments: list[str] | None = None) -> int:
     Args:
         arguments: without the program's name; None = of this process.
     """
+    if os.getcwd() not in sys.path:  # --model package.module:Class may lie where the command is given
+        sys.path.append(os.getcwd())
     try:
         result = app(args=arguments, prog_name="fedrec", standalone_mode=False)
     except FedrecError as error:
         return _refuse(" ".join(str(error).split()))
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return REFUSED
     except click.ClickException as error:
-        return _refuse(error.format_message())
+        return _refuse(" ".join(error.format_message().split()))
     except (click.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedrec.errors import ConfigError
+from fedrec.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from fedrec.shop.recommend import Recommendation
@@ -100,9 +101,17 @@ def _write_all(run: Path, shop: str | None, n: int, out: Path) -> None:
         if writer is not None:
             writer.close()
             temporary.rename(out)
+    except OSError as error:
+        raise StoreError(f"--out {out}: cannot be written ({_why(error)}); give another file") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     typer.echo(f"{rows:,} rows written to {out}")
+
+
+def _why(error: OSError) -> str:
+    """The system's word for it; Arrow's errors carry a number at most."""
+    return os.strerror(error.errno) if error.errno else "the system refuses"
 
 
 def _schema(pa: object) -> object:

@@ -160,13 +160,15 @@ def parse_columns(text: str) -> dict[str, str]:
     """ "shopper=kunde,item=artikel" as a mapping.
 
     Raises:
-        ConfigError: a part has no "=".
+        ConfigError: a part has no "=", or one name comes twice.
     """
     pairs = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         ours, sign, theirs = part.partition("=")
         if not sign or not ours.strip() or not theirs.strip():
             raise ConfigError(f"--columns {text}: '{part}' has no '='; write shopper=kunde,item=artikel")
+        if ours.strip() in pairs:
+            raise ConfigError(f"--columns {text}: names the {ours.strip()} twice; name it once")
         pairs[ours.strip()] = theirs.strip()
     return pairs
 

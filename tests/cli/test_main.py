@@ -1,5 +1,7 @@
 """What holds for every command: errors in one line, exit statuses, help that is enough."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ def test_help_of_each_command_holds_an_example_of_it(fedrec: Callable[..., Any],
         (["simulate", "none.toml"], "none.toml"),
         (["simulate", "--set", "data.sorce=x"], "did you mean source?"),
         (["simulate", "--columns", "kunde"], "shopper=kunde"),
+        (["simulate", "--columns", "item=a,shopper=b,item=c"], "item twice"),
+        (["simulate", "--events", ""], "data.events is empty"),
         (["simulate", "--source", "ml-1m", "--events", "a.csv"], "one of source, events, url"),
         (["simulate", "--resume"], "--out DIR"),
         (["simulate", "--model", "esae"], "ease"),
@@ -65,3 +69,35 @@ def test_models_are_listed_with_their_settings(fedrec: Callable[..., Any]) -> No
     assert said.status == 0
     for words in ("popularity", "itemknn", "ease", "ials", "max_items = ", "factors = "):
         assert words in said.out
+
+
+def test_without_a_command_there_is_help_and_no_empty_error(fedrec: Callable[..., Any]) -> None:
+    for arguments in ([], ["data"]):
+        said = fedrec(*arguments)
+        assert said.status == 2
+        assert "Usage: fedrec" in said.out + said.err
+        assert "error: " not in said.err
+
+
+OWN_MODEL = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedrec.models.popularity import Popularity
+
+
+@dataclass(frozen=True)
+class Mine(Popularity):
+    name: ClassVar[str] = "mine"
+"""
+
+
+def test_a_model_of_ones_own_is_found_in_the_folder_where_the_command_is_given(
+    tmp_path: Path, small_options: tuple[str, ...]
+) -> None:
+    (tmp_path / "module_of_mine.py").write_text(OWN_MODEL)
+    command = [str(Path(sys.executable).with_name("fedrec")), "simulate", *small_options]
+    command += ["--model", "module_of_mine:Mine", "--out", "run", "--set", 'evaluation.columns=["federated"]']
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    assert (tmp_path / "run" / "run.json").is_file()

@@ -82,3 +82,15 @@ def test_unknown_names_are_refused_with_similar_ones(
     out = tmp_path / "lists.csv"
     assert fedrec("recommend", "--run", run_dir, "--all", "--shop", "nobody", "--out", out).status == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_file_that_cannot_be_written_is_refused(
+    fedrec: Callable[..., Any], run_dir: Path, tmp_path: Path, suffix: str
+) -> None:
+    out = tmp_path / f"{'x' * 245}.{suffix}"
+    said = fedrec("recommend", "--run", run_dir, "--all", "--out", out)
+    assert said.status == 2
+    assert said.err.startswith("error: --out ")
+    assert said.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
