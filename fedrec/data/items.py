@@ -90,9 +90,9 @@ def build_items(
     """Name items by their key, and gather what is publicly known about them.
 
     Without an ``item_key`` column, in the events or the catalogue, an item's own id is its key and means the same in
-    every shop. With one, an item of a shop is called by its most frequent key; an item without a key is called
-    "<shop>/<id>" and is known to that shop alone. Title and category are the catalogue's, else the most frequent
-    ones of the events; the price is the catalogue's, else the median of the events.
+    every shop. With one, an item of a shop is called by the catalogue's key, else by its most frequent one of the
+    events; an item without a key is called "<shop>/<id>" and is known to that shop alone. Title and category are the
+    catalogue's, else the most frequent ones of the events; the price is the catalogue's, else the median of the events.
 
     Args:
         tables: cleaned events, training events first; facts of later tables fill what is unknown.
@@ -135,7 +135,10 @@ def _names_by_key(
     is_gtin: bool,
     notes: list[tuple[str, int]],
 ) -> _Names:
-    """Each pair's key: the events' most frequent one, else the catalogue's for that shop, else for any shop."""
+    """Each pair's key: the catalogue's, for that shop where it names shops; else the events' most frequent one.
+
+    What is declared comes first, so that no shopper's rows can rename an item of everybody.
+    """
     known = np.unique(np.concatenate([*pairs, *_catalogue_pairs(catalogue, shops, ids)]))
     keyed = [(frame, pair) for frame, pair in zip(frames, pairs, strict=True) if "item_key" in frame]
     keyed_catalogue = catalogue is not None and {"item_key", "item"} <= set(catalogue.columns)
@@ -157,7 +160,7 @@ def _names_by_key(
             own = _first(np.searchsorted(known, _pair_codes(catalogue, shops, ids)), value, len(known))
         else:
             own = _first(place, value, len(ids))[known % max(len(ids), 1)]
-        chosen = np.where(chosen < 0, own, chosen)
+        chosen = np.where(own < 0, chosen, own)
     shop_names = shops if len(shops) else pd.Index([_UNKNOWN_SHOP], dtype="str")
     local = np.flatnonzero(chosen < 0)
     local_names = shop_names[known[local] // len(ids)] + "/" + ids[known[local] % len(ids)]

@@ -74,6 +74,14 @@ def test_keys_from_an_items_file_hold_for_the_shop_that_it_names():
     assert items.table["is_shared"].to_dict() == {"k": True, "t/1": False, "t/3": False}
 
 
+def test_a_declared_key_holds_whatever_key_shoppers_rows_carry():
+    rows = [("s", "u", "1", "k1"), ("s", "v", "1", "k2"), ("s", "w", "1", "k2"), ("s", "v", "2", "k3")]
+    table = events(*rows, columns=["shop", "shopper", "item", "item_key"])
+    listed = catalogue(("1", "k1"), ("2", None), columns=["item", "item_key"])
+    (named,), _, _ = build_items([table], listed)
+    assert named.table["item"].tolist() == ["k1", "k1", "k1", "k3"]
+
+
 def test_keys_from_an_items_file_without_shops_hold_everywhere():
     table = events(("s", "u", "1"), ("t", "u", "1"), ("t", "v", "2"), columns=["shop", "shopper", "item"])
     listed = catalogue(("1", "k", "Tea"), ("2", None, "Pot"), columns=["item", "item_key", "title"])
