@@ -21,6 +21,8 @@ Choose = Callable[[list[str]], Mapping[str, str]]
 """From a table's columns to the column of each role that is wanted."""
 
 _SAMPLE_BYTES = 1 << 16
+_THREADS_FROM_BYTES = 1 << 24
+"""Arrow's reading threads can outlive a process that ends right away, which aborts it; small files need none."""
 _DELIMITERS = ",;\t|"
 _NUMBERS = frozenset({"rating", "quantity", "price", "timestamp", "order"})
 
@@ -136,7 +138,10 @@ def _read_csv(path: Path, choose: Choose) -> RawTable:
     table = pa.csv.read_csv(
         path,
         read_options=pa.csv.ReadOptions(
-            encoding=dialect.encoding, column_names=dialect.columns, skip_rows=dialect.header_line
+            encoding=dialect.encoding,
+            column_names=dialect.columns,
+            skip_rows=dialect.header_line,
+            use_threads=path.stat().st_size >= _THREADS_FROM_BYTES,
         ),
         parse_options=pa.csv.ParseOptions(
             delimiter=dialect.delimiter, newlines_in_values=True, invalid_row_handler=skip

@@ -151,7 +151,7 @@ def load(settings: DataSettings, *, seed: int = 0) -> Loaded:
         if "shop" in events.table and "shop" not in test.table:
             raise DataError(f"{tables.test_where}: there is no shop column, as the events have one; add it")
         both.append(test)
-    catalogue, item_notes = _catalogue(tables.items, rules)
+    catalogue, item_notes = _catalogue(tables.items, rules, settings.items or tables.where)
     is_gtin = naming.simple_name(settings.item_key or "") in naming.GTIN_NAMES
     named, items, key_notes = build_items(both, catalogue, is_gtin=is_gtin)
     handled = (*cleaning.handled, *tables.notes, *item_notes, *key_notes, *_test_notes(test_cleaning))
@@ -274,18 +274,22 @@ def _clean(table: RawTable, rules: CleaningRules, where: str) -> tuple[Events, C
     try:
         events, report = clean(table.frame, rules=rules)
     except DataError as error:
-        raise DataError(f"{where}: {error}") from error
+        lines = f"; {table.broken_lines} lines have another number of fields than the header" * bool(table.broken_lines)
+        raise DataError(f"{where}: {error}{lines}") from error
     if table.broken_lines:
         dropped = (("broken line", table.broken_lines), *report.dropped)
         report = dataclasses.replace(report, rows_read=report.rows_read + table.broken_lines, dropped=dropped)
     return events, report
 
 
-def _catalogue(table: RawTable | None, rules: CleaningRules) -> tuple[pd.DataFrame | None, Notes]:
+def _catalogue(table: RawTable | None, rules: CleaningRules, where: str) -> tuple[pd.DataFrame | None, Notes]:
     """The items file with ids as text, without service codes."""
     if table is None:
         return None, ()
-    catalogue, notes = clean_catalogue(table.frame)
+    try:
+        catalogue, notes = clean_catalogue(table.frame)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
     if rules.service_codes and "item" in catalogue:
         matches = service_code_pattern(rules.service_codes).fullmatch
         codes = [name for name in catalogue["item"].cat.categories if matches(name)]

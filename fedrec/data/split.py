@@ -20,6 +20,8 @@ from fedrec.errors import ConfigError, DataError
 
 __all__ = ["Part", "Split", "SplitKind", "concatenate", "given_test", "make_split"]
 
+_GIVEN = "given-test"
+
 
 @dataclass(frozen=True)
 class Split:
@@ -116,7 +118,7 @@ def given_test(train_events: Events, test_events: Events, *, seed: int, validati
         parts[~is_test], left = leave_last(train, own, settings, True, test=False)
         notes["random"] = left["random"]
     parts[is_known] = LEFT_OUT
-    description = {"kind": "given-test", "parameters": {}, "seed": seed, "validation": validation, **notes}
+    description = {"kind": _GIVEN, "parameters": {}, "seed": seed, "validation": validation, **notes}
     return _finish(events, accounts, parts, description)
 
 
@@ -151,6 +153,11 @@ def _finish(events: Events, accounts: Accounts, parts: np.ndarray, description: 
     counts = {part.name.lower(): int((parts == part).sum()) for part in Part}
     kind = description["kind"]
     if counts["test"] == 0:
+        if kind == _GIVEN:
+            raise DataError(
+                f"the test file leaves nothing to test: its {(~is_kept).sum()} events repeat items that their "
+                "shoppers already have; give later events"
+            )
         raise DataError(
             f"the {kind} split of {len(parts)} events leaves nothing to test: histories are too short; "
             "use another split or give a test file (--test)"

@@ -5,6 +5,7 @@ import sqlite3
 
 import numpy as np
 import pandas as pd
+import pyarrow.csv
 import pytest
 
 from fedrec.data.sources import DataSettings, list_sources, load
@@ -341,3 +342,27 @@ def test_many_rows_keep_categories_and_no_objects(tmp_path):
     assert table["shopper"].astype("str").tolist() == frame["user_id"].astype("str").tolist()
     assert table["item"].tolist() == frame["item_id"].tolist()
     np.testing.assert_array_equal(table["timestamp"], frame["timestamp"])
+
+
+def test_small_files_start_no_threads_that_could_outlive_the_process(csv, monkeypatch):
+    asked, usual = [], pyarrow.csv.ReadOptions
+
+    def options(**given):
+        asked.append(given["use_threads"])
+        return usual(**given)
+
+    monkeypatch.setattr(pyarrow.csv, "ReadOptions", options)
+    load(DataSettings(events=str(csv)))
+    assert asked == [False]
+
+
+def test_a_file_of_broken_lines_alone_is_refused_with_their_number(tmp_path):
+    path = write(tmp_path, "user_id,item_id,shop\nu,a\nu,b,s,9\n")
+    with pytest.raises(DataError, match=r"no rows to read.*2 lines have another number of fields"):
+        load(DataSettings(events=path))
+
+
+def test_an_items_file_without_rows_is_named(csv, tmp_path):
+    items = write(tmp_path, "item_id,title\n", name="empty-items.csv")
+    with pytest.raises(DataError, match=r"empty-items\.csv"):
+        load(DataSettings(events=str(csv), items=items))

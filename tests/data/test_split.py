@@ -314,6 +314,12 @@ def test_bad_settings_are_refused(kind: str, parameters: dict[str, object]):
         make_split(make_events(rows, "shop shopper item timestamp basket"), kind, seed=0, **parameters)
 
 
+def test_a_test_file_of_known_items_is_refused_for_that_reason():
+    events = make_events([("a", "ann", "i1", 1), ("a", "ann", "i2", 2)])
+    with pytest.raises(DataError, match="its 2 events repeat items"):
+        given_test(events, events, seed=0)
+
+
 def test_events_that_cannot_be_split_are_refused():
     events = make_events([("a", "ann", "i1", 1)])
     with pytest.raises(DataError, match="nothing to test"):
