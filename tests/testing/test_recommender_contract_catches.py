@@ -1,8 +1,10 @@
 """The contract suite fails the models that it is there to fail."""
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,3 +136,14 @@ def test_a_planted_world_has_blocks_content_and_every_shoppers_row():
 def test_the_suite_imports_without_pytest():
     code = "import sys; sys.modules['pytest'] = None; import fedrec.testing"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_model_of_the_page_passes_the_test_of_the_page(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "write-a-model.md").read_text(encoding="utf-8")
+    model, test = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "my_module.py").write_text(model)
+    (tmp_path / "test_mine.py").write_text(test)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stdout
