@@ -58,6 +58,9 @@ def _print_list(shop: str, shopper: str, lines: list[Recommendation]) -> None:
     from rich.text import Text
 
     console = Console()
+    if not lines:
+        console.print(Text(f"nothing for {shopper} at {shop}: the shop has no item that this shopper has not had"))
+        return
     has_reasons = any(line.because for line in lines)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), header_style="bold")
     table.add_column("", justify="right", style="dim")

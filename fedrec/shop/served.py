@@ -96,8 +96,7 @@ def open_shop(run_dir: Path, shop: str) -> ServedShop:
     shoppers, rows = np.unique(split["shopper"].astype(str), return_inverse=True)
     keys = split["item"].astype(str).to_numpy()
     items = np.unique(keys[parts != Part.TEST])
-    places = np.minimum(np.searchsorted(items, keys), len(items) - 1)
-    is_here = items[places] == keys
+    places, is_here = np.searchsorted(items, keys), np.isin(keys, items)
 
     def matrix(*wanted: Part) -> sparse.csr_matrix:
         chosen = is_here & np.isin(parts, wanted)

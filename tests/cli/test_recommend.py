@@ -94,3 +94,19 @@ def test_a_file_that_cannot_be_written_is_refused(
     assert said.err.startswith("error: --out ")
     assert said.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shop_that_is_in_the_test_file_alone_has_empty_lists_and_stops_nobody(
+    fedrec: Callable[..., Any], tmp_path: Path
+) -> None:
+    rows = [f"{shop},{shop}{u},i{(u + n) % 7},2024-01-{n + 1:02d}" for shop in "ab" for u in range(6) for n in range(4)]
+    (tmp_path / "my.csv").write_text("\n".join(["shop,user_id,item_id,date", *rows]))
+    (tmp_path / "later.csv").write_text("shop,user_id,item_id,date\na,a0,i5,2024-02-01\nnew,ann,i1,2024-02-01\n")
+    out = tmp_path / "run"
+    files = ["--events", tmp_path / "my.csv", "--test", tmp_path / "later.csv"]
+    assert fedrec("simulate", *files, "--no-tune", "--set", "evaluation.bootstrap=100", "--out", out).status == 0
+    said = fedrec("recommend", "--run", out, "--shop", "new", "--shopper", "ann")
+    assert said.status == 0
+    assert said.out.startswith("nothing for ann at new")
+    assert fedrec("recommend", "--run", out, "--all", "-n", 2, "--out", tmp_path / "all.csv").status == 0
+    assert set(pd.read_csv(tmp_path / "all.csv")["shop"]) == {"a", "b"}
