@@ -121,8 +121,16 @@ class RoundPlan:
 
     @cached_property
     def agreement(self) -> bytes:
-        """What a shop must have agreed to, as canonical JSON: model, settings, item space."""
-        return agreement(self.model_name, self.model_settings, self.items_digest)
+        """What a shop must have agreed to: see `agreement`."""
+        return agreement(
+            self.model_name,
+            self.model_settings,
+            self.items_digest,
+            roster=self.roster,
+            min_shops=self.min_shops,
+            clip_norm=self.clip_norm,
+            protection=self.protection,
+        )
 
     @cached_property
     def size_bytes(self) -> int:
@@ -188,9 +196,21 @@ def model_settings(model: Recommender) -> dict[str, Any]:
         raise ConfigError(f"model {model.name!r}: settings must be plain JSON values: {error}") from error
 
 
-def agreement(model_name: str, settings: Mapping[str, Any], digest: str) -> bytes:
-    """Canonical JSON of model, settings and item space: equal on both sides, or the shop does not answer."""
-    return canonical_json([model_name, settings, digest])
+def agreement(
+    model_name: str,
+    settings: Mapping[str, Any],
+    digest: str,
+    *,
+    roster: tuple[str, ...],
+    min_shops: int,
+    clip_norm: float | None,
+    protection: Protection = Protection.NONE,
+) -> bytes:
+    """Canonical JSON of model, settings, item space, roster, bounds and protection.
+
+    Equal on both sides, or the shop does not answer: a coordinator can ask for nothing that a shop did not agree to.
+    """
+    return canonical_json([model_name, settings, digest, roster, min_shops, clip_norm, str(protection)])
 
 
 def items_digest(public: PublicInputs) -> str:

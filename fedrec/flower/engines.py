@@ -125,7 +125,14 @@ def run_local(
         federation.write_files(run_dir)
         client_app = make_client_app(NodesInFiles(str(Path(run_dir).absolute())))
     else:
-        nodes = shop_nodes(federation.model, federation.public, federation.roster, federation.histories)
+        nodes = shop_nodes(
+            federation.model,
+            federation.public,
+            federation.roster,
+            federation.histories,
+            min_shops=federation.min_shops,
+            clip_norm=federation.clip_norm,
+        )
         client_app = make_client_app(NodesInMemory(nodes))
     with LocalGrid(client_app, federation.roster, workers=workers, faults=faults) as grid:
         make_server_app(lambda _: run)(grid, _server_context())

@@ -94,8 +94,9 @@ def _model_class(name: str) -> Any:
     module_name, _, class_name = reference.partition(":")
     try:
         found: Any = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"model '{name}': cannot import '{module_name}': {error}") from error
+    except Exception as error:  # a user's module may fail in any way
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"model '{name}': cannot import '{module_name}': {reason}") from error
     for part in class_name.split("."):
         if not hasattr(found, part):
             raise ConfigError(f"model '{name}': module '{module_name}' has no '{class_name}'")

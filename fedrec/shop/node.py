@@ -35,7 +35,7 @@ class ShopNode:
         name: shop id on the roster.
         model: the model the shop agreed to train; a plan for another one is refused.
         histories: float32 CSR, (num_shoppers, num_items) in the federation's item space.
-        agreement: model, settings and item space that the shop agreed to, as `RoundPlan.agreement` writes them.
+        agreement: the terms that the shop agreed to, as `RoundPlan.agreement` writes them.
     """
 
     name: str
@@ -57,18 +57,31 @@ class ShopNode:
             raise BadMessage(f"plan of round {plan.index} is for a roster without shop {self.name!r}")
         if plan.agreement != self.agreement:
             raise BadMessage(
-                f"plan of round {plan.index} trains {plan.model_name!r}: another model, other settings or "
-                f"another item list than the shop agreed to ({self.model.name!r})"
+                f"plan of round {plan.index} trains {plan.model_name!r} on other terms than the shop agreed to "
+                f"({self.model.name!r}): model, settings, items, roster, min_shops, clip_norm or protection differ"
             )
         return release(contribute(self.model, plan, self.histories), plan)
 
 
 def shop_nodes(
-    model: Recommender, public: PublicInputs, roster: Sequence[str], histories: Sequence[sparse.csr_matrix]
+    model: Recommender,
+    public: PublicInputs,
+    roster: Sequence[str],
+    histories: Sequence[sparse.csr_matrix],
+    *,
+    min_shops: int = 1,
+    clip_norm: float | None = None,
 ) -> tuple[ShopNode, ...]:
-    """The shops of a simulation, all in this process, in roster order."""
-    check_roster(tuple(roster), 1)
-    agreed = agreement(model.name, model_settings(model), items_digest(public))
+    """The shops of a simulation, all in this process, in roster order; they agree to these terms and no others."""
+    check_roster(tuple(roster), min_shops)
+    agreed = agreement(
+        model.name,
+        model_settings(model),
+        items_digest(public),
+        roster=tuple(roster),
+        min_shops=min_shops,
+        clip_norm=clip_norm,
+    )
     nodes = []
     for name, table in zip(roster, histories, strict=True):
         if table.shape[1] != public.num_items:
@@ -84,7 +97,7 @@ class FederationFiles:
     Attributes:
         folder: where the files are.
         model, public, roster, min_shops, run_id, clip_norm: as the coordinator takes them.
-        agreement: of ``model`` and ``public``.
+        agreement: of all of them.
     """
 
     folder: Path
@@ -182,7 +195,14 @@ def read_shop_files(run_dir: Path) -> FederationFiles:
             min_shops=about["min_shops"],
             run_id=about["run_id"],
             clip_norm=about["clip_norm"],
-            agreement=agreement(model.name, model_settings(model), items_digest(public)),
+            agreement=agreement(
+                model.name,
+                model_settings(model),
+                items_digest(public),
+                roster=tuple(about["roster"]),
+                min_shops=about["min_shops"],
+                clip_norm=about["clip_norm"],
+            ),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(

@@ -17,6 +17,7 @@ import numpy as np
 
 from fedrec.config import Progress, SimulationSettings, quiet, read_scenario
 from fedrec.data.split import SplitKind
+from fedrec.errors import ConfigError
 from fedrec.evaluation.tables import Evaluation, evaluate_lists, gain_table
 from fedrec.federation.run_record import RunRecord
 from fedrec.flower.engines import Trained, require_ray
@@ -72,7 +73,7 @@ def simulate(
     *,
     out: str | Path | None = None,
     resume: bool = False,
-    progress: Progress = quiet,
+    progress: Progress | None = None,
 ) -> Run:
     """Run a comparison and leave its run directory.
 
@@ -80,13 +81,13 @@ def simulate(
         settings: a scenario: checked settings, nested plain values as in a scenario file, or the file's path.
         out: run directory; must not exist unless ``resume``. None = runs/<name>-<UTC time>.
         resume: go on with the finished rounds in ``out``.
-        progress: told about phases and steps.
+        progress: told about phases and steps; None = nobody.
 
     Raises:
         ConfigError, DataError: a setting or the data cannot be used; nothing was overwritten.
         TooFewShops: a round had fewer shops than ``min_shops``; finished rounds stay for ``resume``.
     """
-    settings = _checked(settings)
+    settings, progress = _checked(settings), progress or quiet
     model = load_model(settings.model.name, settings.model.settings)
     if settings.federation.engine == "ray":
         require_ray()
@@ -95,6 +96,8 @@ def simulate(
     with clock.part("load and split"):
         progress.phase("load and split", None)
         world = prepare(settings)
+        if settings.federation.min_shops > len(world.shops):
+            raise ConfigError(f"min_shops = {settings.federation.min_shops}, but there are {len(world.shops)} shops")
         outputs.write_world(run_dir, settings, world)
     search = Search(world, settings, model, progress)
     with clock.part("choose settings"):
@@ -122,7 +125,9 @@ def _checked(given: SimulationSettings | Mapping[str, Any] | str | Path) -> Simu
         return given
     if isinstance(given, Mapping):
         return SimulationSettings.from_mapping(given)
-    return read_scenario(given)
+    if isinstance(given, str | Path):
+        return read_scenario(given)
+    raise ConfigError(f"settings of type {type(given).__name__}: give SimulationSettings, a mapping or a file's path")
 
 
 def _evaluate(

@@ -167,6 +167,7 @@ class Search:
         self._personalisation = settings.personalisation
         self._seed = settings.seed
         self._tune = settings.model.tune
+        self._given = frozenset(settings.model.settings)
         self._local_blends = LOCAL_BLENDS if self._tune else LOCAL_BLENDS[:1]
         self._joined_blends = JOINED_BLENDS if self._tune else JOINED_BLENDS[:1]
         self._progress = progress
@@ -265,13 +266,15 @@ class Search:
         )
 
     def _best(self, column: str, value: Callable[[Recommender], float]) -> Recommender:
-        """Coordinate search over the model's candidates: the best value of each setting is kept for the next."""
+        """Coordinate search over the settings that the scenario leaves open: the best value of each is kept."""
         best, best_value = self.model, -1.0
         if not self._tune or not any(asked.targets.nnz for asked in self._validation):
             return best
-        candidates = best.candidates()
+        candidates = {name: values for name, values in best.candidates().items() if name not in self._given}
         if self.world.public.content is None:
             candidates = {name: values for name, values in candidates.items() if not name.startswith("content_")}
+        if not candidates:
+            return best
         self._progress.phase(f"choose settings: {column}", sum(map(len, candidates.values())))
         tried: set[Recommender] = set()
         for name, values in candidates.items():

@@ -54,7 +54,11 @@ def choose_run_dir(settings: SimulationSettings, out: str | Path | None, *, resu
         raise ConfigError(f"{run_dir}: exists already; choose another --out, or go on with it by --resume")
     if not run_dir.is_dir() or not (run_dir / SCENARIO).is_file():
         raise ConfigError(f"{run_dir}: holds no run to resume ({SCENARIO} is missing)")
-    if json.loads((run_dir / SCENARIO).read_bytes()) != _scenario(settings):
+    try:
+        written = json.loads((run_dir / SCENARIO).read_bytes())
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{run_dir / SCENARIO}: cannot be read; choose another --out") from error
+    if written != _scenario(settings):
         raise ConfigError(f"{run_dir}: was made with other settings; give the same ones, or another --out")
     if (run_dir / "run.json").exists():
         raise ConfigError(f"{run_dir}: this run is finished, nothing is left to resume; choose another --out")
@@ -67,6 +71,8 @@ def write_world(run_dir: Path, settings: SimulationSettings, world: World) -> No
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"{run_dir}: cannot be made ({error.strerror}); choose another --out") from error
+    if (run_dir / CHECKPOINT).exists():
+        return  # finished rounds belong to the split that is here; the checkpoint refuses another one
     write_atomically(run_dir / SCENARIO, json.dumps(_scenario(settings), indent=1).encode())
     _write_table(run_dir / "items.parquet", world.items.table.reset_index(names="item"))
     split = world.split.events.table[["shop", "shopper", "item"]].copy()

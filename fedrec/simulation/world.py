@@ -151,11 +151,15 @@ def _account(
             is_too_small(training_rows(shop, Stage.FINAL)) for shop in shops
         ),
     }
+    left_out = split.description.get("dropped", {})
+    if isinstance(left_out, dict):
+        found |= {f"left out by the split: {what}": int(count) for what, count in left_out.items()}
     handled = [*cleaning.handled, *((what, count) for what, count in found.items() if count)]
     return {
         "source": loaded.source.get("name", ""),
         "licence": loaded.source.get("licence", ""),
         "fingerprint": loaded.source.get("fingerprint", ""),
+        "catalogue": "item list, titles and item statistics taken from the data; they count as declared",
         "rows_read": int(cleaning.rows_read),
         "dropped": [{"reason": reason, "rows": int(rows)} for reason, rows in cleaning.dropped],
         "handled": [{"what": what, "count": int(count)} for what, count in handled],

@@ -16,7 +16,9 @@ from fedrec.shop.node import shop_nodes
 
 @pytest.fixture
 def nodes(federation):
-    return shop_nodes(federation.model, federation.public, federation.roster, federation.histories)
+    return shop_nodes(
+        federation.model, federation.public, federation.roster, federation.histories, min_shops=federation.min_shops
+    )
 
 
 @pytest.fixture
@@ -68,7 +70,9 @@ def everything(message):
 
 def test_no_text_of_an_exception_leaves_the_shop(federation, caplog):
     model = Leaky(federation.model.settings)
-    nodes = shop_nodes(model, federation.public, federation.roster, federation.histories)
+    nodes = shop_nodes(
+        model, federation.public, federation.roster, federation.histories, min_shops=federation.min_shops
+    )
     plan = type(federation)(model, federation.public, federation.roster, federation.histories).coordinator().next_plan()
     with caplog.at_level(logging.CRITICAL, logger="fedrec.shop"):
         reply = make_client_app(NodesInMemory(nodes))(ask(plan_to_record(plan)), context())

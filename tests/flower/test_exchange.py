@@ -48,7 +48,9 @@ def plan(federation):
 
 @pytest.fixture
 def app(federation):
-    nodes = shop_nodes(federation.model, federation.public, federation.roster, federation.histories)
+    nodes = shop_nodes(
+        federation.model, federation.public, federation.roster, federation.histories, min_shops=federation.min_shops
+    )
     return make_client_app(NodesInMemory(nodes))
 
 

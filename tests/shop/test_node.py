@@ -35,6 +35,9 @@ def test_a_shop_refuses_what_it_did_not_agree_to(public, histories):
         Coordinator(Ease(EaseSettings(regularisation=6.0)), public, ROSTER),
         Coordinator(Popularity(), public, ROSTER),
         Coordinator(model, PublicInputs(public.items[::-1]), ROSTER),
+        Coordinator(model, public, ROSTER[:1]),
+        Coordinator(model, public, ROSTER, min_shops=2),
+        Coordinator(model, public, ROSTER, clip_norm=1e9),
     ):
         with pytest.raises(BadMessage):
             node.answer(other.next_plan())
@@ -53,10 +56,9 @@ def test_shops_come_back_from_their_files(tmp_path, public, histories):
         assert node.name == ROSTER[place]
         np.testing.assert_array_equal(node.histories.toarray(), rows.toarray())
         assert node.histories.dtype == rows.dtype
-    plan = Coordinator(model, public, ROSTER).next_plan()
-    assert (
-        files.node(1).answer(plan).to_bytes() == shop_nodes(model, public, ROSTER, histories)[1].answer(plan).to_bytes()
-    )
+    plan = Coordinator(model, public, ROSTER, min_shops=2, run_id="r", clip_norm=1.5).next_plan()
+    node = shop_nodes(model, public, ROSTER, histories, min_shops=2, clip_norm=1.5)[1]
+    assert files.node(1).answer(plan).to_bytes() == node.answer(plan).to_bytes()
 
 
 def test_a_shop_opens_its_own_file_alone(tmp_path, public, histories):

@@ -169,3 +169,21 @@ def test_a_users_own_model_takes_part(tmp_path):
     settings = with_changes(model={"name": "fedrec.models.popularity:Popularity", "tune": False})
     done = fedrec.simulate(settings, out=tmp_path / "own")
     assert done.record.model["name"] == "fedrec.models.popularity:Popularity"
+
+
+def test_settings_that_the_scenario_gives_are_not_searched(tmp_path):
+    settings = with_changes(model={"settings": {"regularisation": 7.5}}, evaluation={"columns": ["local"]})
+    done = fedrec.simulate(settings, out=tmp_path / "given")
+    assert {trial["settings"].get("regularisation", 7.5) for trial in done.record.model["tuned"]} == {7.5}
+
+
+def test_more_shops_demanded_than_there_are_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ConfigError, match="min_shops = 4, but there are 3 shops"):
+        fedrec.simulate(with_changes(federation={"min_shops": 4}), out=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("settings", [3, None])
+def test_settings_of_another_type_are_refused(settings):
+    with pytest.raises(ConfigError, match="settings of type"):
+        fedrec.simulate(settings)
