@@ -33,7 +33,7 @@ LOCAL_BLENDS: tuple[Blend, ...] = (
     {"popularity": 1.0},
     {"local": 0.5, "content": 0.25, "popularity": 0.25},
 )
-"""What a shop alone may serve; the best on validation is chosen for all shops of a comparison."""
+"""What a shop alone may serve; chosen on validation, its own or that of all shops too small to tell."""
 
 JOINED_BLENDS: tuple[Blend, ...] = (
     {"global": 1.0},

@@ -146,15 +146,27 @@ class Chosen:
 
     Attributes:
         local, shared: the model with the settings of either column.
-        local_blend, joined_blend: what shops serve alone and joined.
+        local_blends, joined_blends: what each shop serves alone and joined, in roster order; empty where no column
+            needs them.
         choices: each shop's decision in roster order; empty where no personalised column is wanted.
     """
 
     local: Recommender
     shared: Recommender
-    local_blend: Blend
-    joined_blend: Blend
+    local_blends: tuple[Blend, ...] = ()
+    joined_blends: tuple[Blend, ...] = ()
     choices: tuple[Choice, ...] = ()
+
+    def blend(self, column: str, place: int) -> Blend:
+        """What a column serves at the shop at a place of the roster."""
+        match column:
+            case "popularity":
+                return {"popularity": 1.0}
+            case "local":
+                return self.local_blends[place]
+            case "federated_personal":
+                return self.joined_blends[place] if self.choices[place].joins else self.local_blends[place]
+        return {"global": 1.0}
 
 
 class Search:
@@ -176,23 +188,28 @@ class Search:
 
     def run(self, columns: Collection[str]) -> Chosen:
         """Everything that the wanted columns need."""
-        wants_personal = "federated_personal" in columns
-        local, shared = self.model, self.model
-        if wants_personal or "local" in columns:
+        local, shared, state, scorer = self.model, self.model, State(), None
+        wants_local = bool({"local", "federated_personal"} & set(columns))
+        if wants_local:
             local = self._local()
-        if not wants_personal and not {"federated", "pooled"} & set(columns):
-            blend, _ = self._best_blend("local", self._local_blends, self._blend_values(local, self.model, {}, None)[0])
-            return Chosen(local, shared, blend, JOINED_BLENDS[0])
-        shared, state, scorer = self._shared()
-        if not wants_personal and "local" not in columns:
-            return Chosen(local, shared, LOCAL_BLENDS[0], JOINED_BLENDS[0])
+        if {"federated", "federated_personal", "pooled"} & set(columns):
+            shared, state, scorer = self._shared()
+        if not wants_local:
+            return Chosen(local, shared)
         alone, joined = self._blend_values(local, shared, state, scorer)
-        local_blend, local_values = self._best_blend("local", self._local_blends, alone)
-        if not wants_personal:
-            return Chosen(local, shared, local_blend, JOINED_BLENDS[0])
-        joined_blend, joined_values = self._best_blend("federated_personal", self._joined_blends, joined)
-        choices = (decide(a, j, self._personalisation) for a, j in zip(local_values, joined_values, strict=True))
-        return Chosen(local, shared, local_blend, joined_blend, tuple(choices))
+        local_blends = self._best_blends("local", self._local_blends, alone)
+        if "federated_personal" not in columns:
+            return Chosen(local, shared, local_blends)
+        joined_blends = self._best_blends("federated_personal", self._joined_blends, joined)
+        choices = tuple(
+            decide(
+                alone[self._local_blends.index(local_blends[place])][place],
+                joined[self._joined_blends.index(joined_blends[place])][place],
+                self._personalisation,
+            )
+            for place in range(len(self.world.shops))
+        )
+        return Chosen(local, shared, local_blends, joined_blends, choices)
 
     def _local(self) -> Recommender:
         """The settings for shops alone."""
@@ -246,15 +263,21 @@ class Search:
             self._progress.advance()
         return values[: len(self._local_blends)], values[len(self._local_blends) :]
 
-    def _best_blend(
+    def _best_blends(
         self, column: str, blends: Sequence[Blend], values: Sequence[Sequence[np.ndarray]]
-    ) -> tuple[Blend, Sequence[np.ndarray]]:
-        """The blend with the highest objective, and its values per shop."""
-        reached = [objective(shops) for shops in values]
-        for blend, value in zip(blends, reached, strict=True):
-            self.trials.append(Trial(column, blend, value))
-        best = int(np.argmax(reached))
-        return blends[best], values[best]
+    ) -> tuple[Blend, ...]:
+        """Each shop's blend: its own best where it has the validation shoppers to tell, else that of all such shops."""
+        for blend, shops in zip(blends, values, strict=True):
+            self.trials.append(Trial(column, blend, objective(shops)))
+        sizes = [len(shop) for shop in values[0]]
+        is_small = [size < self._personalisation.min_validation_shoppers for size in sizes]
+        of_small = [objective([shop for shop, small in zip(shops, is_small, strict=True) if small]) for shops in values]
+        common = int(np.argmax(of_small)) if any(of_small) else int(np.argmax([objective(shops) for shops in values]))
+        best = [
+            common if small else int(np.argmax([shops[place].mean() for shops in values]))
+            for place, small in enumerate(is_small)
+        ]
+        return tuple(blends[number] for number in best)
 
     def _objective(self, scorer_of: Callable[[int], Scorer]) -> float:
         return objective(

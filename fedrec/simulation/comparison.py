@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 
 from fedrec.config import Progress, SimulationSettings
-from fedrec.errors import ConfigError
 from fedrec.evaluation.tables import ShopTest
 from fedrec.models import settings_of
 from fedrec.models.recommender import Scorer, State, train_alone
-from fedrec.shop.personalise import Components
 from fedrec.simulation.columns import Chosen, components, rank, shared_scorer
 from fedrec.simulation.sampled import Sampled, pool, sampled
 from fedrec.simulation.world import Queries, Stage, World, pooled_rows, queries, training_rows
@@ -73,7 +71,10 @@ def rank_columns(settings: SimulationSettings, world: World, chosen: Chosen, sta
         for column in columns:
             listed = np.empty((0, k), np.int32), np.empty((0, k), np.float32)
             if len(asked[place].rows):
-                served = _serve(column, place, parts, chosen, world, pooled)
+                if column == "pooled" and pooled is not None:
+                    served = shared_scorer(world, pooled, place)
+                else:
+                    served = parts.blend(chosen.blend(column, place))
                 listed = rank(served, asked[place], k, seed=seed)
                 if settings.evaluation.sampled_negatives:
                     trained = shop.train[asked[place].rows]
@@ -85,20 +86,6 @@ def rank_columns(settings: SimulationSettings, world: World, chosen: Chosen, sta
     tests = [_test(world, place, shop) for place, shop in enumerate(asked)]
     names = {shop.name: shop.shoppers[asked[place].rows] for place, shop in enumerate(world.shops)}
     return Lists(tests, names, items, scores, pool(under_sampling))
-
-
-def _serve(column: str, place: int, parts: Components, chosen: Chosen, world: World, pooled: Scorer | None) -> Scorer:
-    """What a column serves at the shop at a place of the roster."""
-    match column:
-        case "popularity" | "federated":
-            return parts["popularity" if column == "popularity" else "global"]
-        case "local":
-            return parts.blend(chosen.local_blend)
-        case "federated_personal":
-            return parts.blend(chosen.joined_blend if chosen.choices[place].joins else chosen.local_blend)
-        case "pooled" if pooled is not None:
-            return shared_scorer(world, pooled, place)
-    raise ConfigError(f"there is no column '{column}' here")
 
 
 def _pooled(world: World, chosen: Chosen) -> Scorer:

@@ -27,7 +27,6 @@ from fedrec.federation.run_record import (
 from fedrec.flower.engines import Trained
 from fedrec.models.recommender import State
 from fedrec.reports.comparison import write_report
-from fedrec.shop.personalise import Blend
 from fedrec.shop.served import write_choices
 from fedrec.simulation.columns import Chosen, Trial
 from fedrec.simulation.comparison import Lists, main_column, settings_by_column
@@ -94,7 +93,7 @@ def write_model(run_dir: Path, settings: SimulationSettings, state: State, chose
         local=chosen.local,
         shared=chosen.shared,
         shared_items=world.public.items,
-        blends=_blends(chosen, main_column(settings), world),
+        blends={shop.name: chosen.blend(main_column(settings), place) for place, shop in enumerate(world.shops)},
         personalisation=settings.personalisation,
     )
 
@@ -108,15 +107,9 @@ def _smallest(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def _blends(chosen: Chosen, column: str, world: World) -> dict[str, Blend]:
-    """Shop -> what the main column serves there."""
-    if column != "federated_personal":
-        of_column = {"popularity": {"popularity": 1.0}, "local": chosen.local_blend}
-        return {shop.name: of_column.get(column, {"global": 1.0}) for shop in world.shops}
-    return {
-        shop.name: chosen.joined_blend if choice.joins else chosen.local_blend
-        for shop, choice in zip(world.shops, chosen.choices, strict=True)
-    }
+def _blended(settings: SimulationSettings) -> list[str]:
+    """The wanted columns in which shops choose a blend."""
+    return [column for column in settings.evaluation.columns if column in ("local", "federated_personal")]
 
 
 def write_lists(run_dir: Path, world: World, lists: Lists, column: str) -> None:
@@ -165,7 +158,10 @@ def make_record(
         model={
             "name": settings.model.name,
             "settings": settings_by_column(settings, chosen),
-            "blends": {"local": chosen.local_blend, "federated_personal": chosen.joined_blend},
+            "blends": {
+                shop.name: {column: chosen.blend(column, place) for column in _blended(settings)}
+                for place, shop in enumerate(world.shops)
+            },
             "items_covered": items_covered(trained.state, world),
             "shared_values": shared_values,
             "tuned": [trial.to_json() for trial in trials],

@@ -127,17 +127,18 @@ def _split(settings: SimulationSettings, loaded: Loaded) -> Split:
         train, test = shop_rules.assign_both(loaded.events, loaded.test, data.shops, seed=seed, items=loaded.items)
         return splits.given_test(train, test, seed=seed)
     events = shop_rules.assign(loaded.events, data.shops, seed=seed, items=loaded.items)
-    kind = data.split or _usual_split(events)
+    kind = data.split or _SET_SPLITS.get(data.source or "") or _usual_split(events)
     parameters: dict[str, Any] = dict(data.split_settings)
     return splits.make_split(events, kind, seed=seed, **parameters)
 
 
+_SET_SPLITS = {"online-retail-ii": SplitKind.LAST_BASKET}
+"""Sets with a protocol of their own, where the scenario names no split."""
+
+
 def _usual_split(events: Events) -> SplitKind:
     """What fits the events where no split is asked for."""
-    if "basket" in events.table:
-        return SplitKind.LAST_BASKET
-    is_ordered = "order" in events.table or events.table.get("timestamp") is not None
-    return SplitKind.LEAVE_LAST if is_ordered else SplitKind.RANDOM_SHARE
+    return SplitKind.LEAVE_LAST if {"order", "timestamp"} & set(events.table) else SplitKind.RANDOM_SHARE
 
 
 def _account(
