@@ -83,7 +83,8 @@ class DataSection(_Section):
         item_key: the column that makes two shops' items the same (a GTIN, a SKU).
         shops: ``column``, ``random:N``, ``skewed:N``, ``skewed:N:ALPHA`` or ``category``.
         split: kind of split; None = ``leave-last`` where events are in order, else ``random-share``, and
-            ``last-basket`` for the set online-retail-ii. ``split_settings`` are its parameters (see `fedrec.data.split.make_split`).
+            ``last-basket`` for the set online-retail-ii. ``split_settings`` are its parameters (see
+            `fedrec.data.split.make_split`).
         min_rating: keep ratings of at least this.
         service_codes: items that are no goods, such as postage; None = the usual ones where items are stock codes.
         synthetic: what marketplace to generate, for the source ``synthetic``.
