@@ -76,7 +76,7 @@ def ndcg(hits: np.ndarray, relevant: np.ndarray, *, k: int) -> np.ndarray:
     gains = 1.0 / np.log2(np.arange(2, k + 2))
     found = _first(hits, k)
     ideal = np.cumsum(gains)[np.minimum(_counts(relevant), k) - 1]
-    return found @ gains[: found.shape[1]] / ideal
+    return np.minimum(found @ gains[: found.shape[1]] / ideal, 1.0)  # rounding may lift a perfect list above 1
 
 
 def mrr(hits: np.ndarray, *, k: int) -> np.ndarray:
