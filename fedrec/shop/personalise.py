@@ -20,9 +20,6 @@ from fedrec.evaluation.intervals import one_sided_paired_test
 from fedrec.models.popularity import PopularityScorer
 from fedrec.models.recommender import Explainable, PublicInputs, Recommender, Scorer, State
 
-COMPONENTS = ("global", "mixed", "local", "content", "popularity")
-"""What a blend may weigh, by name."""
-
 Blend = dict[str, float]
 """Component name -> weight above 0; a component that a shop does not have (content without item text) is left out."""
 
