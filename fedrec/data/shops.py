@@ -55,6 +55,18 @@ class ShopData:
         )
 
 
+def final_rows(
+    train: sparse.csr_matrix, validation: sparse.csr_matrix, fold_in: sparse.csr_matrix
+) -> sparse.csr_matrix:
+    """What a final model may learn from: training and validation items, none of shoppers that are only folded in.
+
+    Args:
+        train, validation, fold_in: float32 CSR, (num_shoppers, num_items), as in `ShopData`.
+    """
+    is_trained = np.diff(fold_in.indptr) == 0
+    return (train + sparse.diags(is_trained.astype(np.float32)) @ validation).tocsr()
+
+
 def assign(events: Events, rule: str | None, *, seed: int, items: Items | None = None) -> Events:
     """Say which shop each event belongs to.
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 from scipy import sparse
 
+from fedrec.data.shops import final_rows
 from fedrec.data.split import Part
 from fedrec.errors import DataError, StoreError
 from fedrec.federation.run_record import write_atomically
@@ -106,13 +107,11 @@ def open_shop(run_dir: Path, shop: str) -> ServedShop:
         table.data[:] = 1
         return table
 
-    folded = np.isin(np.arange(len(shoppers)), rows[parts == Part.FOLD_IN])
-    trained = matrix(Part.TRAIN) + sparse.diags((~folded).astype(np.float32)) @ matrix(Part.VALIDATION)
-    trained = trained.tocsr()
+    trained = final_rows(matrix(Part.TRAIN), matrix(Part.VALIDATION), matrix(Part.FOLD_IN))
     public_of = partial(_public, features, catalogue.index)
     return ServedShop(
         name=shop,
-        scorer=_scorer(about, state, shop, public_of, items, trained.tocsr(), len(shoppers)),
+        scorer=_scorer(about, state, shop, public_of, items, trained, len(shoppers)),
         items=items,
         titles=catalogue["title"].reindex(items).fillna("").to_numpy(str),
         shoppers=shoppers,

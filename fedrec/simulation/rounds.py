@@ -38,17 +38,15 @@ def federate(
         each round of a model that improves over rounds (`Recommender`'s ``is_iterative``), else empty.
     """
     curve: list[dict[str, Any]] = []
+    limit, seed = settings.evaluation.max_test_shoppers_per_shop, settings.seed
     is_iterative = bool(getattr(model, "is_iterative", False))
-    asked = [
-        queries(shop, Stage.FINAL, limit=settings.evaluation.max_test_shoppers_per_shop, seed=settings.seed)
-        for shop in world.shops
-    ]
+    asked = [queries(shop, Stage.FINAL, limit=limit, seed=seed) for shop in world.shops] if is_iterative else []
 
     def on_round(record: RoundRecord, state: State) -> None:
         if is_iterative:
             scorer = model.fit(state, world.public)
             values = [
-                judge(shared_scorer(world, scorer, place), shop, seed=settings.seed)
+                judge(shared_scorer(world, scorer, place), shop, seed=seed)
                 for place, shop in enumerate(asked)
                 if shop.targets.nnz
             ]

@@ -74,8 +74,7 @@ def training_rows(shop: ShopData, stage: Stage) -> sparse.csr_matrix:
     """The histories a model may learn from, (num_shoppers, num_shop_items); shoppers to be folded in have none."""
     if stage is Stage.CHOOSE:
         return shop.train
-    trained = np.diff(shop.fold_in.indptr) == 0
-    return (shop.train + sparse.diags(trained.astype(np.float32)) @ shop.validation).tocsr()
+    return shop_rules.final_rows(shop.train, shop.validation, shop.fold_in)
 
 
 def queries(shop: ShopData, stage: Stage, *, limit: int | None = None, seed: int = 0) -> Queries:
