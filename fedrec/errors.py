@@ -28,6 +28,66 @@ class NotFinite(PrivacyError):
     """A contribution holds NaN or infinity, so no bound can be promised."""
 
 
+class BadEpsilon(PrivacyError):
+    """An epsilon that is no number above 0."""
+
+
+class BadDelta(PrivacyError):
+    """A delta outside (0, 1 / (10 x public shoppers)]."""
+
+
+class BadAssumption(PrivacyError):
+    """A public number that the guarantee rests on is out of range."""
+
+
+class TooFewHonestShops(PrivacyError):
+    """No honest shop's noise would be left: the fewest shops of a sum minus the colluders is below 1."""
+
+
+class NoColluders(PrivacyError):
+    """Noise shares that protect from nobody: fewer than one colluder assumed."""
+
+
+class RoundRefused(PrivacyError):
+    """A round that the run's mode or agreed schedule does not allow."""
+
+
+class NoPrivateVariant(PrivacyError):
+    """A model that cannot be trained under a privacy budget."""
+
+
+class UnknownAccountant(PrivacyError):
+    """An accountant that does not exist or must not be used."""
+
+
+class AccountantsDisagree(PrivacyError):
+    """Two ways to compute the same epsilon differ by more than their tolerance."""
+
+
+class TooManyAborts(PrivacyError):
+    """More repeated rounds than the shop's policy lets a run charge."""
+
+
+class LedgerTooNew(PrivacyError):
+    """A ledger written by a newer version."""
+
+
+class LedgerTampered(PrivacyError):
+    """A ledger that was cut, edited, or does not belong to this shop."""
+
+
+class LedgerBehind(PrivacyError):
+    """A ledger that lacks entries which others have seen: a restored backup or a cloned machine."""
+
+
+class ClockWentBack(PrivacyError):
+    """The machine's clock is behind the ledger's last entry."""
+
+
+class BadSignature(PrivacyError):
+    """A signature that does not belong to the bytes or the key."""
+
+
 class ProtocolError(FedrecError):
     """A round cannot go on as agreed."""
 
