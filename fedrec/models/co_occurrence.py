@@ -15,6 +15,8 @@ import numpy as np
 from scipy import sparse
 from scipy.linalg import blas
 
+from fedrec.models.popularity import powers
+
 _SQRT2 = math.sqrt(2.0)
 _MACS_PER_PAIR = 700
 """A pair of items scattered one by one costs as much as this many multiply-adds of a blocked product (measured)."""
@@ -106,8 +108,7 @@ class CoOccurrence:
 
     def norms(self) -> np.ndarray:
         """float64, (num_shoppers,): |x_u|^2 = n_u ** (1 - 2 exponent), 0 for an empty history."""
-        lengths = np.diff(self.rows.indptr).astype(np.float64)
-        return np.where(lengths > 0, np.maximum(lengths, 1) ** (1 - 2 * self.exponent), 0.0)
+        return powers(np.diff(self.rows.indptr), 1 - 2 * self.exponent)
 
     def total(self, weights: np.ndarray) -> np.ndarray:
         """float64, (packed_size(K),).
@@ -115,8 +116,37 @@ class CoOccurrence:
         Shoppers with short histories are added pair by pair, straight into the packed vector; those with long ones by a
         blocked dense product over the items that any of them has. Counts are exact either way; sqrt(2) comes last.
         """
+        scaled = np.asarray(weights, np.float64) * powers(np.diff(self.rows.indptr), -2 * self.exponent)
+        packed = self._sum(scaled)
+        starts = row_starts(self.rows.shape[1])
+        diagonal = packed[starts]
+        packed *= _SQRT2
+        packed[starts] = diagonal
+        return packed
+
+    def integers(self, weights: np.ndarray, scale: float) -> np.ndarray:
+        """int64, (packed_size(K),).
+
+        A shopper's packed vector holds two distinct values, one on and one off the diagonal, so both are rounded first
+        and whole numbers are summed. Pairs below 2^53 add up exactly; the dense product takes roots and is rounded to
+        the whole numbers it stands for, over so few shoppers at once that its error stays below a quarter.
+        """
         lengths = np.diff(self.rows.indptr)
-        scaled = np.asarray(weights, np.float64) * np.maximum(lengths, 1).astype(np.float64) ** (-2 * self.exponent)
+        on_diagonal = scale * (np.asarray(weights, np.float64) * powers(lengths, -2 * self.exponent))
+        off_diagonal = np.trunc(_SQRT2 * on_diagonal)
+        step = _exact_rows(float(off_diagonal.max(initial=0)))
+        summed = np.zeros(packed_size(self.rows.shape[1]), np.int64)
+        for start, stop in blocks(len(lengths), step):
+            part = CoOccurrence(self.rows[start:stop])._sum(off_diagonal[start:stop])
+            summed += np.rint(part, out=part).astype(np.int64)
+        summed[row_starts(self.rows.shape[1])] = np.bincount(
+            self.rows.indices, weights=np.repeat(np.trunc(on_diagonal), lengths), minlength=self.rows.shape[1]
+        )
+        return summed
+
+    def _sum(self, scaled: np.ndarray) -> np.ndarray:
+        """The packed sum of ``scaled[u]`` times the pairs of u, float64, without sqrt(2) off the diagonal."""
+        lengths = np.diff(self.rows.indptr)
         packed = np.zeros(packed_size(self.rows.shape[1]))
         is_used = (lengths > 0) & (scaled != 0)
         is_dense = is_used & self._is_dense(lengths)
@@ -125,10 +155,6 @@ class CoOccurrence:
             if len(shoppers):
                 _add_dense(packed, self.rows[shoppers], sign * scaled[shoppers], sign)
         _add_pairs(packed, self.rows, scaled, np.flatnonzero(is_used & ~is_dense))
-        starts = row_starts(self.rows.shape[1])
-        diagonal = packed[starts]
-        packed *= _SQRT2
-        packed[starts] = diagonal
         return packed
 
     def _is_dense(self, lengths: np.ndarray) -> np.ndarray:
@@ -137,6 +163,14 @@ class CoOccurrence:
         is_long = lengths.astype(np.float64) ** 2 * _MACS_PER_PAIR > float(num_items) ** 2
         saved = float((lengths[is_long].astype(np.float64) ** 2).sum()) / 2
         return is_long & (saved > packed_size(num_items) / 4)
+
+
+def _exact_rows(largest: float) -> int:
+    """How many rows a product of roots may add and still be within a quarter of the whole number it stands for.
+
+    n products of two roots of whole numbers up to b, in any order, err by at most n b x (n + 3) x 2^-53.
+    """
+    return max(1, int(math.sqrt(2.0**51 / max(largest, 1))) - 3)
 
 
 def _add_pairs(packed: np.ndarray, rows: sparse.csr_matrix, scaled: np.ndarray, shoppers: np.ndarray) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from scipy import sparse
 
 from fedrec.errors import BadMessage, ConfigError
+from fedrec.models.co_occurrence import blocks
 from fedrec.models.least_squares import (
     Batch,
     for_each_batch,
@@ -115,6 +116,32 @@ class NormalEquations:
                 self._add_items(sums, np.flatnonzero(is_part), sign * weights[is_part], sign)
         return total
 
+    def integers(self, weights: np.ndarray, scale: float) -> np.ndarray:
+        """int64, (layout.size,)."""
+        num_items, d = self.rows.shape[1], self.shoppers.shape[1]
+        layout = _layout(num_items, d)
+        total = np.zeros(layout.size, np.int64)
+        sums = layout.split(total)
+        lengths = np.diff(self.rows.indptr)
+        scaled = scale * np.asarray(weights, np.float64)
+        sums["shoppers"][0] = np.trunc(scaled[lengths > 0]).astype(np.int64).sum()
+        everyone = np.repeat(np.trunc(scaled), lengths)
+        sums["popularity"][:] = np.bincount(self.rows.indices, weights=everyone, minlength=num_items)
+        for start, stop in blocks(len(scaled)):
+            shoppers = self.shoppers[start:stop]
+            packed = _pack(shoppers[:, :, None] * shoppers[:, None, :])  # (num_in_block, packed)
+            sums["gram"] += np.trunc(scaled[start:stop, None] * packed).astype(np.int64).sum(axis=0)
+            rows = self.rows[start:stop].tocoo()
+            # One row of integers serves all items that a shopper bought equally often.
+            pairs, place = np.unique(np.stack([rows.row, rows.data]), axis=1, return_inverse=True)
+            who, strengths = pairs[0].astype(np.int64), self.alpha * pairs[1].astype(np.float64)
+            is_hers = sparse.csr_matrix((np.ones(rows.nnz), (rows.col, place.ravel())), shape=(num_items, len(who)))
+            left = np.trunc((scaled[start + who] * strengths)[:, None] * packed[who])
+            right = np.trunc((scaled[start + who] * (1 + strengths))[:, None] * shoppers[who])
+            sums["normal"] += (is_hers @ left).astype(np.int64)
+            sums["right"] += (is_hers @ right).astype(np.int64)
+        return total
+
     def _add_items(self, sums: State, shoppers: np.ndarray, weights: np.ndarray, sign: float) -> None:
         """Add ``sign`` times the parts of these shoppers, whose ``weights`` are above 0, to the items' sums."""
         scale = np.sqrt(weights)
@@ -208,7 +235,9 @@ class Ials:
         shoppers = _solve_shoppers(rows, factors, factors.T @ factors, len(factors), self.settings)
         return NormalEquations(rows, shoppers, self.settings.alpha)
 
-    def advance(self, spec: RoundSpec, state: State, total: np.ndarray, public: PublicInputs) -> State:
+    def advance(
+        self, spec: RoundSpec, state: State, total: np.ndarray, public: PublicInputs, *, noise_sd: float = 0.0
+    ) -> State:
         """Solves the items; keeps the sums and the factors that they were computed with, for personalisation."""
         statistics = {name: values.copy() for name, values in spec.layout.split(total).items()}
         previous = np.asarray(spec.inputs["item_factors"], np.float64)

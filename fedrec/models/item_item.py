@@ -89,7 +89,9 @@ class ItemItemModel:
             return ItemCounts(binary_rows(histories), self.settings.shopper_exponent)
         return CoOccurrence(_columns(histories, spec.inputs.get("covered")), self.settings.shopper_exponent)
 
-    def advance(self, spec: RoundSpec, state: State, total: np.ndarray, public: PublicInputs) -> State:
+    def advance(
+        self, spec: RoundSpec, state: State, total: np.ndarray, public: PublicInputs, *, noise_sd: float = 0.0
+    ) -> State:
         """The sums are the state; which items are covered is recorded with them."""
         arrays = spec.layout.split(total)
         if spec.name == "popularity":

@@ -30,16 +30,22 @@ class ItemCounts:
 
     def norms(self) -> np.ndarray:
         """float64, (num_shoppers,): n_u ** (1/2 - exponent), 0 for an empty history."""
-        lengths = np.diff(self.rows.indptr).astype(np.float64)
-        return np.where(lengths > 0, np.maximum(lengths, 1) ** (0.5 - self.exponent), 0.0)
+        return powers(np.diff(self.rows.indptr), 0.5 - self.exponent)
 
     def total(self, weights: np.ndarray) -> np.ndarray:
         """float64, (num_items,)."""
         lengths = np.diff(self.rows.indptr)
-        scaled = np.asarray(weights, np.float64) * np.maximum(lengths, 1).astype(np.float64) ** -self.exponent
-        return np.bincount(self.rows.indices, weights=np.repeat(scaled, lengths), minlength=self.rows.shape[1]).astype(
-            np.float64
-        )
+        return self._sum(np.asarray(weights, np.float64) * powers(lengths, -self.exponent))
+
+    def integers(self, weights: np.ndarray, scale: float) -> np.ndarray:
+        """int64, (num_items,); whole numbers below 2^53 add up exactly in float64."""
+        lengths = np.diff(self.rows.indptr)
+        return self._sum(np.trunc(scale * (np.asarray(weights) * powers(lengths, -self.exponent)))).astype(np.int64)
+
+    def _sum(self, values: np.ndarray) -> np.ndarray:
+        """float64, (num_items,): each shopper's value added to every item she has."""
+        everyone = np.repeat(values, np.diff(self.rows.indptr))
+        return np.bincount(self.rows.indices, weights=everyone, minlength=self.rows.shape[1]).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,9 @@ class Popularity:
         """A shopper's contribution is her 0/1 row, of norm sqrt(number of her items)."""
         return ItemCounts(binary_rows(histories))
 
-    def advance(self, spec: RoundSpec, state: State, total: np.ndarray, public: PublicInputs) -> State:
+    def advance(
+        self, spec: RoundSpec, state: State, total: np.ndarray, public: PublicInputs, *, noise_sd: float = 0.0
+    ) -> State:
         """The counts are the state."""
         return {"popularity": spec.layout.split(total)["popularity"].copy()}
 
@@ -101,6 +109,17 @@ class Popularity:
     def candidates(self) -> dict[str, tuple[Any, ...]]:
         """Nothing to tune."""
         return {}
+
+
+def powers(lengths: np.ndarray, exponent: float) -> np.ndarray:
+    """float64: lengths ** exponent, 0 where the length is 0.
+
+    One by one for each distinct length: a vectorised power may round its last values otherwise than its first, and a
+    shopper's integers must not hang on where she stands in a table.
+    """
+    distinct, place = np.unique(lengths, return_inverse=True)
+    values = [float(length) ** exponent if length > 0 else 0.0 for length in distinct.tolist()]
+    return np.array(values, np.float64)[place]
 
 
 def binary_rows(histories: sparse.csr_matrix) -> sparse.csr_matrix:

@@ -23,6 +23,7 @@ import numpy as np
 from scipy import sparse
 
 from fedrec.errors import BadMessage, NotFinite
+from fedrec.privacy.mechanisms import Outlook, ReleaseRequest
 
 State = dict[str, np.ndarray]
 """A model's shared arrays by name: what the coordinator may hold and every shop may get."""
@@ -117,6 +118,20 @@ class Contributions(Protocol):
         """float64, (layout.size,): sum over shoppers of ``weights[u]`` times c_u; weights float64 (num_shoppers,)."""
         ...
 
+    def integers(self, weights: np.ndarray, scale: float) -> np.ndarray:
+        """The sum on an integer grid, each shopper rounded before she is added.
+
+        Args:
+            weights: float64, (num_shoppers,); >= 0.
+            scale: grid steps per unit of the sum; > 0.
+        Returns:
+            int64, (layout.size,): sum over shoppers of trunc(scale x weights[u] x c_u), value by value, exact.
+        Guarantee: a shopper's own integers depend on nothing but her row, her weight and the scale, to the last bit,
+            and rounding toward zero makes no value larger: removing her moves the sum by exactly them, in L2 by at
+            most scale x weights[u] x her norm (up to float64 rounding of that product).
+        """
+        ...
+
 
 class Scorer(Protocol):
     """A trained model over one item space, ready to rank."""
@@ -164,8 +179,18 @@ class Recommender(Protocol):
         """The shop's side of a round; histories CSR (num_shoppers, num_items), values > 0 = strength of the event."""
         ...
 
-    def advance(self, spec: RoundSpec, state: State, total: np.ndarray, public: PublicInputs) -> State:
-        """New shared arrays from the old and the sum over all shops, float64 (layout.size,). Never edits ``state``."""
+    def advance(
+        self, spec: RoundSpec, state: State, total: np.ndarray, public: PublicInputs, *, noise_sd: float = 0.0
+    ) -> State:
+        """New shared arrays from the old and the sum over all shops. Never edits ``state``.
+
+        Args:
+            spec: the round.
+            state: shared arrays so far.
+            total: float64, (layout.size,).
+            public: the item space.
+            noise_sd: standard deviation of the noise in each value of ``total``, in its units; 0 = none.
+        """
         ...
 
     def fit(self, state: State, public: PublicInputs) -> Scorer:
@@ -186,6 +211,30 @@ class Recommender(Protocol):
 
     def candidates(self) -> dict[str, tuple[Any, ...]]:
         """Settings worth trying on validation, by field name: the same search space for every column."""
+        ...
+
+
+@runtime_checkable
+class PrivateVariant(Protocol):
+    """A recommender that can be trained under a privacy budget; `fedrec.models.private_model` asks for it.
+
+    Both methods use public numbers only, so what they choose is as public as they are.
+    """
+
+    def release_requests(self) -> tuple[ReleaseRequest, ...]:
+        """The noisy sums that the private variant asks for, in round order, with a shopper's bound C for each."""
+        ...
+
+    def private(self, outlook: Outlook, public: PublicInputs) -> Recommender:
+        """The private variant: a model of its own whose settings hold what public rules chose for this noise.
+
+        Args:
+            outlook: the calibrated schedule, the noise each sum will hold, and the declared number of shoppers.
+            public: the item space.
+        Returns:
+            a model whose rounds have the names of the requests, in that order, and whose shoppers' contributions have
+            an L2 norm of at most the request's C (the door clips them all the same).
+        """
         ...
 
 

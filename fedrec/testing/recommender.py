@@ -116,6 +116,50 @@ class RecommenderContract(ABC):
             np.testing.assert_allclose(shuffled.norms(), contributions.norms()[order], rtol=1e-12)
             _assert_close(shuffled.total(weights[order]), contributions.total(weights), 1e-9)
 
+    def test_integers_are_the_sum_within_a_step_for_each_shopper(self) -> None:
+        world = self.world()
+        weights = np.random.default_rng(5).random(world.histories.shape[0])
+        for spec, contributions in self._rounds(world):
+            for scale in (3.0, 1e4):
+                whole = contributions.integers(weights, scale)
+                assert whole.shape == (spec.layout.size,)
+                assert whole.dtype == np.int64
+                exact = scale * contributions.total(weights)
+                np.testing.assert_allclose(whole, exact, rtol=1e-9, atol=len(weights))
+
+    def test_integers_of_a_shopper_are_her_values_cut_off(self) -> None:
+        """Toward zero, so that no rounding lifts her above her bound."""
+        world = self.world()
+        num_shoppers, scale = world.histories.shape[0], 1e5 / 3
+        for _, contributions in self._rounds(world):
+            norms = contributions.norms()
+            for shopper in range(0, num_shoppers, 11):
+                only = _only(shopper, num_shoppers)
+                whole, exact = contributions.integers(0.7 * only, scale), 0.7 * scale * contributions.total(only)
+                assert (np.abs(whole) <= np.abs(exact) * (1 + 1e-12)).all()
+                assert (np.abs(whole - exact) < 1 + 1e-6).all()
+                assert np.linalg.norm(whole.astype(np.float64)) <= 0.7 * scale * norms[shopper] * (1 + 1e-12)
+
+    def test_removing_a_shopper_takes_exactly_her_integers_away(self) -> None:
+        world, model = self.world(), self.make_model()
+        num_shoppers = world.histories.shape[0]
+        weights = np.random.default_rng(6).random(num_shoppers)
+        for spec, contributions in self._rounds(world):
+            everyone = contributions.integers(weights, 2.0**18)
+            for shopper in (0, num_shoppers // 2, num_shoppers - 1):
+                rest = np.delete(np.arange(num_shoppers), shopper)
+                without = model.contributions(spec, world.histories[rest]).integers(weights[rest], 2.0**18)
+                hers = model.contributions(spec, world.histories[[shopper]]).integers(weights[[shopper]], 2.0**18)
+                np.testing.assert_array_equal(everyone - without, hers)
+
+    def test_integers_do_not_know_the_order_of_shoppers(self) -> None:
+        world, model = self.world(), self.make_model()
+        order = np.random.default_rng(1).permutation(world.histories.shape[0])
+        weights = np.random.default_rng(2).random(world.histories.shape[0])
+        for spec, contributions in self._rounds(world):
+            shuffled = model.contributions(spec, world.histories[order]).integers(weights[order], 2.0**18)
+            np.testing.assert_array_equal(shuffled, contributions.integers(weights, 2.0**18))
+
     def test_sum_is_linear_in_the_weights(self) -> None:
         world = self.world()
         rng = np.random.default_rng(3)
@@ -133,6 +177,7 @@ class RecommenderContract(ABC):
             contributions = model.contributions(spec, nobody)
             assert not contributions.norms().any()
             assert not contributions.total(np.ones(2)).any()
+            assert not contributions.integers(np.ones(2), 1e6).any()
 
     def test_advance_keeps_old_arrays_and_owns_new_ones(self) -> None:
         world, model = self.world(), self.make_model()

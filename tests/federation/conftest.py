@@ -10,6 +10,7 @@ import pytest
 from scipy import sparse
 
 from fedrec.federation.coordinator_side import Coordinator
+from fedrec.federation.terms import Terms
 from fedrec.models.recommender import Layout, PublicInputs, RoundKind, RoundSpec, State
 
 
@@ -25,6 +26,10 @@ class Rows:
 
     def total(self, weights: np.ndarray) -> np.ndarray:
         return np.asarray(self.rows.T @ weights).ravel().astype(float) * self.factor
+
+    def integers(self, weights: np.ndarray, scale: float) -> np.ndarray:
+        scaled = self.rows.toarray().astype(float) * (scale * self.factor * weights)[:, None]
+        return np.trunc(scaled).astype(np.int64).sum(axis=0)
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,9 @@ class Counting:
     def contributions(self, spec: RoundSpec, histories: sparse.csr_matrix) -> Rows:
         return Rows(histories, float(spec.inputs["factor"][0]))
 
-    def advance(self, spec: RoundSpec, state: State, total: np.ndarray, public: PublicInputs) -> State:
+    def advance(
+        self, spec: RoundSpec, state: State, total: np.ndarray, public: PublicInputs, *, noise_sd: float = 0.0
+    ) -> State:
         return {"counts": state.get("counts", np.zeros(public.num_items)) + total}
 
 
@@ -70,4 +77,4 @@ def counting() -> Counting:
 
 @pytest.fixture
 def coordinator(counting: Counting, public: PublicInputs) -> Coordinator:
-    return Coordinator(counting, public, ("north", "south", "west"), min_shops=2, run_id="test")
+    return Coordinator(counting, public, Terms(("north", "south", "west"), min_shops=2, run_id="test"))

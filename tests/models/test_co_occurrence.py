@@ -95,3 +95,40 @@ def test_taking_items_is_taking_rows_and_columns(order, size):
     matrix[:4, :4] = unpack(packed, 4)
     expected = matrix[np.ix_(positions, positions)]
     np.testing.assert_allclose(unpack(take_packed(packed, 4, positions), size), expected)
+
+
+def truncated_one_by_one(rows: sparse.csr_matrix, exponent: float, weights: np.ndarray, scale: float) -> np.ndarray:
+    """Each shopper's packed vector written out, rounded and added in Python's whole numbers."""
+    first, second = np.triu_indices(rows.shape[1])
+    total = np.zeros(len(first), dtype=object)
+    for row, weight in zip(rows.toarray().astype(np.float64), weights, strict=True):
+        on_diagonal = scale * (weight * (float(row.sum()) ** (-2 * exponent) if row.any() else 0.0))
+        values = np.where(first == second, on_diagonal, np.sqrt(2.0) * on_diagonal) * row[first] * row[second]
+        total += np.array([int(value) for value in np.trunc(values)], dtype=object)
+    return total.astype(np.int64)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num_shoppers=st.integers(0, 12),
+    num_items=st.integers(0, 15),
+    density=st.sampled_from([0.05, 0.3, 0.9]),
+    exponent=st.sampled_from([0.0, 0.5]),
+    scale=st.sampled_from([0.9, 1000.0, 2.0**18, 2.0**47]),
+    pair_cost=st.sampled_from([0.0, 5.0, 1e9]),
+)
+def test_integers_are_exact_by_either_way(num_shoppers, num_items, density, exponent, scale, pair_cost):
+    rows = random_rows(num_shoppers, num_items, density)
+    weights = np.random.default_rng(1).random(num_shoppers)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(co_occurrence, "_MACS_PER_PAIR", pair_cost)
+        whole = CoOccurrence(rows, exponent).integers(weights, scale)
+    np.testing.assert_array_equal(whole, truncated_one_by_one(rows, exponent, weights, scale))
+
+
+def test_integers_stay_exact_when_the_sum_is_made_in_parts(monkeypatch):
+    rows, weights = random_rows(500, 20, 0.5), np.random.default_rng(1).random(500)
+    monkeypatch.setattr(co_occurrence, "_MACS_PER_PAIR", 1e9)
+    assert co_occurrence._exact_rows(2.0**40) < 50
+    whole = CoOccurrence(rows, 0.5).integers(weights, 2.0**43)
+    np.testing.assert_array_equal(whole, truncated_one_by_one(rows, 0.5, weights, 2.0**43))

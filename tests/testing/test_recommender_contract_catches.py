@@ -48,6 +48,25 @@ class Clipped(ItemCounts):
 
 
 @dataclass(frozen=True)
+class RoundsTheSum(ItemCounts):
+    """Rounds once, after the sum: two neighbouring tables may differ by more than a shopper's integers."""
+
+    def integers(self, weights, scale):
+        return np.rint(scale * self.total(weights)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class RoundsUp(ItemCounts):
+    """Away from zero, so that a shopper's integers exceed her bound."""
+
+    def integers(self, weights, scale):
+        return sum(
+            (np.ceil(scale * w * row.toarray()[0]).astype(np.int64) for w, row in zip(weights, self.rows, strict=True)),
+            np.zeros(self.rows.shape[1], np.int64),
+        )
+
+
+@dataclass(frozen=True)
 class Counting(Popularity):
     """Popularity with other contributions."""
 
@@ -58,12 +77,12 @@ class Counting(Popularity):
 
 
 class KeepsView(Popularity):
-    def advance(self, spec, state, total, public):
+    def advance(self, spec, state, total, public, *, noise_sd=0.0):
         return {"popularity": total}
 
 
 class Random(Popularity):
-    def advance(self, spec, state, total, public):
+    def advance(self, spec, state, total, public, *, noise_sd=0.0):
         return {"popularity": total + np.random.default_rng().random(len(total))}
 
 
@@ -102,6 +121,8 @@ class Shuffled(Ease):
         (Counting(counting=TableOrder), "test_order_of_shoppers_does_not_matter"),
         (Counting(counting=TableOrder), "test_removing_a_shopper_moves_the_sum_by_her_contribution_alone"),
         (Counting(counting=Clipped), "test_sum_is_linear_in_the_weights"),
+        (Counting(counting=RoundsTheSum), "test_removing_a_shopper_takes_exactly_her_integers_away"),
+        (Counting(counting=RoundsUp), "test_integers_of_a_shopper_are_her_values_cut_off"),
         (Counting(counting=Clipped), "test_federated_equals_pooled"),
         (KeepsView(), "test_advance_keeps_old_arrays_and_owns_new_ones"),
         (Random(), "test_training_twice_gives_the_same_arrays"),
