@@ -44,3 +44,18 @@ class PlannedRelease:
 
 Schedule = tuple[PlannedRelease, ...]
 """All releases of a run, in round order: entry i is round i."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is public about a run's noise before it starts; models choose their parameters from it.
+
+    Attributes:
+        schedule: the run's releases in round order.
+        noise_sds: standard deviation of the noise in each value of each round's decoded sum, if all shops take part.
+        public_shoppers: declared number of shoppers of the whole federation.
+    """
+
+    schedule: Schedule
+    noise_sds: tuple[float, ...]
+    public_shoppers: int
