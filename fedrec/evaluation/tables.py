@@ -1,4 +1,4 @@
-"""Lists of all columns and shops in, the comparison's tables out (``scores`` and ``gain`` of run.json)."""
+"""Lists of all columns and shops in, the comparison's tables out (``scores`` of run.json; `gains` compares columns)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,8 @@ from scipy import sparse
 
 from fedrec.errors import ConfigError, DataError
 from fedrec.evaluation import beyond, metrics
-from fedrec.evaluation.intervals import (
-    Interval,
-    holm,
-    holm_intervals,
-    one_sided_paired_test,
-    percentile_bounds,
-    resampled_means,
-    widened,
-)
-
-GAIN_RESAMPLES = 2_000
+from fedrec.evaluation.bootstrap import add_noise, over_shops, pick_noise, shop_interval
+from fedrec.evaluation.intervals import Interval, resampled_means
 
 
 @dataclass(frozen=True)
@@ -78,7 +69,10 @@ class Evaluation:
         columns: of the comparison.
         shops: in the order given.
         metrics: names, such as "ndcg@10", that have one value per test shopper.
-        values: by column and shop, float64 (num_rows, len(metrics)); NaN = the shopper is not in that mean.
+        values: by column and shop, float64 (num_rows, len(metrics)); NaN = the shopper is not in that mean. Of a
+            column with several noise draws the mean over draws.
+        draw_means: by column and shop, float64 (num_draws, len(metrics)): mean over shoppers in each noise draw; one
+            row where there is no noise.
         scores: the ``scores`` part of run.json: column -> {"macro", "micro", "shops"} -> metric -> interval.
     """
 
@@ -86,6 +80,7 @@ class Evaluation:
     shops: tuple[str, ...]
     metrics: tuple[str, ...]
     values: Mapping[str, Mapping[str, np.ndarray]]
+    draw_means: Mapping[str, Mapping[str, np.ndarray]]
     scores: dict[str, dict[str, Any]]
 
     def per_shopper(self, column: str, shop: str, metric: str) -> np.ndarray:
@@ -102,6 +97,20 @@ class Evaluation:
             if name not in names:
                 raise ConfigError(f"no {kind} {name!r} in this evaluation; there are: {', '.join(names)}")
         return self.values[column][shop][:, self.metrics.index(metric)]
+
+    def draw_differences(self, of: str, over: str, shop: str, metric: str) -> np.ndarray:
+        """float64, (num_draws,): one metric's mean difference of two columns at one shop, by noise draw.
+
+        Where both columns have several draws, draw i of one is set against draw i of the other.
+
+        Raises:
+            DataError: both have several, and not the same number.
+        """
+        place = self.metrics.index(metric)
+        first, second = (self.draw_means[column][shop][:, place] for column in (of, over))
+        if len(first) != len(second) and min(len(first), len(second)) > 1:
+            raise DataError(f"{of} has {len(first)} noise draws, {over} {len(second)}: they cannot be paired")
+        return np.asarray(first - second)
 
 
 def evaluate_lists(
@@ -124,7 +133,9 @@ def evaluate_lists(
 
     Args:
         shops: the test shoppers, each shop once.
-        lists: column -> shop -> int32 (num_rows, list_length >= max(ks)) item positions, -1 = no item left.
+        lists: column -> shop -> int32 (num_rows, list_length >= max(ks)) item positions, -1 = no item left. A column
+            with noise has one table a draw, (num_draws, num_rows, list_length), as many at every shop; its figures are
+            means over draws, and its intervals resample draws too.
         rng: source of the resamples.
         ks: list lengths looked at.
         is_recall_capped: recall = hits / min(k, test items), for split ``strong``.
@@ -146,99 +157,22 @@ def evaluate_lists(
     if len(set(names)) != len(names):
         raise DataError(f"a shop is given twice: {', '.join(names)}")
     values: dict[str, dict[str, np.ndarray]] = {}
+    draw_means: dict[str, dict[str, np.ndarray]] = {}
     whole: dict[str, dict[str, dict[str, float]]] = {}
     for column, of_shops in lists.items():
-        values[column], whole[column] = {}, {}
+        values[column], draw_means[column], whole[column] = {}, {}, {}
         for shop in shops:
-            items = _checked_lists(column, shop, of_shops, ks[-1])
-            values[column][shop.shop] = _shopper_values(shop, items, ks, is_recall_capped)
-            whole[column][shop.shop] = _whole_values(shop, items, ks[0])
+            draws = _checked_draws(column, shop, of_shops, ks[-1])
+            found = np.stack([_shopper_values(shop, items, ks, is_recall_capped) for items in draws])
+            values[column][shop.shop] = _mean_of_known(found, axis=0)
+            draw_means[column][shop.shop] = _mean_of_known(found, axis=1)
+            figures = [_whole_values(shop, items, ks[0]) for items in draws]
+            whole[column][shop.shop] = {name: float(np.mean([one[name] for one in figures])) for name in figures[0]}
+        if len({len(of_shop) for of_shop in draw_means[column].values()}) > 1:
+            raise DataError(f"column {column}: shops have different numbers of noise draws")
     metric_names = _metric_names(ks)
-    scores = _score_tables(names, metric_names, values, whole, rng, resamples, level)
-    return Evaluation(tuple(lists), names, metric_names, values, scores)
-
-
-def gain_table(
-    evaluation: Evaluation,
-    *,
-    of: str,
-    over: str,
-    rng: np.random.Generator,
-    metric: str | None = None,
-    shoppers: Mapping[str, int] | None = None,
-    decisions: Mapping[str, tuple[str, str]] | None = None,
-    resamples: int = GAIN_RESAMPLES,
-    level: float = 0.95,
-) -> dict[str, Any]:
-    """What shops gain: the paired difference of two columns, the ``gain`` part of run.json.
-
-    Per shop: the difference's mean with a percentile bootstrap interval, the one-sided p-value against "no
-    gain" and its Holm adjustment, and the Holm-corrected t interval. ``harmed_shops`` counts shops whose Holm
-    interval lies wholly below zero; ``worst`` is the shop with the lowest mean.
-
-    Args:
-        evaluation: from `evaluate_lists`.
-        of: the column that may gain.
-        over: the column it is compared with.
-        rng: source of the resamples.
-        metric: one with a value per shopper; None = NDCG at the evaluation's least k.
-        shoppers: shop -> its shoppers, for the record.
-        decisions: shop -> (decision, reason), for the record.
-        resamples: number of bootstrap draws.
-        level: of the intervals, one by one and (Holm) together.
-    """
-    metric = next(name for name in evaluation.metrics if name.startswith("ndcg@")) if metric is None else metric
-    differences = {
-        shop: evaluation.per_shopper(of, shop, metric) - evaluation.per_shopper(over, shop, metric)
-        for shop in evaluation.shops
-    }
-    differences = {shop: values[~np.isnan(values)] for shop, values in differences.items()}
-    tables = [differences[shop][:, None] for shop in evaluation.shops]
-    draws = [resampled_means(table, rng=rng, resamples=resamples) for table in tables]
-    sizes = np.array([[len(table)] for table in tables])
-    means = np.array([[_mean(table)] for table in tables])
-    rows = _tests(differences, level, rng)
-    for place, shop in enumerate(evaluation.shops):
-        rows[shop] |= _shop_interval(means[place], draws[place], sizes[place], level)[0].as_record()
-        if shoppers is not None:
-            rows[shop]["shoppers"] = int(shoppers[shop])
-        if decisions is not None:
-            rows[shop]["decision"], rows[shop]["reason"] = decisions[shop]
-    macro, micro = _over_shops(means, draws, sizes, level)
-    tested = {shop: _mean(values) for shop, values in differences.items() if values.size}
-    worst = min(tested, key=lambda shop: tested[shop], default=None)
-    return {
-        "metric": metric,
-        "of": of,
-        "over": over,
-        "macro": macro[0].as_record(),
-        "micro": micro[0].as_record(),
-        "shops": rows,
-        "harmed_shops": sum(row["holm_high"] is not None and row["holm_high"] < 0 for row in rows.values()),
-        "worst": None if worst is None else {"shop": worst, "mean": tested[worst]},
-    }
-
-
-_UNKNOWN = Interval(math.nan, math.nan, math.nan)
-
-
-def _tests(differences: Mapping[str, np.ndarray], level: float, rng: np.random.Generator) -> dict[str, dict[str, Any]]:
-    """Per shop the test's p-value, Holm's adjustment, Holm's interval and the number of test shoppers."""
-    tested = [shop for shop, values in differences.items() if values.size]
-    p_values = {shop: one_sided_paired_test(differences[shop], rng=rng) for shop in tested}
-    adjusted = dict(zip(tested, holm(list(p_values.values())).tolist(), strict=True))
-    intervals = dict(zip(tested, holm_intervals([differences[s] for s in tested], level=level), strict=True))
-    rows: dict[str, dict[str, Any]] = {}
-    for shop, values in differences.items():
-        together = intervals.get(shop, _UNKNOWN).as_record()
-        rows[shop] = {
-            "p_value": p_values.get(shop),
-            "p_value_holm": adjusted.get(shop),
-            "holm_low": together["low"],
-            "holm_high": together["high"],
-            "test_shoppers": int(values.size),
-        }
-    return rows
+    scores = _score_tables(names, metric_names, values, draw_means, whole, rng, resamples, level)
+    return Evaluation(tuple(lists), names, metric_names, values, draw_means, scores)
 
 
 def _metric_names(ks: Sequence[int]) -> tuple[str, ...]:
@@ -249,12 +183,20 @@ def _metric_names(ks: Sequence[int]) -> tuple[str, ...]:
     return tuple(hits + [f"{name}@{ks[0]}" for name in others + missing])
 
 
-def _checked_lists(column: str, shop: ShopTest, lists: Mapping[str, np.ndarray], length: int) -> np.ndarray:
-    """The shop's lists cut to ``length``, refused where they are not such lists."""
+def _checked_draws(column: str, shop: ShopTest, lists: Mapping[str, np.ndarray], length: int) -> list[np.ndarray]:
+    """The shop's lists of every noise draw (one table where there is no noise)."""
     where = f"column {column}, shop {shop.shop}"
     if shop.shop not in lists:
         raise DataError(f"{where}: no lists given")
-    items = np.asarray(lists[shop.shop])
+    tables = np.asarray(lists[shop.shop])
+    draws = tables if tables.ndim == 3 else tables[None]
+    if len(draws) == 0:
+        raise DataError(f"{where}: lists of no noise draw; give one table a draw")
+    return [_checked_lists(where, shop, items, length) for items in draws]
+
+
+def _checked_lists(where: str, shop: ShopTest, items: np.ndarray, length: int) -> np.ndarray:
+    """One table of lists cut to ``length``, refused where they are not such lists."""
     if items.ndim != 2 or items.shape[0] != shop.test.shape[0] or items.shape[1] < length:
         raise DataError(f"{where}: lists of shape {items.shape}; needed are {shop.test.shape[0]} of {length} or more")
     items = items[:, :length]
@@ -315,6 +257,7 @@ def _score_tables(
     shops: tuple[str, ...],
     names: tuple[str, ...],
     values: Mapping[str, Mapping[str, np.ndarray]],
+    draw_means: Mapping[str, Mapping[str, np.ndarray]],
     whole: Mapping[str, Mapping[str, Mapping[str, float]]],
     rng: np.random.Generator,
     resamples: int,
@@ -322,6 +265,11 @@ def _score_tables(
 ) -> dict[str, dict[str, Any]]:
     """The ``scores`` part of run.json; one set of draws per shop serves all columns and metrics."""
     columns = list(values)
+    noise_rng = rng.spawn(1)[0]  # columns with noise leave the intervals of the others as they are
+    picks = {
+        num_draws: pick_noise(num_draws, rng=noise_rng, resamples=resamples)
+        for num_draws in sorted({len(draw_means[column][shops[0]]) for column in columns} - {1})
+    }
     draws = []
     sizes = np.zeros((len(shops), len(columns) * len(names)), dtype=np.int64)
     sums = np.zeros(sizes.shape)
@@ -329,9 +277,13 @@ def _score_tables(
         table = np.concatenate([values[column][shop] for column in columns], axis=1)
         draws.append(resampled_means(table, rng=rng, resamples=resamples))
         sizes[s], sums[s] = (~np.isnan(table)).sum(axis=0), np.nansum(table, axis=0)
+        for place, column in enumerate(columns):
+            part, of_draws = slice(place * len(names), (place + 1) * len(names)), draw_means[column][shop]
+            if len(of_draws) > 1:
+                draws[s][:, part] = add_noise(draws[s][:, part], sizes[s, part], of_draws, picks[len(of_draws)])
     means = np.divide(sums, sizes, out=np.full(sums.shape, np.nan), where=sizes > 0)
-    macro, micro = _over_shops(means, draws, sizes, level)
-    per_shop = [_shop_interval(*parts, level) for parts in zip(means, draws, sizes, strict=True)]
+    macro, micro = over_shops(means, draws, sizes, level)
+    per_shop = [shop_interval(*parts, level) for parts in zip(means, draws, sizes, strict=True)]
     scores: dict[str, dict[str, Any]] = {}
     for place, column in enumerate(columns):
         part = slice(place * len(names), (place + 1) * len(names))
@@ -347,32 +299,6 @@ def _score_tables(
             },
         }
     return scores
-
-
-def _shop_interval(means: np.ndarray, draws: np.ndarray, sizes: np.ndarray, level: float) -> list[Interval]:
-    """One shop's intervals, one per column of its table; unknown for fewer than two shoppers."""
-    bounds = np.full((2, len(means)), np.nan)
-    for size in np.unique(sizes):
-        bounds[:, sizes == size] = percentile_bounds(draws[:, sizes == size], level, num_shoppers=int(size))
-    return [Interval(*map(float, parts)) for parts in zip(means, *bounds, strict=True)]
-
-
-def _over_shops(
-    means: np.ndarray, draws: Sequence[np.ndarray], sizes: np.ndarray, level: float
-) -> tuple[list[Interval], list[Interval]]:
-    """Macro and micro intervals of means and sizes (num_shops, num_columns), draws (resamples, num_columns)."""
-    results = []
-    for weights in (np.minimum(sizes, 1), sizes):
-        total = weights.sum(axis=0)
-        scale = np.where(total > 0, total, np.nan)
-        mean = (np.nan_to_num(means) * weights).sum(axis=0) / scale
-        drawn = np.zeros_like(draws[0])
-        for weight, of_shop, own, size in zip(weights, draws, means, sizes, strict=True):
-            drawn += np.nan_to_num(np.where(np.isnan(of_shop), own, widened(of_shop, own, size))) * weight
-        bounds = percentile_bounds(drawn / scale, level)
-        bounds[:, sizes.max(axis=0) < 2] = np.nan
-        results.append([Interval(*map(float, parts)) for parts in zip(mean, *bounds, strict=True)])
-    return results[0], results[1]
 
 
 def _records(names: Sequence[str], intervals: Sequence[Interval]) -> dict[str, object]:
@@ -391,6 +317,9 @@ def _whole_records(whole: Mapping[str, Mapping[str, float]], weights: np.ndarray
     return records
 
 
-def _mean(values: np.ndarray) -> float:
-    """Mean, NaN of nothing."""
-    return float(values.mean()) if values.size else math.nan
+def _mean_of_known(values: np.ndarray, axis: int) -> np.ndarray:
+    """Mean without NaN, NaN where there is nothing else."""
+    is_known = ~np.isnan(values)
+    counts = is_known.sum(axis=axis)
+    sums = np.where(is_known, values, 0.0).sum(axis=axis)
+    return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)

@@ -18,7 +18,8 @@ import numpy as np
 from fedrec.config import Progress, SimulationSettings, quiet, read_scenario
 from fedrec.data.split import SplitKind
 from fedrec.errors import ConfigError
-from fedrec.evaluation.tables import Evaluation, evaluate_lists, gain_table
+from fedrec.evaluation.gains import gain_table
+from fedrec.evaluation.tables import Evaluation, evaluate_lists
 from fedrec.federation.run_record import RunRecord
 from fedrec.flower.engines import Trained, require_ray
 from fedrec.models import load_model

@@ -11,8 +11,9 @@ from scipy import sparse
 
 from fedrec.errors import ConfigError, DataError
 from fedrec.evaluation import beyond
+from fedrec.evaluation.gains import gain_table
 from fedrec.evaluation.ranking import top_items
-from fedrec.evaluation.tables import Evaluation, ShopTest, evaluate_lists, gain_table
+from fedrec.evaluation.tables import Evaluation, ShopTest, evaluate_lists
 
 
 def made_shop(shop: str, num_rows: int, num_items: int, seed: int) -> ShopTest:
