@@ -9,10 +9,11 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from fedrec.errors import ConfigError
+from fedrec.errors import ConfigError, NoPrivateVariant
 
 if TYPE_CHECKING:
-    from fedrec.models.recommender import Recommender
+    from fedrec.models.recommender import PrivateVariant, PublicInputs, Recommender
+    from fedrec.privacy.mechanisms import Outlook, ReleaseRequest
 
 MODELS: dict[str, str] = {
     "popularity": "fedrec.models.popularity:Popularity",
@@ -33,11 +34,13 @@ class ModelDescription:
         name: what ``--model`` takes.
         summary: first line of the class's docstring.
         settings: default by field name.
+        can_be_private: whether it can be trained under a privacy budget.
     """
 
     name: str
     summary: str
     settings: dict[str, Any]
+    can_be_private: bool = False
 
 
 def load_model(name: str, settings: Mapping[str, Any] | None = None) -> Recommender:
@@ -63,6 +66,50 @@ def settings_of(model: Recommender) -> dict[str, Any]:
     return {field.name: getattr(holder, field.name) for field in fields(holder) if field.init}
 
 
+def can_be_private(model: Any) -> bool:
+    """Whether a model (or its class) has a private variant: `fedrec.models.recommender.PrivateVariant`."""
+    return all(callable(getattr(model, method, None)) for method in _PRIVATE_METHODS)
+
+
+def release_requests(model: Recommender) -> tuple[ReleaseRequest, ...]:
+    """The noisy sums that a model's private variant asks for, in round order.
+
+    Raises:
+        NoPrivateVariant: the model cannot be trained under a privacy budget.
+    """
+    return _private_variant(model).release_requests()
+
+
+def private_model(model: Recommender, outlook: Outlook, public: PublicInputs) -> Recommender:
+    """The private variant of a model, its settings chosen by public rules for the noise at hand.
+
+    Args:
+        model: as configured. Never with settings that were tuned on shoppers' data: those would not be public.
+        outlook: of the schedule that was calibrated for `release_requests`.
+        public: the item space.
+    Raises:
+        NoPrivateVariant: the model cannot be trained under a privacy budget.
+        ConfigError: the outlook is of another number of releases.
+    """
+    variant = _private_variant(model)
+    wanted = [request.name for request in variant.release_requests() for _ in range(request.repeats)]
+    planned = [release.name for release in outlook.schedule]
+    if planned != wanted or len(outlook.noise_sds) != len(planned):
+        raise ConfigError(f"model '{model.name}' asks for the releases {wanted}, the schedule plans {planned}")
+    return variant.private(outlook, public)
+
+
+def _private_variant(model: Recommender) -> PrivateVariant:
+    if not can_be_private(model):
+        able = ", ".join(about.name for about in describe_models() if about.can_be_private)
+        raise NoPrivateVariant(
+            f"model '{model.name}' cannot be trained under a privacy budget; these can: {able} (or give your model "
+            "release_requests and private, see fedrec.models.recommender.PrivateVariant)"
+        )
+    variant: Any = model
+    return variant
+
+
 def describe_models() -> list[ModelDescription]:
     """All models with a name: the built-in ones, then those of the entry points."""
     descriptions = []
@@ -71,7 +118,7 @@ def describe_models() -> list[ModelDescription]:
         settings_class = _settings_class(model_class)
         doc = (model_class.__doc__ or "").strip().splitlines()
         defaults = {field.name: _default(field) for field in fields(settings_class) if field.init}
-        descriptions.append(ModelDescription(name, doc[0] if doc else "", defaults))
+        descriptions.append(ModelDescription(name, doc[0] if doc else "", defaults, can_be_private(model_class)))
     return descriptions
 
 
@@ -116,6 +163,9 @@ _METHODS = (
     *("plan_round", "contributions", "advance", "fit"),
     *("project", "own_statistics", "mix", "candidates"),
 )
+
+
+_PRIVATE_METHODS = ("release_requests", "private")
 
 
 def _settings_class(model_class: Any) -> Any:

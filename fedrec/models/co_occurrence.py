@@ -55,6 +55,17 @@ def unpack_lower(packed: np.ndarray, num_items: int) -> np.ndarray:
     return matrix
 
 
+def pack_lower(matrix: np.ndarray) -> np.ndarray:
+    """The packed triangle of a symmetric matrix (num_items, num_items), of which the lower triangle is read."""
+    num_items = len(matrix)
+    packed = np.empty(packed_size(num_items))
+    for row, start in enumerate(row_starts(num_items).tolist()):
+        packed[start : start + num_items - row] = matrix[row:, row]
+    packed *= _SQRT2
+    packed[row_starts(num_items)] = matrix.diagonal()
+    return packed
+
+
 def unpack(packed: np.ndarray, num_items: int) -> np.ndarray:
     """The whole symmetric matrix, float64 (num_items, num_items)."""
     lower = unpack_lower(packed, num_items)

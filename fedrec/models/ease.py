@@ -16,9 +16,12 @@ from scipy import sparse
 from scipy.linalg import lapack
 
 from fedrec.errors import ConfigError
-from fedrec.models.co_occurrence import blocks, unpack_lower
+from fedrec.models.co_occurrence import blocks, packed_diagonal, unpack_lower
 from fedrec.models.item_item import ItemItemModel, ItemItemScorer, add_similarity, check_item_item
+from fedrec.models.private_item_item import PrivateItemItem, PrivateItemItemSettings, item_item_requests
+from fedrec.models.private_rules import item_item_rules
 from fedrec.models.recommender import PublicInputs, State
+from fedrec.privacy.mechanisms import Outlook, ReleaseRequest
 
 
 @dataclass(frozen=True)
@@ -56,31 +59,102 @@ class Ease(ItemItemModel):
         """Best values of five public sets lie between the outer ones."""
         return {"regularisation": (1.0, 3.0, 10.0, 30.0), "content_weight": (0.0, 0.5, 2.0)}
 
+    def release_requests(self) -> tuple[ReleaseRequest, ...]:
+        """Popularity, then co-occurrence."""
+        return item_item_requests()
+
+    def private(self, outlook: Outlook, public: PublicInputs) -> PrivateEase:
+        """Settings by public rules; ``content_weight`` 0 and a smaller ``max_items`` of this model are kept."""
+        rules = item_item_rules(outlook, public)
+        return PrivateEase(
+            PrivateEaseSettings(
+                released_items=min(rules.released_items, self.settings.max_items),
+                content_weight=rules.content_weight if self.settings.content_weight > 0 else 0.0,
+                own_weight=rules.own_weight,
+                tail_share=rules.tail_share,
+                max_items=self.settings.max_items,
+                regularisation=rules.regularisation,
+            )
+        )
+
     def fit(self, state: State, public: PublicInputs) -> ItemItemScorer:
         """B = I - P diag(1 / diag P) with P = (G + d (lambda I + rho F F^T))^-1, d the mean popularity.
 
         Raises:
             ConfigError: the statistics are no Gram matrix for this lambda.
         """
-        covered, settings = state["covered"], self.settings
-        gram = unpack_lower(state["co_occurrence"], len(covered))
-        counts = gram.diagonal()
+        counts = packed_diagonal(state["co_occurrence"], len(state["covered"]))
         unit = float(counts[counts > 0].mean()) if (counts > 0).any() else 1.0
-        ridge, weight = settings.regularisation * unit, settings.content_weight * unit
-        if public.content is not None and weight > 0:
-            add_similarity(gram, public.content[covered], weight)
-        else:
-            public, weight = PublicInputs(public.items), 0.0
-        gram[np.diag_indices_from(gram)] += ridge
-        weights, diagonal = _solve(gram)
-        return ItemItemScorer(
-            public=public,
-            popularity=state["popularity"],
-            covered=covered,
-            weights=weights,
-            content_map=partial(_content_map, weights, diagonal * weight, public, covered),
-            tail_weight=weight / (ridge + weight),
+        settings = self.settings
+        return _scorer(state, public, ridge=settings.regularisation * unit, weight=settings.content_weight * unit)
+
+
+@dataclass(frozen=True)
+class PrivateEaseSettings(PrivateItemItemSettings):
+    """What public rules chose for private EASE.
+
+    Attributes:
+        regularisation: lambda, added to the diagonal, in units of the co-occurrence sum; > 0.
+    """
+
+    regularisation: float = 30.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.regularisation < np.inf:
+            raise ConfigError(f"regularisation = {self.regularisation}: give a number above 0")
+
+
+@dataclass(frozen=True)
+class PrivateEase(PrivateItemItem):
+    """EASE from two noisy sums, denoised, with titles and categories as a prior."""
+
+    name: ClassVar[str] = "private-ease"
+    fit_fields: ClassVar[tuple[str, ...]] = (
+        "regularisation",
+        "content_weight",
+        "own_weight",
+        "tail_share",
+        "max_items",
+    )
+    settings: PrivateEaseSettings = field(default_factory=PrivateEaseSettings)
+
+    def fit(self, state: State, public: PublicInputs) -> ItemItemScorer:
+        """As `Ease.fit`, with lambda and rho in the units of the sum itself.
+
+        Raises:
+            ConfigError: the statistics are no Gram matrix for this lambda.
+        """
+        settings = self.settings
+        return _scorer(
+            state,
+            public,
+            ridge=settings.regularisation,
+            weight=settings.content_weight,
+            tail_share=settings.tail_share,
         )
+
+
+def _scorer(
+    state: State, public: PublicInputs, *, ridge: float, weight: float, tail_share: float = 1.0
+) -> ItemItemScorer:
+    """EASE of the state's statistics with ``ridge`` on the diagonal and ``weight`` x F F^T, all in one unit."""
+    covered = state["covered"]
+    gram = unpack_lower(state["co_occurrence"], len(covered))
+    if public.content is not None and weight > 0:
+        add_similarity(gram, public.content[covered], weight)
+    else:
+        public, weight = PublicInputs(public.items), 0.0
+    gram[np.diag_indices_from(gram)] += ridge
+    weights, diagonal = _solve(gram)
+    return ItemItemScorer(
+        public=public,
+        popularity=state["popularity"],
+        covered=covered,
+        weights=weights,
+        content_map=partial(_content_map, weights, diagonal * weight * tail_share, public, covered),
+        tail_weight=tail_share * weight / (ridge + weight),
+    )
 
 
 def _solve(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,10 @@ from scipy import sparse
 from fedrec.errors import ConfigError
 from fedrec.models.co_occurrence import blocks, unpack_lower
 from fedrec.models.item_item import ItemItemModel, ItemItemScorer, add_similarity, check_item_item
+from fedrec.models.private_item_item import PrivateItemItem, PrivateItemItemSettings, item_item_requests
+from fedrec.models.private_rules import item_item_rules
 from fedrec.models.recommender import PublicInputs, State
+from fedrec.privacy.mechanisms import Outlook, ReleaseRequest
 
 _TIE = 1e-6
 """Neighbours this close (relative) to the last one stay in: which of two equals is kept must not hang on rounding."""
@@ -42,11 +45,15 @@ class ItemKnnSettings:
     max_items: int = 8000
 
     def __post_init__(self) -> None:
-        if not self.neighbours >= 1:
-            raise ConfigError(f"neighbours = {self.neighbours}: give a whole number of at least 1")
-        if not 0 <= self.shrinkage < np.inf:
-            raise ConfigError(f"shrinkage = {self.shrinkage}: give a number of at least 0")
+        _check_neighbours(self.neighbours, self.shrinkage)
         check_item_item(self.max_items, self.shopper_exponent, self.content_weight)
+
+
+def _check_neighbours(neighbours: int, shrinkage: float) -> None:
+    if not neighbours >= 1:
+        raise ConfigError(f"neighbours = {neighbours}: give a whole number of at least 1")
+    if not 0 <= shrinkage < np.inf:
+        raise ConfigError(f"shrinkage = {shrinkage}: give a number of at least 0")
 
 
 @dataclass(frozen=True)
@@ -61,28 +68,93 @@ class ItemKnn(ItemItemModel):
         """As many combinations as EASE tries."""
         return {"neighbours": (20, 100), "shrinkage": (10.0, 100.0), "content_weight": (0.0, 3.0, 10.0)}
 
-    def fit(self, state: State, public: PublicInputs) -> ItemItemScorer:
-        """Weight of bought item i for candidate j: G'_ij / (sqrt(G'_ii G'_jj) + shrinkage), G' = G + rho F F^T."""
-        covered, settings = state["covered"], self.settings
-        gram = unpack_lower(state["co_occurrence"], len(covered))
-        weight = settings.content_weight if public.content is not None else 0.0
-        if public.content is not None and weight > 0:
-            add_similarity(gram, public.content[covered], weight)
-        else:
-            public = PublicInputs(public.items)
-        norms = np.sqrt(gram.diagonal())
-        content_scale = _ratio(weight, norms * np.sqrt(weight) + settings.shrinkage)
-        return ItemItemScorer(
-            public=public,
-            popularity=state["popularity"],
-            covered=covered,
-            weights=_neighbours(gram, norms, settings),
-            content_map=partial(_content_map, content_scale, public, covered),
-            tail_weight=float(_ratio(weight, np.array([weight + settings.shrinkage]))[0]),
+    def release_requests(self) -> tuple[ReleaseRequest, ...]:
+        """Popularity, then co-occurrence."""
+        return item_item_requests()
+
+    def private(self, outlook: Outlook, public: PublicInputs) -> PrivateItemKnn:
+        """Settings by public rules; ``neighbours``, ``content_weight`` 0 and a smaller ``max_items`` are kept."""
+        rules = item_item_rules(outlook, public)
+        return PrivateItemKnn(
+            PrivateItemKnnSettings(
+                released_items=min(rules.released_items, self.settings.max_items),
+                content_weight=rules.content_weight if self.settings.content_weight > 0 else 0.0,
+                own_weight=rules.own_weight,
+                tail_share=rules.tail_share,
+                max_items=self.settings.max_items,
+                neighbours=self.settings.neighbours,
+                shrinkage=rules.regularisation,
+            )
         )
 
+    def fit(self, state: State, public: PublicInputs) -> ItemItemScorer:
+        """Weight of bought item i for candidate j: G'_ij / (sqrt(G'_ii G'_jj) + shrinkage), G' = G + rho F F^T."""
+        return _scorer(state, public, self.settings)
 
-def _neighbours(lower: np.ndarray, norms: np.ndarray, settings: ItemKnnSettings) -> sparse.csr_matrix:
+
+@dataclass(frozen=True)
+class PrivateItemKnnSettings(PrivateItemItemSettings):
+    """What public rules chose for private item neighbours.
+
+    Attributes:
+        neighbours: as in `ItemKnnSettings`.
+        shrinkage: added to the product of the norms, in units of the co-occurrence sum; >= 0.
+    """
+
+    neighbours: int = 50
+    shrinkage: float = 30.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_neighbours(self.neighbours, self.shrinkage)
+
+
+@dataclass(frozen=True)
+class PrivateItemKnn(PrivateItemItem):
+    """Item neighbours from two noisy sums, denoised, with titles and categories as a prior."""
+
+    name: ClassVar[str] = "private-itemknn"
+    fit_fields: ClassVar[tuple[str, ...]] = (
+        *("neighbours", "shrinkage", "content_weight"),
+        *("own_weight", "tail_share", "max_items"),
+    )
+    settings: PrivateItemKnnSettings = field(default_factory=PrivateItemKnnSettings)
+
+    def fit(self, state: State, public: PublicInputs) -> ItemItemScorer:
+        """As `ItemKnn.fit`."""
+        return _scorer(state, public, self.settings, tail_share=self.settings.tail_share)
+
+
+def _scorer(
+    state: State,
+    public: PublicInputs,
+    settings: ItemKnnSettings | PrivateItemKnnSettings,
+    *,
+    tail_share: float = 1.0,
+) -> ItemItemScorer:
+    """Cosines with shrinkage of the state's statistics plus rho F F^T."""
+    covered = state["covered"]
+    gram = unpack_lower(state["co_occurrence"], len(covered))
+    weight = settings.content_weight if public.content is not None else 0.0
+    if public.content is not None and weight > 0:
+        add_similarity(gram, public.content[covered], weight)
+    else:
+        public = PublicInputs(public.items)
+    norms = np.sqrt(gram.diagonal())
+    content_scale = _ratio(weight, norms * np.sqrt(weight) + settings.shrinkage)
+    return ItemItemScorer(
+        public=public,
+        popularity=state["popularity"],
+        covered=covered,
+        weights=_neighbours(gram, norms, settings),
+        content_map=partial(_content_map, content_scale * tail_share, public, covered),
+        tail_weight=tail_share * float(_ratio(weight, np.array([weight + settings.shrinkage]))[0]),
+    )
+
+
+def _neighbours(
+    lower: np.ndarray, norms: np.ndarray, settings: ItemKnnSettings | PrivateItemKnnSettings
+) -> sparse.csr_matrix:
     """Similarities float32 (K, K) with the strongest entries of each column, from the lower triangle of G'."""
     num_items = len(norms)
     columns = []

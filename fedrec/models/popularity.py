@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from fedrec.models.recommender import Layout, PublicInputs, RoundKind, RoundSpec, State
+from fedrec.privacy.mechanisms import Outlook, ReleaseRequest
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,9 @@ class Popularity:
 
     def contributions(self, spec: RoundSpec, histories: sparse.csr_matrix) -> ItemCounts:
         """A shopper's contribution is her 0/1 row, of norm sqrt(number of her items)."""
+        return self._counts(histories)
+
+    def _counts(self, histories: sparse.csr_matrix) -> ItemCounts:
         return ItemCounts(binary_rows(histories))
 
     def advance(
@@ -89,6 +93,14 @@ class Popularity:
     ) -> State:
         """The counts are the state."""
         return {"popularity": spec.layout.split(total)["popularity"].copy()}
+
+    def release_requests(self) -> tuple[ReleaseRequest, ...]:
+        """One noisy sum of unit-norm rows."""
+        return (ReleaseRequest("popularity", 1.0, clip_norm=1.0),)
+
+    def private(self, outlook: Outlook, public: PublicInputs) -> PrivatePopularity:
+        """Nothing is chosen but the shoppers' weights."""
+        return PrivatePopularity()
 
     def fit(self, state: State, public: PublicInputs) -> PopularityScorer:
         """Counts are scores."""
@@ -100,7 +112,7 @@ class Popularity:
 
     def own_statistics(self, state: State, histories: sparse.csr_matrix, public: PublicInputs) -> State:
         """The shop's own counts."""
-        return {"popularity": ItemCounts(binary_rows(histories)).total(np.ones(histories.shape[0]))}
+        return {"popularity": self._counts(histories).total(np.ones(histories.shape[0]))}
 
     def mix(self, state: State, own: State, *, global_share: float) -> State:
         """Weighted mean of global and own counts."""
@@ -109,6 +121,20 @@ class Popularity:
     def candidates(self) -> dict[str, tuple[Any, ...]]:
         """Nothing to tune."""
         return {}
+
+
+@dataclass(frozen=True)
+class PrivatePopularity(Popularity):
+    """What most shoppers bought, from one noisy sum of rows of norm 1."""
+
+    name: ClassVar[str] = "private-popularity"
+
+    def contributions(self, spec: RoundSpec, histories: sparse.csr_matrix) -> ItemCounts:
+        """A shopper of n items adds n ** -1/2 to each: norm 1, whatever she bought."""
+        return self._counts(histories)
+
+    def _counts(self, histories: sparse.csr_matrix) -> ItemCounts:
+        return ItemCounts(binary_rows(histories), exponent=0.5)
 
 
 def powers(lengths: np.ndarray, exponent: float) -> np.ndarray:
