@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def models() -> None:
-    """Show the models that --model takes, with their settings and defaults.
+    """Show the models that --model takes, with their settings and defaults, and which can be trained under a budget.
 
     \b
     [bold]Examples[/]
@@ -22,9 +22,10 @@ def models() -> None:
     table.add_column("model", style="bold cyan", no_wrap=True)
     table.add_column("what it is")
     table.add_column("settings (default)", style="dim")
+    table.add_column("private")
     for about in describe_models():
         settings = "\n".join(f"{name} = {value}" for name, value in about.settings.items())
-        table.add_row(about.name, about.summary, settings)
+        table.add_row(about.name, about.summary, settings, "yes" if about.can_be_private else "no")
     console = Console()
     console.print(table)
     console.print("[dim]Your own: --model package.module:Class, or the entry-point group fedrec.models.[/]")

@@ -1,9 +1,9 @@
 """Every model passes the contract, with and without content, with all items covered and with a tail."""
 
-from fedrec.models.ease import Ease, EaseSettings
+from fedrec.models.ease import Ease, EaseSettings, PrivateEase, PrivateEaseSettings
 from fedrec.models.ials import Ials, IalsSettings
-from fedrec.models.itemknn import ItemKnn, ItemKnnSettings
-from fedrec.models.popularity import Popularity
+from fedrec.models.itemknn import ItemKnn, ItemKnnSettings, PrivateItemKnn, PrivateItemKnnSettings
+from fedrec.models.popularity import Popularity, PrivatePopularity
 from fedrec.models.recommender import Recommender
 from fedrec.testing import RecommenderContract
 
@@ -57,3 +57,39 @@ class TestIalsByFrequency(RecommenderContract):
 
     def make_model(self) -> Recommender:
         return Ials(IalsSettings(factors=4, alpha=5, regularisation=0.01, frequency_exponent=1, sweeps=6))
+
+
+class TestPrivatePopularity(RecommenderContract):
+    is_personal = False
+
+    def make_model(self) -> Recommender:
+        return PrivatePopularity()
+
+
+class TestPrivateEase(RecommenderContract):
+    has_own_units = True
+
+    def make_model(self) -> Recommender:
+        return PrivateEase(PrivateEaseSettings(released_items=100, regularisation=1, content_weight=0.5))
+
+
+class TestPrivateEaseWithTail(RecommenderContract):
+    has_own_units = True
+
+    def make_model(self) -> Recommender:
+        return PrivateEase(PrivateEaseSettings(released_items=24, regularisation=1, tail_share=0.5))
+
+
+class TestPrivateEaseWithoutContent(RecommenderContract):
+    has_own_units = True
+    has_content = False
+
+    def make_model(self) -> Recommender:
+        return PrivateEase(PrivateEaseSettings(released_items=100, regularisation=1))
+
+
+class TestPrivateItemKnn(RecommenderContract):
+    has_own_units = True
+
+    def make_model(self) -> Recommender:
+        return PrivateItemKnn(PrivateItemKnnSettings(released_items=24, neighbours=8, shrinkage=1, tail_share=0.5))

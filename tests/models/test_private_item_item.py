@@ -1,0 +1,234 @@
+"""Private EASE, item neighbours and popularity: bounds of a shopper, rounds, and the shop's own pairs."""
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from fedrec.errors import ConfigError
+from fedrec.models import load_model, private_model, release_requests, settings_of
+from fedrec.models.co_occurrence import packed_size, unpack
+from fedrec.models.ease import Ease, EaseSettings, PrivateEase, PrivateEaseSettings
+from fedrec.models.itemknn import ItemKnn, ItemKnnSettings, PrivateItemKnn, PrivateItemKnnSettings
+from fedrec.models.popularity import Popularity, PrivatePopularity
+from fedrec.models.recommender import PublicInputs, train_alone
+from fedrec.privacy.mechanisms import Outlook, PlannedRelease
+from fedrec.testing import plant_world
+
+SCALE = 2**18
+MODELS = [
+    PrivateEase(PrivateEaseSettings(released_items=6)),
+    PrivateItemKnn(PrivateItemKnnSettings(released_items=6)),
+    PrivatePopularity(),
+]
+
+
+def outlook(model, noise: float = 2.0, public_shoppers: int = 6000) -> Outlook:
+    """As if each release were calibrated to noise / sqrt(its share)."""
+    schedule = tuple(
+        PlannedRelease(request.name, request.clip_norm, noise / np.sqrt(request.share))
+        for request in release_requests(model)
+    )
+    return Outlook(schedule, tuple(release.noise_multiplier for release in schedule), public_shoppers)
+
+
+def rounds(model, public: PublicInputs, popularity: np.ndarray):
+    """The model's rounds, with items chosen by ``popularity``."""
+    specs = [model.plan_round(0, {}, public)]
+    following = model.plan_round(1, {"popularity": popularity}, public)
+    return specs if following is None else [*specs, following]
+
+
+def table(histories: list[list[tuple[int, float]]], num_items: int) -> sparse.csr_matrix:
+    """CSR as it comes from events: unsorted columns, repeated ones, explicit zeros."""
+    indptr = np.cumsum([0, *(len(row) for row in histories)])
+    cells = [cell for row in histories for cell in row]
+    data = np.array([strength for _, strength in cells], np.float32)
+    return sparse.csr_matrix(
+        (data, np.array([item for item, _ in cells], np.int32), indptr), shape=(len(indptr) - 1, num_items)
+    )
+
+
+def grid_sum(model, spec, rows: sparse.csr_matrix) -> np.ndarray:
+    """As the door asks for it, with C = 1."""
+    contributions = model.contributions(spec, rows)
+    norms = contributions.norms()
+    return contributions.integers(1 / np.maximum(norms, 1), SCALE)
+
+
+EDGES = [
+    [(0, 1.0)],
+    [(item, 1.0) for item in range(11)],
+    [(9, 1.0), (10, 1.0)],  # only items outside the six most popular
+    [(3, 1.0), (3, 1.0), (1, 1.0), (3, 1.0)],
+    [(2, 0.0), (4, 1.0)],
+    [(2, 0.0)],
+    [(5, 1000.0), (0, 0.25), (7, 3.0)],
+    [],
+]
+SHOPPERS = st.lists(
+    st.lists(st.tuples(st.integers(0, 10), st.sampled_from([0.0, 0.5, 1.0, 7.0])), max_size=14), max_size=9
+)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+@settings(max_examples=30, deadline=None)
+@given(others=SHOPPERS, edge=st.sampled_from(EDGES), place=st.integers(0, 8))
+def test_removing_any_shopper_moves_the_integer_sum_by_at_most_the_bound(model, others, edge, place):
+    public = PublicInputs(np.array([f"i{n}" for n in range(11)], dtype=object))
+    histories = [*others[:place], edge, *others[place:]]
+    for spec in rounds(model, public, np.arange(11.0)[::-1]):
+        everyone = grid_sum(model, spec, table(histories, 11))
+        for shopper in range(len(histories)):
+            rest = grid_sum(model, spec, table(histories[:shopper] + histories[shopper + 1 :], 11))
+            hers = grid_sum(model, spec, table([histories[shopper]], 11))
+            np.testing.assert_array_equal(everyone - rest, hers)
+            assert sum(int(value) ** 2 for value in hers) <= SCALE**2
+        shuffled = grid_sum(model, spec, table(histories[::-1], 11))
+        np.testing.assert_array_equal(shuffled, everyone)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_how_often_something_was_bought_does_not_count(model):
+    public = PublicInputs(np.array([f"i{n}" for n in range(11)], dtype=object))
+    for spec in rounds(model, public, np.arange(11.0)[::-1]):
+        often, once = (
+            grid_sum(model, spec, table([row], 11)) for row in ([(3, 9.0), (3, 1.0), (1, 0.5)], [(3, 1), (1, 1)])
+        )
+        np.testing.assert_array_equal(often, once)
+        assert often.any()
+
+
+@pytest.mark.parametrize("model", [Ease(), ItemKnn(), Popularity()], ids=lambda model: model.name)
+def test_rounds_have_the_requests_names_in_order(model):
+    world = plant_world()
+    private = private_model(model, outlook(model), world.public)
+    state, names = {}, []
+    while (spec := private.plan_round(len(names), state, world.public)) is not None:
+        names.append(spec.name)
+        total = private.contributions(spec, world.histories).total(np.ones(world.histories.shape[0]))
+        state = private.advance(spec, state, total, world.public, noise_sd=1.0)
+    assert names == [request.name for request in release_requests(model)]
+
+
+@pytest.mark.parametrize("model", [Ease(), ItemKnn(), Popularity()], ids=lambda model: model.name)
+def test_the_settings_rebuild_the_private_model_after_a_journey_as_json(model):
+    private = private_model(model, outlook(model), plant_world().public)
+    kept = json.loads(json.dumps(settings_of(private)))
+    assert load_model(f"{type(private).__module__}:{type(private).__qualname__}", kept) == private
+
+
+def test_content_left_out_stays_out_and_a_smaller_catalogue_covers_no_more():
+    public = plant_world().public
+    ease = Ease(EaseSettings(content_weight=0, max_items=20))
+    private = private_model(ease, outlook(ease), public)
+    assert private.settings.content_weight == 0
+    assert private.settings.released_items == private.settings.max_items == 20
+    knn = ItemKnn(ItemKnnSettings(neighbours=7))
+    assert private_model(knn, outlook(knn), public).settings.neighbours == 7
+
+
+def test_the_budget_goes_to_the_most_popular_items_of_the_noisy_sum():
+    model, public = PrivateEase(PrivateEaseSettings(released_items=3)), plant_world(num_items=6).public
+    noisy = np.array([0.5, -2.0, 9.0, 3.0, 3.0, 3.0])
+    spec = model.plan_round(1, {"popularity": noisy}, public)
+    assert spec.inputs["covered"].tolist() == [2, 3, 4]
+    assert spec.layout.size == packed_size(3)
+    state = model.advance(spec, {"popularity": noisy}, np.ones(spec.layout.size), public)
+    assert state["released"].tolist() == state["covered"].tolist() == [2, 3, 4]
+
+
+def test_pure_noise_leaves_content_and_popularity_to_rank():
+    world = plant_world()
+    model = PrivateEase(PrivateEaseSettings(released_items=24, tail_share=0.5))
+    popularity = np.arange(33.0) - 10  # noise may leave counts below zero
+    spec = model.plan_round(1, {"popularity": popularity}, world.public)
+    noise = np.random.default_rng(0).standard_normal(spec.layout.size) * 50
+    state = model.advance(spec, {"popularity": popularity}, noise, world.public, noise_sd=50.0)
+    assert not state["co_occurrence"].any()
+    scores = model.fit(state, world.public).scores(world.histories[:5])
+    for row, taste in zip(scores, world.tastes, strict=False):
+        has_block = (world.blocks == taste) & (np.arange(33) % 7 != 6)
+        assert row[has_block].min() > row[(world.blocks != taste)].mean()
+    without = model.fit(state, PublicInputs(world.public.items)).scores(world.histories[:5])
+    assert (np.argmax(without, axis=1) == 32).all()
+
+
+@pytest.mark.parametrize("model", MODELS[:2], ids=lambda model: model.name)
+@pytest.mark.parametrize("noise_sd", [1e-3, 1.0, 100.0])
+def test_any_noise_can_be_solved(model, noise_sd):
+    rng = np.random.default_rng(3)
+    for num_items, has_content in ((1, False), (4, True), (40, True), (40, False)):
+        world = plant_world(num_items=num_items, num_blocks=min(3, num_items), has_content=has_content)
+        spec = model.plan_round(1, {"popularity": rng.standard_normal(num_items)}, world.public)
+        total = model.contributions(spec, world.histories).total(np.ones(90)) + noise_sd * rng.standard_normal(
+            spec.layout.size
+        )
+        state = model.advance(
+            spec, {"popularity": rng.standard_normal(num_items)}, total, world.public, noise_sd=noise_sd
+        )
+        scores = model.fit(state, world.public).scores(world.histories)
+        assert np.isfinite(scores).all()
+
+
+def test_own_pairs_are_added_with_their_weight_and_reach_beyond_the_released_items():
+    world = plant_world(num_items=12)
+    model = PrivateEase(PrivateEaseSettings(released_items=5, own_weight=4.0))
+    state = train_alone(model, world.histories, world.public)
+    rows = world.histories[:20]
+    projected = model.project(state, np.arange(12), world.public)
+    assert projected["covered"].tolist() == list(range(12))
+    assert projected["released"].tolist() == state["released"].tolist()
+    own = model.own_statistics(projected, rows, world.public)
+    dense = rows.toarray().astype(float)
+    unit = dense / np.maximum(np.linalg.norm(dense, axis=1, keepdims=True), 1)
+    np.testing.assert_allclose(own["popularity"], unit.sum(axis=0))
+    expected = np.zeros((12, 12))
+    expected[np.ix_(state["covered"], state["covered"])] = unpack(state["co_occurrence"], 5)
+    for share, weight in ((0.5, 4.0), (0.8, 1.0)):
+        mixed = model.mix(projected, own, global_share=share)
+        np.testing.assert_allclose(unpack(mixed["co_occurrence"], 12), expected + weight * unit.T @ unit, atol=1e-9)
+        np.testing.assert_allclose(mixed["popularity"], state["popularity"] + weight * unit.sum(axis=0))
+
+
+def test_tail_share_scales_what_content_says_of_other_items():
+    world = plant_world(num_items=12)
+    model = PrivateEase(PrivateEaseSettings(released_items=8, tail_share=1.0, regularisation=1.0))
+    state = train_alone(model, world.histories, world.public)
+    tail = np.setdiff1d(np.arange(12), state["covered"])
+    known = tail[np.diff(world.public.content.indptr)[tail] > 0]
+    scorers = [
+        PrivateEase(replace(model.settings, tail_share=share)).fit({**state, "popularity": np.zeros(12)}, world.public)
+        for share in (1.0, 0.25)
+    ]
+    full, quarter = (scorer.scores(world.histories)[:, known] for scorer in scorers)
+    assert np.abs(full).max() > 0.01
+    np.testing.assert_allclose(quarter, full / 4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("released_items", value) for value in (0, 12_001)),
+        *(("max_items", value) for value in (0, 12_001)),
+        *(("content_weight", value) for value in (-1.0, float("nan"))),
+        *(("own_weight", value) for value in (0.0, float("inf"))),
+        *(("tail_share", value) for value in (-0.1, 1.1, float("nan"))),
+    ],
+)
+def test_settings_out_of_range_are_refused(field, value):
+    for settings_class in (PrivateEaseSettings, PrivateItemKnnSettings):
+        assert asdict(settings_class())[field] is not None
+        with pytest.raises(ConfigError, match=field):
+            settings_class(**{field: value})
+
+
+def test_solver_settings_out_of_range_are_refused():
+    with pytest.raises(ConfigError, match="regularisation"):
+        PrivateEaseSettings(regularisation=0)
+    with pytest.raises(ConfigError, match="neighbours"):
+        PrivateItemKnnSettings(neighbours=0)

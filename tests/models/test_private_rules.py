@@ -1,0 +1,78 @@
+"""What the rules choose from public numbers."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from fedrec.errors import ConfigError, NoPrivateVariant
+from fedrec.models import describe_models, load_model, private_model
+from fedrec.models.ease import Ease
+from fedrec.models.private_rules import item_item_rules
+from fedrec.models.recommender import PublicInputs
+from fedrec.privacy.mechanisms import Outlook, PlannedRelease
+
+NAMES = ("popularity", "co-occurrence")
+
+
+def outlook(noise_sd: float, public_shoppers: int = 6000, names: tuple[str, ...] = NAMES) -> Outlook:
+    schedule = tuple(PlannedRelease(name, 1.0, noise_sd) for name in names)
+    return Outlook(schedule, (3 * noise_sd, noise_sd), public_shoppers)
+
+
+def public(num_items: int = 3600, has_content: bool = True) -> PublicInputs:
+    items = np.array([f"i{n}" for n in range(num_items)], dtype=object)
+    return PublicInputs(items, sparse.csr_matrix(np.eye(num_items, 5, dtype=np.float32)) if has_content else None)
+
+
+def test_more_noise_never_releases_more_items():
+    chosen = [
+        item_item_rules(outlook(sd), public()).released_items for sd in (1e-6, 0.1, 0.6, 1.1, 2.1, 4.0, 40.0, 1e9)
+    ]
+    assert chosen == sorted(chosen, reverse=True)
+    assert chosen[-1] >= 1
+
+
+def test_noise_counts_against_the_declared_shoppers():
+    assert item_item_rules(outlook(1.0, 6000), public()) == item_item_rules(outlook(10.0, 60_000), public())
+
+
+def test_no_more_items_are_released_than_there_are():
+    for num_items in (1, 17):
+        assert item_item_rules(outlook(0.01), public(num_items)).released_items == num_items
+
+
+def test_without_item_texts_content_has_no_weight():
+    assert item_item_rules(outlook(1.0), public(has_content=False)).content_weight == 0
+    assert item_item_rules(outlook(1.0), public()).content_weight > 0
+
+
+def test_every_rule_gives_valid_settings_from_hardly_any_noise_to_nothing_but_noise():
+    for sd in (1e-9, 1.0, 1e9):
+        for num_items in (1, 50, 20_000):
+            model = private_model(Ease(), outlook(sd), public(num_items))
+            assert all(np.isfinite(value) for value in dataclasses.asdict(model.settings).values())
+
+
+def test_a_schedule_of_other_releases_is_refused():
+    with pytest.raises(ConfigError, match="asks for the releases"):
+        private_model(Ease(), outlook(1.0, names=NAMES[:1]), public())
+
+
+@dataclasses.dataclass(frozen=True)
+class NotPrivate:
+    """A model without a private variant."""
+
+    name = "open"
+
+
+def test_a_model_without_a_private_variant_is_refused_by_name():
+    with pytest.raises(NoPrivateVariant, match=r"'open' cannot be trained.*popularity, itemknn, ease"):
+        private_model(NotPrivate(), outlook(1.0), public())
+
+
+def test_descriptions_say_which_models_can_be_private():
+    able = {about.name for about in describe_models() if about.can_be_private}
+    assert {"ease", "itemknn", "popularity"} <= able
+    assert all(hasattr(load_model(name), "private") for name in able)
