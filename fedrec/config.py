@@ -1,7 +1,8 @@
 """What a run is asked to do: a scenario file (TOML), options over it, checked and frozen.
 
-A scenario has the sections ``[data]``, ``[model]``, ``[federation]`` and ``[evaluation]``. Every key has a default, so
-an empty file is a run on the built-in marketplace. Unknown keys are refused with the nearest known one.
+A scenario has the sections ``[data]``, ``[model]``, ``[federation]``, ``[privacy]`` and ``[evaluation]``. Every key has
+a default (privacy's is: no promise), so an empty file is a run on the built-in marketplace. Unknown keys are refused
+with the nearest known one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -21,49 +22,30 @@ from fedrec.data.marketplace import SyntheticSettings
 from fedrec.data.sources import DataSettings
 from fedrec.data.split import SplitKind
 from fedrec.errors import ConfigError
+from fedrec.privacy.settings import PrivacySettings
 from fedrec.shop.personalise import PersonalisationSettings
 
-ColumnName = Literal["popularity", "local", "federated", "federated_personal", "pooled"]
+ColumnName = Literal[
+    "popularity",
+    "dp_popularity",
+    "local",
+    "federated",
+    "federated_personal",
+    "federated_dp",
+    "federated_dp_personal",
+    "pooled",
+]
 COLUMNS: tuple[str, ...] = get_args(ColumnName)
 """Columns of a comparison, in the order in which they are shown."""
+
+PRIVATE_COLUMNS = ("dp_popularity", "federated_dp", "federated_dp_personal")
+"""Columns that exist once for each epsilon, as ``federated_dp@2``, and not at all without one."""
 
 SYNTHETIC = "synthetic"
 """The source that needs no file: the built-in marketplace."""
 
 Setting = bool | int | float | str
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Progress(Protocol):
-    """Who is told how far a run is. Phases follow each other: a new one ends the one before."""
-
-    def phase(self, name: str, total: int | None) -> None:
-        """A phase of ``total`` steps begins; None where the number of steps is not known."""
-        ...
-
-    def advance(self, n: int = 1) -> None:
-        """``n`` more steps of this phase are done."""
-        ...
-
-    def note(self, text: str) -> None:
-        """One line worth reading now."""
-        ...
-
-
-class Silent:
-    """A `Progress` that tells nobody."""
-
-    def phase(self, name: str, total: int | None) -> None:
-        """Ignored."""
-
-    def advance(self, n: int = 1) -> None:
-        """Ignored."""
-
-    def note(self, text: str) -> None:
-        """Ignored."""
-
-
-quiet: Progress = Silent()
 
 
 class _Section(BaseModel):
@@ -182,7 +164,7 @@ class EvaluationSection(_Section):
 
     Attributes:
         ks: list lengths; 10 is always among them, since the comparison is on NDCG@10.
-        columns: which columns of the comparison to compute.
+        columns: which columns of the comparison to compute; those under differential privacy need an epsilon.
         max_test_shoppers_per_shop: score a seeded sample where a shop has more; None = all.
         sampled_negatives: also the leave-one-out columns with 99 sampled negatives, for comparison with papers.
         bootstrap: resamples behind each interval.
@@ -215,6 +197,7 @@ class SimulationSettings(_Section):
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
     federation: FederationSection = FederationSection()
+    privacy: PrivacySettings = PrivacySettings()
     evaluation: EvaluationSection = EvaluationSection()
     personalisation: PersonalisationSettings = PersonalisationSettings()
 
@@ -224,6 +207,18 @@ class SimulationSettings(_Section):
         if isinstance(values, dict) and "name" not in values:
             return {**values, "name": _name_from_data(values.get("data"))}
         return values
+
+    @model_validator(mode="after")
+    def _columns_fit_the_promise(self) -> SimulationSettings:
+        wanted = set(self.evaluation.columns)
+        if not self.privacy.epsilons and wanted <= set(PRIVATE_COLUMNS):
+            raise ConfigError(f"evaluation.columns: {', '.join(sorted(wanted))} need an epsilon (--epsilon 2)")
+        if self.privacy.epsilons and not wanted & set(PRIVATE_COLUMNS):
+            raise ConfigError(
+                "an epsilon is given, but evaluation.columns names no column that needs one: add one of "
+                f"{', '.join(PRIVATE_COLUMNS)}"
+            )
+        return self
 
     def data_settings(self) -> DataSettings:
         """What to read, for `fedrec.data.sources.load`."""
@@ -360,6 +355,10 @@ def _explain(error: Any) -> str:
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _known_keys(path[:-1])
         return f"unknown key {key}{nearest(path[-1], known)} (known: {', '.join(known)})"
+    if path == ["privacy", "mode"]:
+        return f'{key} = {_short(error["input"])}: give "distributed" or "local"'
+    if path[:2] == ["privacy", "epsilon"]:
+        return f"privacy.epsilon = {_short(error['input'])}: give a number above 0, or a list of them"
     if path[:2] == ["model", "settings"] or path[:2] == ["data", "split_settings"]:
         return f"{'.'.join(path[:3])} = {_short(error['input'])}: give a number, a text, true or false"
     if error["type"] in _WANTED:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fedrec.config import SimulationSettings, quiet, read_scenario, settings_from_options
-from fedrec.errors import ConfigError
+from fedrec.config import SimulationSettings, read_scenario, settings_from_options
+from fedrec.errors import BadDelta, BadEpsilon, ConfigError, NoColluders, TooFewHonestShops
 from fedrec.models import load_model
 
 SCENARIOS = sorted((Path(__file__).parents[1] / "simulations" / "scenarios").glob("*.toml"))
@@ -172,11 +172,57 @@ def test_an_assignment_that_names_no_key_is_refused(text: str) -> None:
         settings_from_options(None, {"seed": 1}, [text])
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[privacy]\nepsilon = 2", "epsilon = 2 without delta"),
+        ("[privacy]\nepsilon = 'two'\ndelta = 1e-6", 'privacy.epsilon = "two": give a number above 0'),
+        ("[privacy]\nepsilon = nan\ndelta = 1e-6", "privacy.epsilon = NaN: give a number above 0"),
+        ("[privacy]\nmode = 'remote'", 'privacy.mode = "remote": give "distributed" or "local"'),
+        ("[privacy]\nepsilons = 2", "unknown key privacy.epsilons; did you mean epsilon?"),
+        ("[privacy]\nepsilon = 2\ndelta = 1e-6\n[evaluation]\ncolumns = ['local']", "an epsilon is given, but"),
+        ("[evaluation]\ncolumns = ['federated_dp']", "evaluation.columns: federated_dp need an epsilon"),
+    ],
+)
+def test_a_promise_that_cannot_be_read_is_refused_in_plain_words(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_scenario(write(tmp_path, text))
+    assert str(caught.value).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"epsilon": 0}, BadEpsilon),
+        ({"epsilon": [1, -2]}, BadEpsilon),
+        ({"delta": 0.5}, BadDelta),
+        ({"colluders": 0}, NoColluders),
+        ({"min_shops": 1}, TooFewHonestShops),
+    ],
+)
+def test_a_promise_that_would_not_hold_is_refused_by_an_error_of_its_own(
+    change: dict[str, object], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        SimulationSettings.from_mapping({"privacy": {"epsilon": 2, "delta": 1e-6, **change}})
+
+
+def test_every_scenario_that_is_shipped_needs_an_epsilon_alone_to_be_private() -> None:
+    for path in SCENARIOS:
+        assert read_scenario(path).privacy.epsilons == ()
+        assert settings_from_options(path, {"privacy.epsilon": [0.5, 2]}).privacy.epsilons == (0.5, 2.0)
+
+
+def test_no_default_promises_anything() -> None:
+    privacy = SimulationSettings().privacy
+    assert (privacy.epsilon, privacy.delta) == (None, None)
+
+
 def test_settings_survive_the_way_through_json() -> None:
     settings = settings_from_options(
         None,
         {"data.source": "ml-1m", "data.shops": "random:3"},
-        ["federation.faults.drop=0.1", "evaluation.ks=[5, 20]"],
+        ["federation.faults.drop=0.1", "evaluation.ks=[5, 20]", "privacy.epsilon=[0.5, 2]", "privacy.delta=1e-6"],
     )
     assert SimulationSettings.from_mapping(settings.to_json()) == settings
 
@@ -197,13 +243,6 @@ def test_a_run_on_a_file_is_named_after_it(events: str, name: str) -> None:
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         SimulationSettings().seed = 3  # type: ignore[misc]
-
-
-def test_the_quiet_progress_takes_everything_and_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    quiet.phase("load", None)
-    quiet.advance(3)
-    quiet.note("text")
-    assert capsys.readouterr() == ("", "")
 
 
 def test_the_scenario_of_the_start_page_is_one() -> None:

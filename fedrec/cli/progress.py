@@ -19,7 +19,7 @@ from rich.text import Text
 
 
 class TerminalProgress:
-    """Bars that stay on the screen when done; a `fedrec.config.Progress`. Use it in a ``with`` block."""
+    """Bars that stay on the screen when done; see `fedrec.simulation.progress`. Use it in a ``with`` block."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -68,7 +68,7 @@ class TerminalProgress:
 
 
 class PlainProgress:
-    """One line for each finished phase, for logs and pipes; a `fedrec.config.Progress`. Use it in a ``with`` block."""
+    """One line for each finished phase, for logs and pipes; see `fedrec.simulation.progress`. Use it in a ``with`` block."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -15,7 +15,7 @@ from fedrec.errors import ConfigError
 if TYPE_CHECKING:
     from fedrec.config import SimulationSettings
 
-_DATA, _SHOPS, _MODEL, _RUN = "Events", "Shops and split", "Model", "Run"
+_DATA, _SHOPS, _MODEL, _PRIVACY, _RUN = "Events", "Shops and split", "Model", "Privacy", "Run"
 
 EXAMPLES = """
 SCENARIO is a TOML file; options replace its values. With neither: the built-in marketplace.
@@ -24,6 +24,8 @@ SCENARIO is a TOML file; options replace its values. With neither: the built-in 
 [bold]Examples[/]
   fedrec simulate
   fedrec simulate simulations/scenarios/xmarket.toml
+  fedrec simulate simulations/scenarios/xmarket.toml --epsilon 2
+  fedrec simulate --epsilon 0.5,1,2,4,8 --delta 1e-6
   fedrec simulate --source online-retail-ii --model ease
   fedrec simulate --events my.csv --items items.csv --test later.csv
   fedrec simulate --events my.csv --columns shopper=kunde,item=artikel
@@ -108,6 +110,42 @@ def simulate(
     no_tune: Annotated[
         bool, typer.Option("--no-tune", help="Take the settings as given.", rich_help_panel=_MODEL)
     ] = False,
+    epsilon: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER,…",
+            help="Adds the columns under differential privacy, for one epsilon or several: 2 or 0.5,1,2,4,8.",
+            rich_help_panel=_PRIVACY,
+        ),
+    ] = None,
+    delta: Annotated[
+        float | None,
+        typer.Option(help="Chance at which the promise may fail; needed with epsilon.", rich_help_panel=_PRIVACY),
+    ] = None,
+    privacy_mode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODE",
+            help="distributed (shops share the noise) or local (each shop adds all of it).",
+            rich_help_panel=_PRIVACY,
+        ),
+    ] = None,
+    colluders: Annotated[
+        int | None,
+        typer.Option(help="Shops that may tell the coordinator their noise, at least 1.", rich_help_panel=_PRIVACY),
+    ] = None,
+    noise_draws: Annotated[
+        int | None,
+        typer.Option(help="Repeat the private rounds so often, for the intervals.", rich_help_panel=_PRIVACY),
+    ] = None,
+    benchmark_no_colluders: Annotated[
+        bool,
+        typer.Option(
+            "--benchmark-no-colluders",
+            help="Assume that all shops answer and none colludes, as papers do: not a deployable guarantee.",
+            rich_help_panel=_PRIVACY,
+        ),
+    ] = False,
     engine: Annotated[
         str | None,
         typer.Option(help="local, or ray (Flower's simulation engine, an extra).", rich_help_panel=_RUN),
@@ -146,6 +184,12 @@ def simulate(
         "data.split": split,
         "model.name": model,
         "model.tune": False if no_tune else None,
+        "privacy.epsilon": None if epsilon is None else parse_epsilons(epsilon),
+        "privacy.delta": delta,
+        "privacy.mode": privacy_mode,
+        "privacy.colluders": 0 if benchmark_no_colluders and colluders is None else colluders,
+        "privacy.noise_draws": noise_draws,
+        "privacy.benchmark": True if benchmark_no_colluders else None,
         "federation.engine": engine,
         "federation.workers": workers,
     }
@@ -171,6 +215,19 @@ def parse_columns(text: str) -> dict[str, str]:
             raise ConfigError(f"--columns {text}: names the {ours.strip()} twice; name it once")
         pairs[ours.strip()] = theirs.strip()
     return pairs
+
+
+def parse_epsilons(text: str) -> float | list[float]:
+    """ "2" as a number, "0.5,1,2" as a list.
+
+    Raises:
+        ConfigError: a part is no number.
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--epsilon {text}: give a number above 0, or several as in 0.5,1,2,4,8") from None
+    return values[0] if len(values) == 1 else values
 
 
 def choose_out(settings: SimulationSettings, out: Path | None, *, resume: bool) -> Path:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedrec.federation.run_record import epsilon_of
 from fedrec.reports import summary
 from fedrec.reports.summary import Record
 
@@ -29,6 +30,8 @@ def print_comparison(run_dir: Path, record: Record, console: Console) -> None:
     console.print(column_table(record, is_wide=is_wide))
     if (shops := shop_table(record, is_wide=is_wide)) is not None:
         console.print(shops)
+    if (epsilons := epsilon_table(record)) is not None:
+        console.print(epsilons)
     for text in [*account_lines(record), "", *summary.sentences(record), "", cost_line(record)]:
         console.print(Text(text))
     console.print(Text(f"guarantee: {record['guarantee']}", style="dim"))
@@ -96,6 +99,33 @@ def shop_table(record: Record, *, is_wide: bool = True) -> Table | None:
             cells[-1] = Text("local", style="dim")
         table.add_row(name, *(cells[n] for n in shown))
     return table
+
+
+def epsilon_table(record: Record) -> Table | None:
+    """Gain from joining at each epsilon: over all shops and by size of shop; None for fewer than two epsilons."""
+    gains = record.get("gain_by_epsilon") or []
+    if len(gains) < 2:
+        return None
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, header_style="bold")
+    table.add_column(f"gain in {gains[0]['metric'].upper()}", no_wrap=True)
+    table.add_column("shops", justify="right")
+    for gain in gains:
+        table.add_column(f"ε {epsilon_of(gain['of'])}", justify="right", no_wrap=True)
+    table.add_row(
+        "all shops",
+        summary.count(sum(row["mean"] is not None for row in gains[0]["shops"].values())),
+        *(_gain_cell(gain["macro"]) for gain in gains),
+        style="bold",
+    )
+    for name, first in gains[0]["classes"].items():
+        table.add_row(name, summary.count(first["shops"]), *(_gain_cell(gain["classes"][name]) for gain in gains))
+    joining = [sum(row.get("decision") == "joins" for row in gain["shops"].values()) for gain in gains]
+    table.add_row("join, harmed", "", *(f"{n}, {gain['harmed_shops']}" for n, gain in zip(joining, gains, strict=True)))
+    return table
+
+
+def _gain_cell(row: Mapping[str, Any]) -> Text:
+    return Text(summary.signed(row["mean"]), style=_gain_style(row))
 
 
 def _shop_cells(record: Record, gain: Mapping[str, Any], name: str, row: Mapping[str, Any]) -> list[Text]:

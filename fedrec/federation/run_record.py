@@ -19,7 +19,7 @@ import numpy as np
 
 from fedrec.errors import StoreError
 
-RECORD_FORMAT = 1
+RECORD_FORMAT = 2
 _RECORDED_PACKAGES = ("fedrec", "flwr", "numpy", "scipy", "pandas")
 
 
@@ -47,7 +47,8 @@ class RoundRecord:
 class RunRecord:
     """Everything that run.json holds; the field names are its keys.
 
-    Mappings hold JSON values; a figure that does not exist is None, never NaN.
+    Mappings hold JSON values; a figure that does not exist is None, never NaN. ``privacy`` says what the columns under
+    differential privacy promise, ``gain_by_epsilon`` what each of them gains over local-only; None and empty without.
     """
 
     name: str
@@ -61,6 +62,8 @@ class RunRecord:
     main_column: str | None
     scores: Mapping[str, Any]
     gain: Mapping[str, Any] | None
+    gain_by_epsilon: Sequence[Mapping[str, Any]]
+    privacy: Mapping[str, Any] | None
     compatibility: Mapping[str, Any] | None
     rounds: Sequence[RoundRecord]
     learning_curve: Sequence[Mapping[str, Any]]
@@ -82,6 +85,21 @@ class RunRecord:
     def write(self, path: Path) -> None:
         """Write atomically: a reader sees the old file or the new one, never half of one."""
         write_atomically(path, self.to_json().encode())
+
+
+def noisy_column(family: str, epsilon: float) -> str:
+    """Name of a column under differential privacy: ``federated_dp@2``."""
+    return f"{family}@{epsilon:g}"
+
+
+def family_of(column: str) -> str:
+    """A column's name without its epsilon: ``federated_dp``."""
+    return column.partition("@")[0]
+
+
+def epsilon_of(column: str) -> str:
+    """A column's epsilon as it is written, "" for a column without."""
+    return column.partition("@")[2]
 
 
 def read_record(path: Path) -> RunRecord:

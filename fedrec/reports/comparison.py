@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from fedrec.errors import StoreError
+from fedrec.federation.run_record import family_of
 from fedrec.reports import summary
 from fedrec.reports.figures import pictures
 from fedrec.reports.summary import Record
@@ -65,6 +66,9 @@ def render(record: Record) -> str:
         "duration": summary.duration,
         "figure": summary.figure,
         "metric": _metric,
+        "variable": _variable,
+        "direction": _direction,
+        "plain": _plain,
     }
     return environment.get_template("comparison.html").render(
         record=record,
@@ -75,7 +79,10 @@ def render(record: Record) -> str:
         columns=_columns(record),
         accuracy=[metric for metric in _metrics(record) if metric.startswith(_ACCURACY)],
         character=_character(record),
+        key_columns=[column for column in _columns(record) if column["name"] in summary.key_columns(record)],
         shops=_shops(record),
+        gains=gains if len(gains := record.get("gain_by_epsilon") or []) > 1 else [],
+        promises=_promises(record),
         pictures=pictures(record),
         settings=_settings(record),
         tuned=_tuned(record),
@@ -134,21 +141,25 @@ def _character(record: Record) -> dict[str, str]:
 
 
 def _columns(record: Record) -> list[dict[str, Any]]:
-    """One entry a column: title, remark, width of its bar, macro and micro estimates."""
+    """One entry a column: title, remark (of one family's columns the first alone), width of its bar, estimates."""
     means = {name: summary.mean(record, name, "ndcg@10") for name in record["columns"]}
     top = max((value for value in means.values() if value is not None), default=0.0)
-    return [
-        {
-            "name": name,
-            "title": summary.title_of(name),
-            "note": summary.COLUMN_NOTES.get(name, ""),
-            "is_main": name == record.get("main_column"),
-            "percent": round(100 * (means[name] or 0) / top, 1) if top else 0,
-            "macro": {metric: summary.estimate(record, name, metric) for metric in _metrics(record)},
-            "micro": {metric: summary.estimate(record, name, metric, "micro") for metric in _metrics(record)},
-        }
-        for name in record["columns"]
-    ]
+    explained: set[str] = set()
+    columns = []
+    for name in record["columns"]:
+        columns.append(
+            {
+                "name": name,
+                "title": summary.title_of(name),
+                "note": "" if family_of(name) in explained else summary.note_of(name),
+                "is_main": name == record.get("main_column"),
+                "percent": round(100 * (means[name] or 0) / top, 1) if top else 0,
+                "macro": {metric: summary.estimate(record, name, metric) for metric in _metrics(record)},
+                "micro": {metric: summary.estimate(record, name, metric, "micro") for metric in _metrics(record)},
+            }
+        )
+        explained.add(family_of(name))
+    return columns
 
 
 def _shops(record: Record) -> list[dict[str, Any]]:
@@ -159,6 +170,39 @@ def _shops(record: Record) -> list[dict[str, Any]]:
         scores = {column: summary.shop_mean(record, column, shop["shop"], "ndcg@10") for column in record["columns"]}
         rows.append({**shop, "scores": scores, "gain": (gain.get("shops") or {}).get(shop["shop"])})
     return rows
+
+
+def _promises(record: Record) -> list[dict[str, Any]]:
+    """One entry an epsilon: what it costs a person with several accounts, its noise, its parameters, its ledger."""
+    entries = []
+    for run in (record.get("privacy") or {}).get("runs", []):
+        federated = run.get("federated") or run["popularity"]
+        noise = [f"{release['name']} σ {release['noise_multiplier']:.3g}" for release in federated["schedule"]]
+        settings = [f"{name.replace('_', ' ')} {_plain(value)}" for name, value in federated["settings"].items()]
+        entries.append(
+            {
+                "epsilon": f"{run['epsilon']:g}",
+                "accounts": [f"{value:.3g}" for value in federated["epsilon_by_accounts"].values()],
+                "noise": ", ".join(noise),
+                "settings": ", ".join(settings),
+                "ledger": run.get("ledger", ""),
+                "spec": federated["spec"],
+                "rounds": federated["rounds"],
+            }
+        )
+    return entries
+
+
+def _variable(column: str) -> str:
+    """The page's colour of a column."""
+    return f"var(--{family_of(column).replace('_', '-')}, var(--other))"
+
+
+def _direction(row: Mapping[str, Any]) -> str:
+    """The class of a cell: up or down where the interval leaves zero out."""
+    if row["low"] is not None and row["low"] > 0:
+        return "up"
+    return "down" if row["high"] is not None and row["high"] < 0 else ""
 
 
 def _metric(name: str) -> str:

@@ -15,19 +15,33 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from fedrec.federation.run_record import family_of
 from fedrec.reports import summary
 from fedrec.reports.summary import Record
 
 _INK, _FAINT, _PAPER = "#010101", "#020202", "#030303"
 _SERIES = {
     "popularity": "#040401",
+    "dp_popularity": "#040407",
     "local": "#040402",
     "federated": "#040403",
     "federated_personal": "#040404",
+    "federated_dp": "#040408",
+    "federated_dp_personal": "#040409",
     "pooled": "#040405",
 }
 _OTHER = "#040406"
-_MARKERS = {"popularity": "s", "local": "o", "federated": "^", "federated_personal": "D", "pooled": "v"}
+_MARKERS = {
+    **{"popularity": "s", "local": "o", "federated": "^", "federated_personal": "D", "pooled": "v"},
+    **{"dp_popularity": "X", "federated_dp": "<", "federated_dp_personal": "P"},
+}
+_CLASS_STYLES = (
+    ("#040402", "o", (1, 1)),
+    ("#040403", "^", (4, 2)),
+    ("#040405", "v", (6, 1, 1, 1)),
+    (_OTHER, "s", (3, 1)),
+)
+"""Colour, marker and dashes of shops of each size, the smallest first."""
 _VARIABLES = {_INK: "ink", _FAINT: "line", _PAPER: "paper", _OTHER: "other"} | {
     colour: column.replace("_", "-") for column, colour in _SERIES.items()
 }
@@ -75,7 +89,13 @@ class Picture:
 
 def pictures(record: Record) -> list[Picture]:
     """The figures that a record has values for."""
-    drawn = [_gain_by_size(record), _metrics_by_shop(record), _list_character(record), _learning_curve(record)]
+    drawn = [
+        _gain_by_size(record),
+        _gain_by_epsilon(record),
+        _metrics_by_shop(record),
+        _list_character(record),
+        _learning_curve(record),
+    ]
     return [picture for picture in drawn if picture is not None]
 
 
@@ -107,6 +127,54 @@ def _gain_by_size(record: Record) -> Picture | None:
         )
         text = "Above the line, joining beats the model that the shop trains alone. Bars: 95\u00a0% intervals."
         return Picture("gain", "Gain against shop size", text, _svg(figure, "gain", alt))
+
+
+def _gain_by_epsilon(record: Record) -> Picture | None:
+    """Gain from joining against epsilon: over all shops, with its interval, and by size of shop."""
+    gains = [gain for gain in record.get("gain_by_epsilon") or [] if gain["macro"]["mean"] is not None]
+    if not gains:
+        return None
+    with mpl.rc_context(_STYLE):
+        figure, axes = _canvas(3.7)
+        axes.axhline(0, color=_INK, linewidth=1)
+        epsilons = [gain["epsilon"] for gain in gains]
+        for name, style in zip(gains[0]["classes"], _CLASS_STYLES, strict=False):
+            of_class = [gain["classes"][name] for gain in gains]
+            points = [(epsilon, row["mean"]) for epsilon, row in zip(epsilons, of_class, strict=True)]
+            points = [(epsilon, mean) for epsilon, mean in points if mean is not None]
+            if points and len(gains[0]["classes"]) > 1:
+                colour, marker, dashes = style
+                label = f"{name} ({of_class[0]['shops']})"
+                axes.plot(*zip(*points, strict=True), color=colour, marker=marker, dashes=dashes, label=label)
+        means = [gain["macro"]["mean"] for gain in gains]
+        low = [_or(gain["macro"]["low"], mean) for gain, mean in zip(gains, means, strict=True)]
+        high = [_or(gain["macro"]["high"], mean) for gain, mean in zip(gains, means, strict=True)]
+        colour = _SERIES["federated_dp_personal"]
+        axes.fill_between(epsilons, low, high, color=colour, alpha=0.16, linewidth=0)
+        if len(gains) == 1:
+            axes.plot(epsilons * 2, [low[0], high[0]], color=colour, linewidth=1.2)
+        axes.plot(epsilons, means, color=colour, marker="P", linewidth=2.4, label="all shops")
+        _epsilon_axis(axes, epsilons)
+        axes.set_ylabel(f"gain in {gains[0]['metric'].upper()}")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: summary.signed(value, 3) if value else "0"))
+        axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=2, handletextpad=0.5, columnspacing=1.2)
+        alt = ", ".join(
+            f"{summary.signed(mean)} at epsilon {name:g}" for name, mean in zip(epsilons, means, strict=True)
+        )
+        text = (
+            "Above the line, joining under shopper-level privacy beats the model that a shop trains alone. Lines: mean "
+        )
+        text += "over the shops of one size; band: 95\u00a0% interval over all shops, of shoppers and noise."
+        title = "Gain from joining against ε"
+        return Picture("epsilon", title, text, _svg(figure, "epsilon", f"Gain over all shops: {alt}."))
+
+
+def _epsilon_axis(axes: Axes, epsilons: list[float]) -> None:
+    axes.set_xscale("log")
+    axes.set_xlim(min(epsilons) / 1.3, max(epsilons) * 1.3)
+    axes.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("ε (smaller promises more)")
 
 
 def _name_points(axes: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
@@ -142,7 +210,7 @@ def _metrics_by_shop(record: Record) -> Picture | None:
     names = [row["shop"] for row in sorted(record["data"]["shops"], key=lambda row: (row["shoppers"], row["shop"]))]
     found = {
         column: {name: summary.shop_mean(record, column, name, "ndcg@10") for name in names}
-        for column in record["columns"]
+        for column in summary.key_columns(record)
     }
     values = {
         column: {name: value for name, value in rows.items() if value is not None} for column, rows in found.items()
@@ -164,7 +232,7 @@ def _metrics_by_shop(record: Record) -> Picture | None:
 
 
 def _dots_by_shop(values: Mapping[str, Mapping[str, float]], shops: list[str]) -> Figure:
-    figure, axes = _canvas(1.3 + 0.27 * max(len(shops), 2))
+    figure, axes = _canvas(1.0 + 0.1 * len(values) + 0.27 * max(len(shops), 2))
     places = {shop: place for place, shop in enumerate(shops)}
     for shop, place in places.items():
         ends = [rows[shop] for rows in values.values() if shop in rows]
@@ -173,9 +241,9 @@ def _dots_by_shop(values: Mapping[str, Mapping[str, float]], shops: list[str]) -
         axes.scatter(
             list(rows.values()),
             [places[shop] for shop in rows],
-            marker=_MARKERS.get(column, "P"),
+            marker=_MARKERS.get(family_of(column), "P"),
             s=38,
-            color=_SERIES.get(column, _OTHER),
+            color=_SERIES.get(family_of(column), _OTHER),
             edgecolors=_PAPER,
             linewidths=0.8,
             label=summary.title_of(column),
@@ -195,7 +263,7 @@ def _spread_by_column(values: Mapping[str, Mapping[str, float]], shops: list[str
     for place, (column, rows) in enumerate(reversed(list(values.items()))):
         points = np.array(list(rows.values()))
         heights = place + rng.uniform(-0.26, 0.26, len(points))
-        axes.scatter(points, heights, s=12, color=_SERIES.get(column, _OTHER), alpha=0.55, linewidths=0)
+        axes.scatter(points, heights, s=12, color=_SERIES.get(family_of(column), _OTHER), alpha=0.55, linewidths=0)
         axes.plot([np.median(points)] * 2, [place - 0.36, place + 0.36], color=_INK, linewidth=2)
     axes.set_yticks(range(len(values)), [summary.title_of(column) for column in reversed(list(values))])
     axes.grid(False, axis="y")
@@ -215,18 +283,18 @@ def _list_character(record: Record) -> Picture | None:
     metrics = {
         metric: title
         for metric, title in _CHARACTER.items()
-        if any(summary.mean(record, column, metric) is not None for column in record["columns"])
+        if any(summary.mean(record, column, metric) is not None for column in summary.key_columns(record))
     }
     if "popularity_bias@10" not in metrics:
         return None
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH_IN, 0.9 + 0.32 * len(record["columns"])), layout="constrained")
+        figure = Figure(figsize=(_WIDTH_IN, 0.9 + 0.32 * len(summary.key_columns(record))), layout="constrained")
         panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
         for axes, (metric, title) in zip(panels, metrics.items(), strict=True):
             _bars(axes, record, metric, title)
         bias = [
             f"{summary.title_of(column)} {summary.figure(summary.mean(record, column, 'popularity_bias@10'))}"
-            for column in record["columns"]
+            for column in summary.key_columns(record)
         ]
         alt = f"Popularity bias by column: {', '.join(bias)}."
         text = "What the lists of ten are like, whether they hit or not: how much they favour popular items, and how "
@@ -235,12 +303,12 @@ def _list_character(record: Record) -> Picture | None:
 
 
 def _bars(axes: Axes, record: Record, metric: str, title: str) -> None:
-    columns = list(reversed(record["columns"]))
+    columns = list(reversed(summary.key_columns(record)))
     for place, column in enumerate(columns):
         one = summary.estimate(record, column, metric)
         if (mean := one.get("mean")) is None:
             continue
-        axes.barh(place, mean, height=0.62, color=_SERIES.get(column, _OTHER))
+        axes.barh(place, mean, height=0.62, color=_SERIES.get(family_of(column), _OTHER))
         axes.plot([_or(one.get("low"), mean), _or(one.get("high"), mean)], [place, place], color=_INK, linewidth=1.4)
     axes.set_yticks(range(len(columns)), [summary.title_of(column) for column in columns])
     axes.set_title(title, fontsize=10)
@@ -280,7 +348,10 @@ def _canvas(height_in: float) -> tuple[Figure, Axes]:
 
 
 def _legend_above(axes: Axes) -> None:
-    axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=3, handletextpad=0.3, columnspacing=1.0)
+    many = len(axes.get_legend_handles_labels()[0]) > 5
+    axes.legend(
+        loc="lower center", bbox_to_anchor=(0.42, 1.0), ncols=2 if many else 3, handletextpad=0.3, columnspacing=1.0
+    )
 
 
 def _score_axis(axes: Axes, label: str) -> None:

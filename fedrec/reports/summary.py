@@ -5,20 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedrec.federation.run_record import epsilon_of, family_of, noisy_column
+
 Record = Mapping[str, Any]
 
 COLUMN_TITLES = {
     "popularity": "popularity",
+    "dp_popularity": "DP popularity, ε {epsilon}",
     "local": "alone",
     "federated": "federated",
     "federated_personal": "federated + personal",
+    "federated_dp": "federated DP(ε {epsilon})",
+    "federated_dp_personal": "federated DP(ε {epsilon}) + personal",
     "pooled": "pooled, no privacy",
 }
 COLUMN_NOTES = {
     "popularity": "the shop's own most popular items",
+    "dp_popularity": "one private release of all shops' counts: the floor for any private model",
     "local": "the model that the shop trains alone, with the same texts and the same search",
     "federated": "the shared model as it comes from the coordinator",
     "federated_personal": "the shared model with the shop's own statistics mixed in, where that helps",
+    "federated_dp": "the shared model under shopper-level differential privacy, nothing tuned on shoppers' data",
+    "federated_dp_personal": "the same with the shop's own statistics mixed in at home, where that helps",
     "pooled": "all shops' data in one place: the reference that a federation tries to match",
 }
 NOTHING = "–"
@@ -27,7 +35,19 @@ MINUS = "−"
 
 def title_of(column: str) -> str:
     """A column's name for people; a name of its own for columns that are not built in."""
-    return COLUMN_TITLES.get(column, column.replace("_", " "))
+    title = COLUMN_TITLES.get(family_of(column))
+    return column.replace("_", " ") if title is None else title.format(epsilon=epsilon_of(column))
+
+
+def note_of(column: str) -> str:
+    """What a column is; "" for columns that are not built in."""
+    return COLUMN_NOTES.get(family_of(column), "")
+
+
+def key_columns(record: Record) -> list[str]:
+    """The columns for places with little room: those without an epsilon, and those with the main column's."""
+    main = epsilon_of(record.get("main_column") or "")
+    return [column for column in record["columns"] if epsilon_of(column) in ("", main)]
 
 
 def score(value: float | None, digits: int = 4) -> str:
@@ -130,11 +150,17 @@ def what_was_run(record: Record) -> str:
 
 def sentences(record: Record) -> list[str]:
     """What the run says about the question "what do I gain by joining?", in plain words."""
-    return [
-        text
-        for text in (_gain(record), _popularity(record), _who_joins(record), _harm(record), _retention(record))
-        if text
-    ]
+    parts = (
+        _gain(record),
+        _popularity(record),
+        _who_joins(record),
+        _harm(record),
+        _by_epsilon(record),
+        _harm_by_epsilon(record),
+        _private_floor(record),
+        _retention(record),
+    )
+    return [text for text in parts if text]
 
 
 def _gain(record: Record) -> str:
@@ -144,9 +170,10 @@ def _gain(record: Record) -> str:
     joined, alone = mean(record, gain["of"], gain["metric"]), mean(record, gain["over"], gain["metric"])
     average = gain["macro"]
     chance = "" if _is_shown(average) else " The interval holds zero: that may be chance."
+    promise = f" under ε {epsilon}" if (epsilon := epsilon_of(gain["of"])) else ""
     return (
-        f"A shop that takes part gets lists of {gain['metric'].upper()} {score(joined)} on average over shops, "
-        f"against {score(alone)} from the model it trains alone: a difference of {signed(average['mean'])} "
+        f"A shop that takes part{promise} gets lists of {gain['metric'].upper()} {score(joined)} on average over "
+        f"shops, against {score(alone)} from the model it trains alone: a difference of {signed(average['mean'])} "
         f"(95\u00a0% interval {signed_interval(average)}).{chance}"
     )
 
@@ -193,6 +220,55 @@ def _harm(record: Record) -> str:
     if worst.get("mean") is not None and worst["mean"] < 0:
         return f"{text}; the largest point loss is {signed(worst['mean'])}, in {worst['shop']}."
     return f"{text}; no shop loses on test." if harmed == 0 else f"{text}."
+
+
+def _by_epsilon(record: Record) -> str:
+    """Where several epsilons were tried: what each brings, and from which on it is more than chance."""
+    rows = [row for row in record.get("gain_by_epsilon") or [] if row["macro"]["mean"] is not None]
+    if len(rows) < 2:
+        return ""
+    parts = [f"{signed(row['macro']['mean'])} at ε {epsilon_of(row['of'])}" for row in rows]
+    sure = [epsilon_of(row["of"]) for row in rows if (row["macro"]["low"] or 0) > 0]
+    text = f"What joining brings on average over shops: {', '.join(parts)}; "
+    if not sure:
+        return text + "none of that is beyond chance."
+    return text + f"beyond chance at ε {', '.join(sure)}."
+
+
+def _harm_by_epsilon(record: Record) -> str:
+    rows = record.get("gain_by_epsilon") or []
+    if len(rows) < 2:
+        return ""
+    harmed = [
+        f"{plural(row['harmed_shops'], 'shop')} at ε {epsilon_of(row['of'])}" for row in rows if row["harmed_shops"]
+    ]
+    if harmed:
+        return f"Harmed by joining (Holm-corrected 95\u00a0% intervals): {', '.join(harmed)}."
+    lost = [row for row in rows if row["worst"] is not None and row["worst"]["mean"] < 0]
+    if not lost:
+        return "At no epsilon is a shop harmed, and none loses on test."
+    worst = min(lost, key=lambda row: row["worst"]["mean"])
+    return (
+        f"At no epsilon is a shop harmed (Holm-corrected 95\u00a0% intervals); the largest point loss is "
+        f"{signed(worst['worst']['mean'])}, in {worst['worst']['shop']} at ε {epsilon_of(worst['of'])}."
+    )
+
+
+def _private_floor(record: Record) -> str:
+    """Whether the private models beat one private release of popularity, the floor of all of them."""
+    under = []
+    compared = 0
+    for column in record["columns"]:
+        if family_of(column) not in ("federated_dp", "federated_dp_personal"):
+            continue
+        floor = mean(record, noisy_column("dp_popularity", float(epsilon_of(column))), "ndcg@10")
+        reached = mean(record, column, "ndcg@10")
+        if floor is not None and reached is not None:
+            compared += 1
+            under += [f"{title_of(column)} ({score(reached)} against {score(floor)})"] if reached < floor else []
+    if under:
+        return f"Under DP popularity, the floor for private models: {', '.join(under)}."
+    return "Every private model beats DP popularity, the floor at the same epsilon." if compared else ""
 
 
 def _retention(record: Record) -> str:

@@ -19,6 +19,7 @@ from fedrec.errors import ConfigError
 from fedrec.evaluation.intervals import one_sided_paired_test
 from fedrec.models.popularity import PopularityScorer
 from fedrec.models.recommender import Explainable, PublicInputs, Recommender, Scorer, State
+from fedrec.privacy.spec import one_significant_digit
 
 Blend = dict[str, float]
 """Component name -> weight above 0; a component that a shop does not have (content without item text) is left out."""
@@ -41,6 +42,15 @@ JOINED_BLENDS: tuple[Blend, ...] = (
     {"global": 0.5, "local": 0.25, "popularity": 0.25},
 )
 """What a shop that joins may serve; chosen likewise."""
+
+PRIVATE_BLEND: Blend = {"mixed": 1.0}
+"""What a shop that joins serves under differential privacy: frozen, so that nothing is chosen on private data."""
+
+PRIVATE_GLOBAL_SHARE = 0.5
+"""Share of the released statistics in its mixed model; a private model's own rules weigh what they are added to."""
+
+TESTING_SHOPPERS = 100
+"""From this declared size on (one significant digit) a shop keeps its validation events out of what it releases."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,14 @@ class PersonalisationSettings:
     def global_share(self, num_shoppers: int) -> float:
         """Weight of the global statistics in the mixed model of a shop with so many shoppers, in (0, 1]."""
         return self.half_share_shoppers / (self.half_share_shoppers + num_shoppers)
+
+
+def keeps_validation(num_shoppers: int) -> bool:
+    """Whether a shop of this size decides by a test of its own, on events that it did not release.
+
+    The declared size decides, not the data: no shopper changes what the others contribute.
+    """
+    return one_significant_digit(num_shoppers) >= TESTING_SHOPPERS
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from fedrec.federation.run_record import write_atomically
 from fedrec.models import load_model, settings_of
 from fedrec.models.content import content_features
 from fedrec.models.recommender import PublicInputs, Recommender, Scorer, State, train_alone
-from fedrec.shop.personalise import Blend, Components, PersonalisationSettings, mixed_scorer
+from fedrec.shop.personalise import Blend, Components, mixed_scorer
 
-CHOICES_FORMAT = 1
+CHOICES_FORMAT = 2
 SHARED_FILE = "model/shared.safetensors"
 CHOICES_FILE = "model/personal.json"
 
@@ -59,7 +59,7 @@ def write_choices(
     shared: Recommender,
     shared_items: np.ndarray,
     blends: Mapping[str, Blend],
-    personalisation: PersonalisationSettings,
+    global_shares: Mapping[str, float],
 ) -> None:
     """Keep what every shop serves, so that `open_shop` can build it again.
 
@@ -67,13 +67,13 @@ def write_choices(
         local, shared: models with the settings of the local and the shared model.
         shared_items: str, (num_items,); the item space of the shared arrays.
         blends: by shop.
-        personalisation: sets the mixed model.
+        global_shares: by shop, share of the global statistics in its mixed model.
     """
     about = {
         "format": CHOICES_FORMAT,
         "local": _model_record(local),
         "shared": _model_record(shared),
-        "personalisation": asdict(personalisation),
+        "global_shares": dict(global_shares),
         "blends": dict(blends),
         "shared_items": [str(item) for item in shared_items.tolist()],
     }
@@ -111,7 +111,7 @@ def open_shop(run_dir: Path, shop: str) -> ServedShop:
     public_of = partial(_public, features, catalogue.index)
     return ServedShop(
         name=shop,
-        scorer=_scorer(about, state, shop, public_of, items, trained, len(shoppers)),
+        scorer=_scorer(about, state, shop, public_of, items, trained),
         items=items,
         titles=catalogue["title"].reindex(items).fillna("").to_numpy(str),
         shoppers=shoppers,
@@ -127,14 +127,13 @@ def _scorer(
     public_of: Callable[[np.ndarray], PublicInputs],
     items: np.ndarray,
     rows: sparse.csr_matrix,
-    num_shoppers: int,
 ) -> Scorer:
     """The model that the run's main column serves at this shop."""
     shared_space, public = public_of(np.array(about["shared_items"], dtype=str)), public_of(items)
     places = np.minimum(np.searchsorted(shared_space.items, items), shared_space.num_items - 1)
     positions = np.where(shared_space.items[places] == items, places, -1).astype(np.int64)
     local, shared = (load_model(about[name]["class"], about[name]["settings"]) for name in ("local", "shared"))
-    share = PersonalisationSettings(**about["personalisation"]).global_share(num_shoppers)
+    share = about["global_shares"][shop]
     trained: dict[str, Callable[[], Scorer]] = {
         "local": lambda: local.fit(train_alone(local, rows, public), public),
         "global": lambda: shared.fit(state, shared_space).restrict(positions, public),

@@ -6,6 +6,8 @@ the federation personalised, all data pooled. The figures are the researcher's o
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,22 +17,27 @@ from typing import Any
 
 import numpy as np
 
-from fedrec.config import Progress, SimulationSettings, quiet, read_scenario
+from fedrec.config import SimulationSettings, read_scenario
 from fedrec.data.split import SplitKind
 from fedrec.errors import ConfigError
 from fedrec.evaluation.gains import gain_table
 from fedrec.evaluation.tables import Evaluation, evaluate_lists
-from fedrec.federation.run_record import RunRecord
+from fedrec.federation.run_record import RunRecord, epsilon_of, family_of
 from fedrec.flower.engines import Trained, require_ray
 from fedrec.models import load_model
 from fedrec.shop.personalise import Choice
 from fedrec.simulation import outputs
 from fedrec.simulation.columns import Chosen, Search
 from fedrec.simulation.comparison import Lists, main_column, rank_columns
+from fedrec.simulation.private_columns import PrivateColumns, private_columns
+from fedrec.simulation.progress import Progress, quiet
 from fedrec.simulation.rounds import federate
 from fedrec.simulation.world import World, prepare
 
 __all__ = ["Run", "simulate"]
+
+_JOINED = ("federated", "federated_personal", "federated_dp", "federated_dp_personal")
+_SIZE_BOUNDS = (100, 1_000, 10_000)
 
 
 @dataclass(frozen=True)
@@ -107,16 +114,21 @@ def simulate(
         trained, curve = Trained({}), list[dict[str, Any]]()
         if set(settings.evaluation.columns) & {"federated", "federated_personal"}:
             trained, curve = federate(settings, world, chosen.shared, run_dir, resume=resume, progress=progress)
-        outputs.write_model(run_dir, settings, trained.state, chosen, world)
+    main = main_column(settings)
+    with clock.part("private rounds and lists"):
+        private = private_columns(settings, world, chosen, model, run_dir, main=main, progress=progress)
     with clock.part("rank"):
-        lists = rank_columns(settings, world, chosen, trained.state, progress)
-        outputs.write_lists(run_dir, world, lists, main_column(settings))
+        outputs.write_model(run_dir, settings, trained.state, chosen, private, world)
+        lists = rank_columns(settings, world, chosen, trained.state, private, progress)
+        outputs.write_lists(run_dir, world, lists, main)
     with clock.part("evaluate"):
         progress.phase("evaluate", None)
-        evaluation, tables = _evaluate(settings, world, chosen, lists)
+        evaluation, tables = _evaluate(settings, world, chosen, private, lists)
     if not curve:
         curve = _one_point_curve(len(trained.rounds), tables)
-    record = outputs.make_record(settings, world, chosen, search.trials, trained, curve, tables, clock.seconds())
+    record = outputs.make_record(
+        settings, world, chosen, search.trials, trained, private, curve, tables, clock.seconds()
+    )
     outputs.write_record(run_dir, record)
     return Run(record, run_dir, evaluation, lists.shoppers)
 
@@ -132,9 +144,9 @@ def _checked(given: SimulationSettings | Mapping[str, Any] | str | Path) -> Simu
 
 
 def _evaluate(
-    settings: SimulationSettings, world: World, chosen: Chosen, lists: Lists
+    settings: SimulationSettings, world: World, chosen: Chosen, private: PrivateColumns, lists: Lists
 ) -> tuple[Evaluation, dict[str, Any]]:
-    """Every shopper's figures, and the record's "scores", "gain" and "compatibility"."""
+    """Every shopper's figures, and the record's "scores", "gain", "gain_by_epsilon" and "compatibility"."""
     rng = np.random.default_rng([settings.seed, 1])
     evaluation = evaluate_lists(
         lists.tests,
@@ -144,18 +156,34 @@ def _evaluate(
         is_recall_capped=world.split.description["kind"] == SplitKind.STRONG,
         resamples=settings.evaluation.bootstrap,
     )
-    tables: dict[str, Any] = {"scores": evaluation.scores, "gain": None, "compatibility": lists.compatibility}
-    joined = main_column(settings)
-    if joined in ("federated_personal", "federated") and "local" in settings.evaluation.columns:
-        tables["gain"] = gain_table(
-            evaluation,
-            of=joined,
-            over="local",
-            rng=rng,
-            shoppers={shop.name: len(shop.shoppers) for shop in world.shops},
-            decisions=_decisions(world, chosen.choices),
-        )
-    return evaluation, tables
+    decisions = {"federated_personal": _decisions(world, chosen.choices)} | private.decisions
+    gains: dict[str, dict[str, Any]] = {}
+    for column in evaluation.columns if "local" in evaluation.columns else ():
+        if column == main_column(settings) or family_of(column) == "federated_dp_personal":
+            gains[column] = _gain(evaluation, world, column, decisions.get(column), rng)
+    main = main_column(settings)
+    return evaluation, {
+        "scores": evaluation.scores,
+        "gain": gains[main] if main in gains and family_of(main) in _JOINED else None,
+        "gain_by_epsilon": [
+            {"epsilon": float(epsilon_of(column)), **gain} for column, gain in gains.items() if epsilon_of(column)
+        ],
+        "compatibility": lists.compatibility,
+    }
+
+
+def _gain(
+    evaluation: Evaluation,
+    world: World,
+    column: str,
+    decisions: Mapping[str, tuple[str, str]] | None,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """What shops gain by one column over their local models, and by size of shop."""
+    sizes = {shop.name: len(shop.shoppers) for shop in world.shops}
+    return gain_table(
+        evaluation, of=column, over="local", rng=rng, shoppers=sizes, decisions=decisions, classes=size_classes(sizes)
+    )
 
 
 def _decisions(world: World, choices: tuple[Choice, ...]) -> dict[str, tuple[str, str]] | None:
@@ -165,6 +193,18 @@ def _decisions(world: World, choices: tuple[Choice, ...]) -> dict[str, tuple[str
         shop.name: ("joins" if choice.joins else "stays local", choice.reason)
         for shop, choice in zip(world.shops, choices, strict=True)
     }
+
+
+def size_classes(sizes: Mapping[str, int]) -> dict[str, list[str]]:
+    """Shops by their number of shoppers: under 100, then in powers of ten; empty classes are left out."""
+    edges = [0, *_SIZE_BOUNDS, math.inf]
+    classes = {}
+    for low, high in itertools.pairwise(edges):
+        shops = [shop for shop, size in sizes.items() if low <= size < high]
+        name = f"under {high:,} shoppers" if low == 0 else f"{low:,} to {high - 1:,.0f} shoppers"
+        if shops:
+            classes[f"{low:,} shoppers and more" if high == math.inf else name] = shops
+    return classes
 
 
 def _one_point_curve(num_rounds: int, tables: Mapping[str, Any]) -> list[dict[str, Any]]:

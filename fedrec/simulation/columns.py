@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fedrec.config import Progress, SimulationSettings
+from fedrec.config import SimulationSettings
 from fedrec.evaluation.metrics import hit_matrix, ndcg, relevant_counts
 from fedrec.evaluation.ranking import top_items
 from fedrec.models import load_model, settings_of
@@ -23,11 +23,11 @@ from fedrec.shop.personalise import (
     Blend,
     Choice,
     Components,
-    PersonalisationSettings,
     combine,
     decide,
     mixed_scorer,
 )
+from fedrec.simulation.progress import Progress
 from fedrec.simulation.world import Queries, Stage, World, pooled_rows, queries, training_rows
 
 _BATCH_ROWS = 1024
@@ -108,7 +108,7 @@ def components(
     shared: Recommender,
     state: State,
     scorer: Scorer | None,
-    personalisation: PersonalisationSettings,
+    global_share: float,
 ) -> Components:
     """What one shop can blend.
 
@@ -116,14 +116,14 @@ def components(
         local, shared: models with the settings of either column.
         state: the shared arrays; empty where the comparison has no shared model.
         scorer: the shared model, solved over the shared item space; None likewise.
+        global_share: of the shared arrays in the mixed model, in [0, 1].
     """
     shop, public = world.shops[place], world.shop_public[place]
     rows = training_rows(shop, stage)
     trained: dict[str, Callable[[], Scorer]] = {"local": partial(local_scorer, world, local, place, stage)}
     if scorer is not None:
         trained["global"] = partial(shared_scorer, world, scorer, place)
-        share = personalisation.global_share(len(shop.shoppers))
-        trained["mixed"] = partial(mixed_scorer, shared, state, shop.positions, rows, public, global_share=share)
+        trained["mixed"] = partial(mixed_scorer, shared, state, shop.positions, rows, public, global_share=global_share)
     return Components(trained, rows, public)
 
 
@@ -149,6 +149,7 @@ class Chosen:
         local_blends, joined_blends: what each shop serves alone and joined, in roster order; empty where no column
             needs them.
         choices: each shop's decision in roster order; empty where no personalised column is wanted.
+        alone: NDCG@10 of each shop's local blend per validation shopper, in roster order; empty likewise.
     """
 
     local: Recommender
@@ -156,6 +157,7 @@ class Chosen:
     local_blends: tuple[Blend, ...] = ()
     joined_blends: tuple[Blend, ...] = ()
     choices: tuple[Choice, ...] = ()
+    alone: tuple[np.ndarray, ...] = ()
 
     def blend(self, column: str, place: int) -> Blend:
         """What a column serves at the shop at a place of the roster."""
@@ -189,7 +191,7 @@ class Search:
     def run(self, columns: Collection[str]) -> Chosen:
         """Everything that the wanted columns need."""
         local, shared, state, scorer = self.model, self.model, State(), None
-        wants_local = bool({"local", "federated_personal"} & set(columns))
+        wants_local = bool({"local", "federated_personal", "federated_dp_personal"} & set(columns))
         if wants_local:
             local = self._local()
         if {"federated", "federated_personal", "pooled"} & set(columns):
@@ -198,18 +200,15 @@ class Search:
             return Chosen(local, shared)
         alone, joined = self._blend_values(local, shared, state, scorer)
         local_blends = self._best_blends("local", self._local_blends, alone)
+        of_local = tuple(alone[self._local_blends.index(blend)][place] for place, blend in enumerate(local_blends))
         if "federated_personal" not in columns:
-            return Chosen(local, shared, local_blends)
+            return Chosen(local, shared, local_blends, alone=of_local)
         joined_blends = self._best_blends("federated_personal", self._joined_blends, joined)
         choices = tuple(
-            decide(
-                alone[self._local_blends.index(local_blends[place])][place],
-                joined[self._joined_blends.index(joined_blends[place])][place],
-                self._personalisation,
-            )
-            for place in range(len(self.world.shops))
+            decide(of_local[place], joined[self._joined_blends.index(blend)][place], self._personalisation)
+            for place, blend in enumerate(joined_blends)
         )
-        return Chosen(local, shared, local_blends, joined_blends, choices)
+        return Chosen(local, shared, local_blends, joined_blends, choices, of_local)
 
     def _local(self) -> Recommender:
         """The settings for shops alone."""
@@ -256,7 +255,7 @@ class Search:
                 shared=shared,
                 state=state,
                 scorer=scorer,
-                personalisation=self._personalisation,
+                global_share=self._personalisation.global_share(len(self.world.shops[place].shoppers)),
             )
             for figures, of_blend in zip(judge_blends(parts, blends, asked, seed=self._seed), values, strict=True):
                 of_blend.append(figures)

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from fedrec.config import Progress, SimulationSettings
+from fedrec.config import PRIVATE_COLUMNS, SimulationSettings
 from fedrec.evaluation.tables import ShopTest
+from fedrec.federation.run_record import noisy_column
 from fedrec.models import settings_of
 from fedrec.models.recommender import Scorer, State, train_alone
 from fedrec.simulation.columns import Chosen, components, rank, shared_scorer
+from fedrec.simulation.private_columns import PrivateColumns
+from fedrec.simulation.progress import Progress
 from fedrec.simulation.sampled import Sampled, pool, sampled
 from fedrec.simulation.world import Queries, Stage, World, pooled_rows, queries, training_rows
 
@@ -23,7 +26,8 @@ class Lists:
     Attributes:
         tests: per shop in roster order, what the test shoppers took.
         shoppers: per shop the ids of those shoppers.
-        items: column -> shop -> int32 (num_rows, list_length), positions in the shop's catalogue, -1 = no item left.
+        items: column -> shop -> int32 (num_rows, list_length), positions in the shop's catalogue, -1 = no item left;
+            (num_draws, num_rows, list_length) under differential privacy.
         scores: shop -> float32 (num_rows, list_length), of the main column.
         compatibility: column -> figure -> mean under sampled negatives; None where not asked for.
     """
@@ -35,19 +39,50 @@ class Lists:
     compatibility: dict[str, dict[str, float]] | None
 
 
+_MOST_FOR_A_SHOP = (
+    *("federated_dp_personal", "federated_dp", "dp_popularity"),
+    *("federated_personal", "federated", "local", "pooled", "popularity"),
+)
+
+
+def columns_of(settings: SimulationSettings) -> tuple[str, ...]:
+    """The wanted columns in their order, those under differential privacy once for each epsilon, the least first."""
+    columns: list[str] = []
+    for name in settings.evaluation.columns:
+        if name in PRIVATE_COLUMNS:
+            columns += [noisy_column(name, epsilon) for epsilon in sorted(settings.privacy.epsilons)]
+        else:
+            columns.append(name)
+    return tuple(columns)
+
+
 def main_column(settings: SimulationSettings) -> str:
-    """The column whose lists a run leaves: the most that a shop gets without giving up its data."""
-    order = ("federated_personal", "federated", "local", "pooled", "popularity")
-    return next(column for column in order if column in settings.evaluation.columns)
+    """The column whose lists a run leaves: the most that a shop gets without giving up its data.
+
+    Under differential privacy that is a private column, of the first epsilon given.
+    """
+    columns = columns_of(settings)
+    first = next(iter(settings.privacy.epsilons), 0.0)
+    order = [noisy_column(name, first) if name in PRIVATE_COLUMNS else name for name in _MOST_FOR_A_SHOP]
+    return next(column for column in order if column in columns)
 
 
-def rank_columns(settings: SimulationSettings, world: World, chosen: Chosen, state: State, progress: Progress) -> Lists:
+def rank_columns(
+    settings: SimulationSettings,
+    world: World,
+    chosen: Chosen,
+    state: State,
+    private: PrivateColumns,
+    progress: Progress,
+) -> Lists:
     """Lists of every wanted column, as long as the largest k, for every shop's test shoppers.
 
     Args:
         state: the federation's final shared arrays; empty where no column needs them.
+        private: the columns under differential privacy, ranked already.
     """
-    columns, seed, k = settings.evaluation.columns, settings.seed, max(settings.evaluation.ks)
+    columns = [name for name in settings.evaluation.columns if name not in PRIVATE_COLUMNS]
+    seed, k = settings.seed, max(settings.evaluation.ks)
     limit = settings.evaluation.max_test_shoppers_per_shop
     asked = [queries(shop, Stage.FINAL, limit=limit, seed=seed) for shop in world.shops]
     progress.phase("solve the shared models", None)
@@ -66,7 +101,7 @@ def rank_columns(settings: SimulationSettings, world: World, chosen: Chosen, sta
             shared=chosen.shared,
             state=state,
             scorer=scorer,
-            personalisation=settings.personalisation,
+            global_share=settings.personalisation.global_share(len(shop.shoppers)),
         )
         for column in columns:
             listed = np.empty((0, k), np.int32), np.empty((0, k), np.float32)
@@ -85,6 +120,9 @@ def rank_columns(settings: SimulationSettings, world: World, chosen: Chosen, sta
         progress.advance()
     tests = [_test(world, place, shop) for place, shop in enumerate(asked)]
     names = {shop.name: shop.shoppers[asked[place].rows] for place, shop in enumerate(world.shops)}
+    items = {column: (items | private.items)[column] for column in columns_of(settings)}
+    if private.served is not None:
+        scores = private.served.scores
     return Lists(tests, names, items, scores, pool(under_sampling))
 
 
@@ -110,7 +148,7 @@ def _test(world: World, place: int, asked: Queries) -> ShopTest:
 
 
 def settings_by_column(settings: SimulationSettings, chosen: Chosen) -> dict[str, dict[str, Any]]:
-    """Each column's model settings, for the record."""
+    """Model settings of each column that a search chose them for, for the record."""
     models = {"local": chosen.local}
     models |= dict.fromkeys(("federated", "federated_personal", "pooled"), chosen.shared)
     return {column: settings_of(models[column]) for column in settings.evaluation.columns if column in models}

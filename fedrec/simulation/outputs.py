@@ -14,7 +14,6 @@ from safetensors.numpy import save
 
 from fedrec.config import SimulationSettings
 from fedrec.errors import ConfigError, StoreError
-from fedrec.federation.plan import Protection
 from fedrec.federation.run_record import (
     RoundRecord,
     RunRecord,
@@ -26,14 +25,18 @@ from fedrec.federation.run_record import (
 )
 from fedrec.flower.engines import Trained
 from fedrec.models.recommender import State
+from fedrec.privacy.settings import epsilon_name
 from fedrec.reports.comparison import write_report
+from fedrec.shop.personalise import PRIVATE_GLOBAL_SHARE
 from fedrec.shop.served import write_choices
 from fedrec.simulation.columns import Chosen, Trial
-from fedrec.simulation.comparison import Lists, main_column, settings_by_column
+from fedrec.simulation.comparison import Lists, columns_of, main_column, settings_by_column
+from fedrec.simulation.private_columns import PrivateColumns
 from fedrec.simulation.world import World
 
 SCENARIO = "scenario.json"
 CHECKPOINT = "checkpoint.safetensors"
+NO_GUARANTEE = "none: research mode; shops' sums leave unprotected"
 
 
 def choose_run_dir(settings: SimulationSettings, out: str | Path | None, *, resume: bool) -> Path:
@@ -82,19 +85,29 @@ def write_world(run_dir: Path, settings: SimulationSettings, world: World) -> No
     _write_table(run_dir / "split.parquet", split)
 
 
-def write_model(run_dir: Path, settings: SimulationSettings, state: State, chosen: Chosen, world: World) -> None:
-    """The shared arrays, the order of their items, and what each shop serves."""
+def write_model(
+    run_dir: Path, settings: SimulationSettings, state: State, chosen: Chosen, private: PrivateColumns, world: World
+) -> None:
+    """What the main column serves: shared arrays, the order of their items, and every shop's blend."""
     folder = run_dir / "model"
     folder.mkdir(exist_ok=True)
+    shared, served, column = chosen.shared, private.served, main_column(settings)
+    if served is None:
+        blends = [chosen.blend(column, place) for place in range(len(world.shops))]
+        shares = [settings.personalisation.global_share(len(shop.shoppers)) for shop in world.shops]
+    else:
+        shared, state, blends = served.model, served.state, list(served.blends)
+        shares = [PRIVATE_GLOBAL_SHARE] * len(world.shops)
     arrays = {name: _smallest(array) for name, array in state.items()}
     write_atomically(folder / "shared.safetensors", save(arrays))
+    names = [shop.name for shop in world.shops]
     write_choices(
         run_dir,
         local=chosen.local,
-        shared=chosen.shared,
+        shared=shared,
         shared_items=world.public.items,
-        blends={shop.name: chosen.blend(main_column(settings), place) for place, shop in enumerate(world.shops)},
-        personalisation=settings.personalisation,
+        blends=dict(zip(names, blends, strict=True)),
+        global_shares=dict(zip(names, shares, strict=True)),
     )
 
 
@@ -117,6 +130,7 @@ def write_lists(run_dir: Path, world: World, lists: Lists, column: str) -> None:
     parts = []
     for shop in world.shops:
         items, scores = lists.items[column][shop.name], lists.scores[shop.name]
+        items = items[0] if items.ndim == 3 else items  # of several noise draws the first, whose model is kept
         rows, ranks = np.nonzero(items >= 0)
         parts.append(
             pd.DataFrame(
@@ -138,6 +152,7 @@ def make_record(
     chosen: Chosen,
     trials: Sequence[Trial],
     trained: Trained,
+    private: PrivateColumns,
     curve: Sequence[Mapping[str, Any]],
     tables: Mapping[str, Any],
     seconds: Mapping[str, float],
@@ -145,14 +160,17 @@ def make_record(
     """Everything that run.json says.
 
     Args:
-        tables: "scores", "gain" and "compatibility" as the record holds them.
+        tables: "scores", "gain", "gain_by_epsilon" and "compatibility" as the record holds them.
     """
-    shared_values = sum(int(array.size) for array in trained.state.values())
+    state, rounds = trained.state, trained.rounds
+    if private.served is not None:
+        state, rounds = private.served.state, trained.rounds or private.served.rounds
+    shared_values = sum(int(array.size) for array in state.values())
     return RunRecord(
         name=settings.name,
         seed=settings.seed,
         complete=True,
-        guarantee=Protection.NONE.guarantee,
+        guarantee=_guarantee(settings, private),
         config=_scenario(settings),
         data=world.account,
         model={
@@ -162,19 +180,21 @@ def make_record(
                 shop.name: {column: chosen.blend(column, place) for column in _blended(settings)}
                 for place, shop in enumerate(world.shops)
             },
-            "items_covered": items_covered(trained.state, world),
+            "items_covered": items_covered(state, world),
             "shared_values": shared_values,
             "tuned": [trial.to_json() for trial in trials],
         },
-        columns=settings.evaluation.columns,
+        columns=columns_of(settings),
         main_column=main_column(settings),
         scores=tables["scores"],
         gain=tables["gain"],
+        gain_by_epsilon=tables["gain_by_epsilon"],
+        privacy=private.record,
         compatibility=tables["compatibility"],
-        rounds=trained.rounds,
+        rounds=rounds,
         learning_curve=curve,
         seconds=seconds,
-        bytes=_bytes(trained.rounds),
+        bytes=_bytes(rounds),
         peak_memory_bytes=peak_memory_bytes(),
         versions=package_versions(),
         threads=num_threads(),
@@ -187,8 +207,31 @@ def make_record(
             "items.parquet",
             "model/shared.safetensors",
             "model/personal.json",
+            *_ledgers(private),
         ),
     )
+
+
+def _guarantee(settings: SimulationSettings, private: PrivateColumns) -> str:
+    """The promise behind the lists that the run leaves, and that nothing else of it has one."""
+    if private.record is None or private.served is None:
+        return NO_GUARANTEE
+    first = next(run for run in private.record["runs"] if run["epsilon"] == settings.privacy.epsilons[0])
+    promise = first.get("federated", first.get("popularity"))["guarantee"]
+    others = f" Other epsilons of this run: {_others(settings)}, each counted for itself." if _others(settings) else ""
+    return (
+        f"{promise}.{others} Columns without an epsilon promise nothing, and every noise draw has a budget of its own, "
+        "as only a simulation may"
+    )
+
+
+def _others(settings: SimulationSettings) -> str:
+    return ", ".join(epsilon_name(epsilon) for epsilon in settings.privacy.epsilons[1:])
+
+
+def _ledgers(private: PrivateColumns) -> list[str]:
+    runs = [] if private.record is None else private.record["runs"]
+    return [run["ledger"] for run in runs if "ledger" in run]
 
 
 def write_record(run_dir: Path, record: RunRecord) -> None:

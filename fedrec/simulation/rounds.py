@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from fedrec.config import Progress, SimulationSettings
+from fedrec.config import SimulationSettings
 from fedrec.federation.plan import RoundPlan
 from fedrec.federation.run_record import RoundRecord
+from fedrec.federation.terms import Terms
 from fedrec.flower.engines import Federation, RunOptions, Trained, run_local, run_with_ray
 from fedrec.flower.local_grid import Faults
 from fedrec.models.recommender import Recommender, State
 from fedrec.shop.node import FILES_FOLDER
 from fedrec.simulation.columns import judge, shared_scorer
 from fedrec.simulation.outputs import CHECKPOINT
+from fedrec.simulation.progress import Progress
 from fedrec.simulation.world import Stage, World, queries, training_rows
 
 
@@ -55,7 +57,7 @@ def federate(
 
     def on_reply(plan: RoundPlan, heard: int) -> None:
         if heard == 1:
-            progress.phase(f"round {plan.index + 1}: {plan.spec.name}", len(plan.roster))
+            progress.phase(f"round {plan.index + 1}: {plan.spec.name}", len(plan.terms.roster))
         progress.advance()
 
     options = RunOptions(
@@ -67,23 +69,29 @@ def federate(
     federation = Federation(
         model,
         world.public,
-        [shop.name for shop in world.shops],
+        Terms(
+            roster=tuple(shop.name for shop in world.shops),
+            min_shops=settings.federation.min_shops,
+            run_id=run_id_of(settings, world),
+        ),
         [shop.shared(training_rows(shop, Stage.FINAL), world.public.num_items) for shop in world.shops],
-        min_shops=settings.federation.min_shops,
-        run_id=_run_id(settings, world),
     )
+    return run_rounds(settings, federation, options, run_dir), curve
+
+
+def run_rounds(settings: SimulationSettings, federation: Federation, options: RunOptions, run_dir: Path) -> Trained:
+    """All rounds of a federation on the scenario's engine, with its faults."""
     try:
         if settings.federation.engine == "ray":
-            return run_with_ray(federation, options, run_dir=run_dir), curve
+            return run_with_ray(federation, options, run_dir=run_dir)
         faults = Faults(**settings.federation.faults.model_dump())
-        workers = settings.federation.workers
-        return run_local(federation, options, workers=workers, faults=faults, run_dir=run_dir), curve
+        return run_local(federation, options, workers=settings.federation.workers, faults=faults, run_dir=run_dir)
     finally:
         # What other processes read holds shoppers' histories; nobody needs it any more.
         shutil.rmtree(run_dir / FILES_FOLDER, ignore_errors=True)
 
 
-def _run_id(settings: SimulationSettings, world: World) -> str:
+def run_id_of(settings: SimulationSettings, world: World) -> str:
     """Names the run by what must not change when it is resumed: seed, split and data."""
     what = [settings.seed, world.split.description, world.account["fingerprint"]]
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]

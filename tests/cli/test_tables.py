@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fedrec.cli.tables import bar, print_comparison
+from fedrec.cli.tables import bar, epsilon_table, print_comparison
 
 
 def record(num_shops: int) -> dict[str, Any]:
@@ -108,3 +108,24 @@ def test_dropped_rows_are_counted_and_empty_classes_left_out() -> None:
 )
 def test_a_bar_is_drawn_in_eighths(value: float, top: float, text: str) -> None:
     assert bar(value, top, cells=4) == text
+
+
+def test_several_epsilons_are_set_side_by_side_by_size_of_shop() -> None:
+    made = record(3)
+    assert epsilon_table(made) is None
+    gains = []
+    for epsilon, mean in (("0.5", -0.01), ("2", 0.03)):
+        macro = {"mean": mean, "low": mean - 0.005, "high": mean + 0.005}
+        classes = {"under 100 shoppers": {**macro, "mean": mean * 2, "shops": 3, "test_shoppers": 21}}
+        gains.append({**made["gain"], "of": f"federated_dp_personal@{epsilon}", "macro": macro, "classes": classes})
+    made["gain_by_epsilon"] = gains[:1]
+    assert epsilon_table(made) is None
+    made["gain_by_epsilon"] = gains
+    console = Console(file=io.StringIO(), width=80)
+    print_comparison(Path("runs/x"), made, console)
+    assert isinstance(console.file, io.StringIO)
+    lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+    assert "gain in NDCG@10 shops ε 0.5 ε 2" in lines
+    assert "all shops 3 −.0100 +.0300" in lines
+    assert "under 100 shoppers 3 −.0200 +.0600" in lines
+    assert "join, harmed 2, 0 2, 0" in lines

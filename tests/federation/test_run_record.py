@@ -8,6 +8,9 @@ from fedrec.errors import StoreError
 from fedrec.federation.run_record import (
     RoundRecord,
     RunRecord,
+    epsilon_of,
+    family_of,
+    noisy_column,
     num_threads,
     package_versions,
     peak_memory_bytes,
@@ -28,6 +31,8 @@ def make_record(**changes):
         "main_column": "federated",
         "scores": {"federated": {"macro": {"ndcg@10": {"mean": float("nan"), "low": np.float32(0.5)}}}},
         "gain": None,
+        "gain_by_epsilon": [],
+        "privacy": None,
         "compatibility": None,
         "rounds": [RoundRecord(0, "popularity", 0.25, 3, 1, 1000, 50)],
         "learning_curve": [{"round": 1, "ndcg@10": np.float64(0.08)}],
@@ -46,7 +51,7 @@ def test_a_record_is_plain_json_with_null_for_what_does_not_exist(tmp_path):
     make_record().write(tmp_path / "run.json")
     text = (tmp_path / "run.json").read_text()
     fields = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in run.json"))
-    assert fields["format"] == 1
+    assert fields["format"] == 2
     assert fields["scores"]["federated"]["macro"]["ndcg@10"] == {"mean": None, "low": 0.5}
     assert fields["data"]["events"] == 12
     assert fields["config"]["ks"] == [10, 20]
@@ -72,8 +77,8 @@ def test_a_record_read_back_is_written_the_same(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"format": 2}', make_record().to_json().replace('"seed"', '"sead"'), "{" * 5],
-    ids=range(6),
+    ["", "[]", "{}", '{"format": 1}', '{"format": 3}', make_record().to_json().replace('"seed"', '"sead"'), "{" * 5],
+    ids=range(7),
 )
 def test_what_is_not_a_run_record_is_refused(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
@@ -100,3 +105,10 @@ def test_what_a_figure_depends_on_is_known():
 def test_threads_follow_the_environment(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert num_threads() == 7
+
+
+@pytest.mark.parametrize(("epsilon", "text"), [(2.0, "2"), (0.5, "0.5"), (8, "8")])
+def test_a_private_column_is_named_after_its_epsilon(epsilon, text):
+    column = noisy_column("federated_dp", epsilon)
+    assert (family_of(column), epsilon_of(column)) == ("federated_dp", text)
+    assert (family_of("local"), epsilon_of("local")) == ("local", "")

@@ -1,5 +1,6 @@
 """Made-up run records, true to the schema."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -9,15 +10,84 @@ import pytest
 METRICS = ("ndcg", "hr", "recall", "mrr")
 EXTRAS = ("coverage@10", "novelty@10", "diversity@10", "gini@10", "serendipity@10", "popularity_bias@10")
 LEVELS = {"popularity": 0.05, "local": 0.09, "federated": 0.10, "federated_personal": 0.12, "pooled": 0.125}
+PRIVATE_LEVELS = {"dp_popularity": 0.045, "federated_dp": 0.08, "federated_dp_personal": 0.11}
 
 
-def make_record(num_shops: int = 8, *, seed: int = 0, untested: int = 0, name: str = "made-up") -> dict[str, Any]:
-    """A record of ``num_shops`` shops, the last ``untested`` of them without test shoppers."""
+def make_record(
+    num_shops: int = 8,
+    *,
+    seed: int = 0,
+    untested: int = 0,
+    name: str = "made-up",
+    epsilons: tuple[float, ...] = (),
+) -> dict[str, Any]:
+    """A record of ``num_shops`` shops, the last ``untested`` of them without test shoppers.
+
+    With epsilons: the columns under differential privacy too, the first epsilon's as the main one.
+    """
+    record = _plain_record(num_shops, seed, untested, name)
+    if epsilons:
+        _add_private_columns(record, epsilons, np.random.default_rng(seed + 1))
+    return record
+
+
+def _add_private_columns(record: dict[str, Any], epsilons: tuple[float, ...], rng: np.random.Generator) -> None:
+    names = [row["shop"] for row in record["data"]["shops"]]
+    tested = {row["shop"]: row["test_shoppers"] for row in record["data"]["shops"]}
+    columns = [f"{family}@{epsilon:g}" for family in PRIVATE_LEVELS for epsilon in sorted(epsilons)]
+    for column in columns:
+        family, _, epsilon = column.partition("@")
+        record["scores"][column] = _column(PRIVATE_LEVELS[family] * float(epsilon) ** 0.1, names, tested, rng)
+    record["columns"] += columns
+    record["main_column"] = f"federated_dp_personal@{epsilons[0]:g}"
+    classes = {"under 100 shoppers": names[-1:], "100 to 9,999 shoppers": names[:-1]}
+    record["gain_by_epsilon"] = []
+    for epsilon in sorted(epsilons):
+        gain = json.loads(json.dumps(record["gain"]))
+        gain |= {"of": f"federated_dp_personal@{epsilon:g}", "epsilon": epsilon}
+        if gain["macro"]["mean"] is not None:
+            gain["macro"] = {key: value + epsilon / 100 for key, value in gain["macro"].items()}
+        gain["classes"] = {
+            name: {**gain["macro"], "shops": len(shops), "test_shoppers": 9} for name, shops in classes.items() if shops
+        }
+        record["gain_by_epsilon"].append(gain)
+    record["gain"] = next(gain for gain in record["gain_by_epsilon"] if gain["of"] == record["main_column"])
+    release = {"name": "co-occurrence", "clip_norm": 1.0, "noise_multiplier": 2.345, "sampling_rate": 1.0}
+    spec = {"public_shoppers": 6000, "max_shoppers": 7000, "min_shops": 6, "colluders": 1, "max_shops_per_person": 1}
+    federated = {
+        "model": "private-ease",
+        "settings": {"released_items": 612, "regularisation": 28.5},
+        "guarantee": "epsilon, delta",
+        "spec": spec,
+        "schedule": [release],
+        "epsilon_by_accounts": {"1": 1.234, "2": 2.345, "3": 3.456},
+        "rounds": [{**record["rounds"][1], "name": "noisy pairs"}],
+    }
+    record["privacy"] = {
+        "unit": "one shopper",
+        "mode": "distributed",
+        "delta": 1e-6,
+        "is_benchmark": False,
+        "not_protected": "the coordinator sees each sum",
+        "public_inputs": "counted as declared",
+        "noise_draws": 3,
+        "noise": "from the operating system",
+        "parameters": "by rule",
+        "joins": "by test or size",
+        "keep_validation_back": names[:1],
+        "runs": [
+            {"epsilon": epsilon, "federated": federated, "ledger": f"privacy/eps-{epsilon:g}/ledger.sqlite"}
+            for epsilon in sorted(epsilons)
+        ],
+    }
+
+
+def _plain_record(num_shops: int, seed: int, untested: int, name: str) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     names = [f"shop-{place:03d}" for place in range(num_shops)]
     sizes = np.geomspace(6000, 60, num_shops).astype(int) if num_shops > 1 else np.array([500])
     tested = {shop: 0 if place >= num_shops - untested else int(sizes[place]) for place, shop in enumerate(names)}
-    scores = {column: _column(column, names, tested, rng) for column in LEVELS}
+    scores = {column: _column(level, names, tested, rng) for column, level in LEVELS.items()}
     gains = {}
     for place, shop in enumerate(names):
         if not tested[shop]:
@@ -40,7 +110,9 @@ def make_record(num_shops: int = 8, *, seed: int = 0, untested: int = 0, name: s
     measured = {shop: row["mean"] for shop, row in gains.items() if row["mean"] is not None}
     worst = min(measured, key=lambda shop: measured[shop], default=None)
     return {
-        "format": 1,
+        "format": 2,
+        "gain_by_epsilon": [],
+        "privacy": None,
         "fedrec": "0.1.0",
         "name": name,
         "created_utc": "2026-11-21T02:00:00Z",
@@ -112,10 +184,10 @@ def make_record(num_shops: int = 8, *, seed: int = 0, untested: int = 0, name: s
     }
 
 
-def _column(column: str, names: list[str], tested: dict[str, int], rng: np.random.Generator) -> dict[str, Any]:
+def _column(of_column: float, names: list[str], tested: dict[str, int], rng: np.random.Generator) -> dict[str, Any]:
     shops: dict[str, dict[str, Any]] = {}
     for shop in names:
-        level = LEVELS[column] * float(rng.uniform(0.7, 1.3))
+        level = of_column * float(rng.uniform(0.7, 1.3))
         means = {
             f"{metric}@{k}": level * (1 + place / 4) * (k / 10) ** 0.3
             for place, metric in enumerate(METRICS)

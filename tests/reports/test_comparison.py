@@ -68,6 +68,50 @@ def test_a_page_of_any_number_of_shops_is_sound_and_loads_nothing(record_of: Mak
     assert not re.search(r"\b(None|nan|NaN|inf|Undefined)\b", " ".join(page.text).replace("none: research", ""))
 
 
+@pytest.mark.parametrize("epsilons", [(2.0,), (2.0, 0.5, 8.0)])
+@pytest.mark.parametrize("shops", [1, 8, 31])
+def test_a_page_with_private_columns_is_sound_and_says_what_they_promise(
+    record_of: Make, shops: int, epsilons: tuple[float, ...]
+) -> None:
+    record = record_of(shops, epsilons=epsilons)
+    text = render(record)
+    page = Page(text)
+    assert page.misnested == page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert {ref[1:] for ref in page.references} <= set(page.ids)
+    shown = " ".join(" ".join(page.text).split())
+    assert not re.search(r"\b(None|nan|NaN|inf|Undefined)\b", shown.replace("none: research", ""))
+    for epsilon in epsilons:
+        assert f"DP popularity, ε {epsilon:g}" in shown
+        assert f"federated DP(ε {epsilon:g}) + personal" in shown
+        assert f"privacy/eps-{epsilon:g}/ledger.sqlite" in shown
+    assert "Gain from joining against ε" in shown
+    assert "Not protected: the coordinator sees each sum." in shown
+    assert "1.23, 2.35, 3.46" in shown
+    assert "co-occurrence σ 2.35" in shown
+    assert "ε 2: noisy pairs" in shown
+    assert ("Gain at ε 8" in shown) == (8.0 in epsilons)
+
+
+def test_a_benchmarks_promise_is_called_one(record_of: Make) -> None:
+    record = record_of(3, epsilons=(2.0,))
+    assert "not a deployable guarantee" not in render(record)
+    record["privacy"]["is_benchmark"] = True
+    assert "not a deployable guarantee" in render(record)
+
+
+def test_the_curve_names_every_epsilon_and_size_class(record_of: Make) -> None:
+    record = record_of(8, epsilons=(0.5, 4.0))
+    plot = next(svg for svg in Page(render(record)).svgs if "epsilon" in str(svg["aria-label"]))
+    for gain in record["gain_by_epsilon"]:
+        mean = f"{gain['macro']['mean']:.4f}".removeprefix("0")
+        assert f"+{mean} at epsilon {gain['epsilon']:g}" in str(plot["aria-label"])
+    drawn = re.findall(r"<svg.*?</svg>", render(record), flags=re.DOTALL)
+    curve = next(svg for svg in drawn if "Gain over all shops" in svg)
+    for name, row in record["gain_by_epsilon"][0]["classes"].items():
+        assert f"{name} ({row['shops']})" in curve
+
+
 def test_the_page_shows_the_figures_of_the_record(record_of: Make) -> None:
     record = record_of(3)
     shown = " ".join(" ".join(Page(render(record)).text).split())
@@ -84,9 +128,9 @@ def test_the_page_shows_the_figures_of_the_record(record_of: Make) -> None:
 
 
 def test_every_plot_has_a_text_and_takes_its_colours_from_the_page(record_of: Make) -> None:
-    text = render(record_of(5))
+    text = render(record_of(5, epsilons=(1.0, 2.0)))
     plots = Page(text).svgs
-    assert len(plots) == 4
+    assert len(plots) == 5
     assert all(plot["role"] == "img" and len(str(plot["aria-label"])) > 20 for plot in plots)
     drawn = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
     assert re.findall(r"(?:fill|stroke): #[0-9a-f]+", drawn) == []
@@ -107,7 +151,8 @@ def test_text_contrasts_with_its_background_at_least_as_the_guidelines_ask(recor
     for name in ("ink", "soft", "accent", "good", "bad"):
         for behind in ("paper", "panel"):
             assert contrast(colours[name], colours[behind]) >= 4.5, (name, behind)
-    for column in ("popularity", "local", "federated", "federated-personal", "pooled"):
+    private = ("dp-popularity", "federated-dp", "federated-dp-personal")
+    for column in ("popularity", "local", "federated", "federated-personal", "pooled", *private):
         assert contrast(colours[column], colours["paper"]) >= 2.5, column
 
 

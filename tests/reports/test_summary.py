@@ -93,3 +93,49 @@ def test_what_was_never_measured_is_left_out(record_of: Make) -> None:
     record = record_of(1, untested=1)
     assert summary.sentences(record)[0].startswith("1 of 1 shop joins.")
     assert summary.sentences({**record, "gain": None, "main_column": "pooled"}) == []
+
+
+def test_columns_under_a_promise_carry_their_epsilon() -> None:
+    assert summary.title_of("federated_dp_personal@0.5") == "federated DP(ε 0.5) + personal"
+    assert summary.title_of("dp_popularity@8") == "DP popularity, ε 8"
+    assert summary.title_of("my_own") == "my own"
+    assert summary.note_of("federated_dp@2")
+    assert summary.note_of("my_own") == ""
+
+
+def test_places_with_little_room_show_the_main_epsilon_alone(record_of: Make) -> None:
+    columns = summary.key_columns(record_of(3, epsilons=(2.0, 8.0)))
+    assert [column for column in columns if "@" in column] == [
+        "dp_popularity@2",
+        "federated_dp@2",
+        "federated_dp_personal@2",
+    ]
+    assert "pooled" in columns
+
+
+def test_the_sentences_say_what_each_epsilon_brings_and_whether_a_shop_can_lose(record_of: Make) -> None:
+    record = record_of(4, epsilons=(2.0, 0.5, 8.0))
+    for gain, (mean, low) in zip(record["gain_by_epsilon"], [(0.001, -0.01), (0.02, 0.01), (0.03, 0.02)], strict=True):
+        gain["macro"] = {"mean": mean, "low": low, "high": 0.05}
+        gain["worst"] = {"shop": "shop-001", "mean": -0.01 / gain["epsilon"]}
+    text = " ".join(summary.sentences(record))
+    assert "A shop that takes part under ε 2 gets lists" in text
+    assert "+.0010 at ε 0.5, +.0200 at ε 2, +.0300 at ε 8; beyond chance at ε 2, 8." in text
+    assert "At no epsilon is a shop harmed" in text
+    assert "−.0200, in shop-001 at ε 0.5" in text
+    record["gain_by_epsilon"][0]["harmed_shops"] = 2
+    assert "Harmed by joining (Holm-corrected 95\u00a0% intervals): 2 shops at ε 0.5." in summary.sentences(record)
+
+
+def test_one_epsilon_needs_no_comparison_of_several(record_of: Make) -> None:
+    text = " ".join(summary.sentences(record_of(4, epsilons=(2.0,))))
+    assert "What joining brings on average" not in text
+    assert "At no epsilon" not in text
+
+
+def test_a_private_model_under_dp_popularity_is_named(record_of: Make) -> None:
+    record = record_of(4, epsilons=(2.0,))
+    assert "Every private model beats DP popularity, the floor at the same epsilon." in summary.sentences(record)
+    record["scores"]["federated_dp@2"]["macro"]["ndcg@10"]["mean"] = 0.001
+    text = " ".join(summary.sentences(record))
+    assert "Under DP popularity, the floor for private models: federated DP(ε 2) (.0010 against" in text

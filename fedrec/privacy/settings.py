@@ -1,0 +1,137 @@
+"""What a scenario says about privacy before the data is known; with the federation's public numbers it is a promise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fedrec.errors import BadAssumption, BadEpsilon, ConfigError, TooFewHonestShops
+from fedrec.privacy.spec import Mode, PrivacySpec, one_significant_digit
+
+FEWEST_SHOPS = 3
+"""Fewest shops among which noise shares buy anything: of two, the honest one adds all the noise anyway."""
+
+_EXPECTED_SHARE = 0.8
+_MAX_DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class PrivacySettings:
+    """Under which promises a comparison is repeated; without epsilon there is none.
+
+    Attributes:
+        epsilon: one or several, each a promise of its own; the lists that a run leaves are those of the first.
+        delta: of each of them; needed with epsilon.
+        mode: ``distributed`` (each shop adds a share of the noise) or ``local`` (each adds all of it).
+        min_shops: n_min, fewest shops of a sum; None = four of five and at least 3 (``distributed``), the federation's
+            own minimum (``local``), all of them for a benchmark.
+        colluders: t, shops that may tell the coordinator their noise.
+        max_shops_per_person: k, in how many shops one person may have an account.
+        public_shoppers: declared number of the federation's shoppers; None = the data's own number, to one digit.
+        max_shoppers: declared bound on that number; None = the data's own number, rounded up to one digit.
+        noise_draws: how often the private rounds are repeated with new noise, for the intervals; every draw has a
+            budget of its own.
+        benchmark: allows ``colluders = 0``; the run says that its guarantee is not a deployable one.
+    """
+
+    epsilon: float | tuple[float, ...] | None = None
+    delta: float | None = None
+    mode: Mode = Mode.DISTRIBUTED
+    min_shops: int | None = None
+    colluders: int = 1
+    max_shops_per_person: int = 1
+    public_shoppers: int | None = None
+    max_shoppers: int | None = None
+    noise_draws: int = 3
+    benchmark: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.noise_draws <= _MAX_DRAWS:
+            raise ConfigError(f"privacy.noise_draws = {self.noise_draws}: give a whole number from 1 to {_MAX_DRAWS}")
+        if self.epsilon is None:
+            return
+        if not self.epsilons:
+            raise BadEpsilon("privacy.epsilon is an empty list: give a number above 0, or leave it out")
+        if len({epsilon_name(epsilon) for epsilon in self.epsilons}) < len(self.epsilons):
+            raise BadEpsilon(f"privacy.epsilon = {list(self.epsilons)}: gives the same epsilon twice")
+        for epsilon in self.epsilons:
+            if not 0 < epsilon < math.inf:
+                raise BadEpsilon(f"privacy.epsilon = {epsilon}: give a number above 0")
+        if self.delta is None:
+            raise ConfigError(
+                f"epsilon = {epsilon_name(self.epsilons[0])} without delta: give --delta or privacy.delta too, the "
+                "chance at which the promise may fail; 1e-6 is usual, at most 1 / (10 x number of shoppers)"
+            )
+        # Refused here, before any data is read; the numbers that the data fills in are the most lenient ones.
+        least = 1 if self.public_shoppers is None else self.public_shoppers
+        fewest = max(self.colluders + 1, FEWEST_SHOPS) if self.min_shops is None else self.min_shops
+        self._spec(self.epsilons[0], least, least if self.max_shoppers is None else self.max_shoppers, fewest)
+
+    @property
+    def epsilons(self) -> tuple[float, ...]:
+        """The promised epsilons as given; none where the run promises nothing."""
+        if self.epsilon is None:
+            return ()
+        return self.epsilon if isinstance(self.epsilon, tuple) else (self.epsilon,)
+
+    def spec(self, epsilon: float, *, num_shops: int, num_shoppers: int, least_answers: int = 1) -> PrivacySpec:
+        """The promise of one run.
+
+        Args:
+            epsilon: one of ``epsilons``.
+            num_shops: on the roster.
+            num_shoppers: the data's own number; where none is declared it counts as declared, to one digit.
+            least_answers: the federation's own ``min_shops``.
+        Raises:
+            TooFewHonestShops: ``distributed`` among fewer than three shops, or no honest shop is left.
+            BadAssumption: more shops are demanded than there are.
+            BadDelta: delta is too large for so many shoppers.
+        """
+        if self.mode is Mode.DISTRIBUTED and num_shops < FEWEST_SHOPS and not self.benchmark:
+            raise TooFewHonestShops(
+                f"{num_shops} {'shop' if num_shops == 1 else 'shops'}: shared noise needs at least {FEWEST_SHOPS}, for "
+                "among fewer the honest one adds all the noise anyway; use --privacy-mode local"
+            )
+        fewest = self.min_shops
+        if fewest is None:
+            fewest = max(self._usual_min_shops(num_shops), least_answers)
+        if not least_answers <= fewest <= num_shops:
+            raise BadAssumption(
+                f"privacy.min_shops = {fewest}: must be from {least_answers} (federation.min_shops) to {num_shops}, "
+                "the number of shops"
+            )
+        public = one_significant_digit(num_shoppers) if self.public_shoppers is None else self.public_shoppers
+        most = max(public, _one_digit_up(num_shoppers)) if self.max_shoppers is None else self.max_shoppers
+        return self._spec(epsilon, public, most, fewest)
+
+    def _usual_min_shops(self, num_shops: int) -> int:
+        if self.benchmark:
+            return num_shops
+        if self.mode is Mode.LOCAL:
+            return 1
+        return max(FEWEST_SHOPS, math.ceil(round(_EXPECTED_SHARE * num_shops, 9)))
+
+    def _spec(self, epsilon: float, public_shoppers: int, max_shoppers: int, min_shops: int) -> PrivacySpec:
+        assert self.delta is not None
+        return PrivacySpec(
+            epsilon=float(epsilon),
+            delta=self.delta,
+            mode=self.mode,
+            public_shoppers=public_shoppers,
+            max_shoppers=max_shoppers,
+            min_shops=min_shops,
+            colluders=self.colluders,
+            max_shops_per_person=self.max_shops_per_person,
+            is_benchmark=self.benchmark,
+        )
+
+
+def epsilon_name(epsilon: float) -> str:
+    """An epsilon as columns, folders and sentences name it: 0.5, 2."""
+    return f"{epsilon:g}"
+
+
+def _one_digit_up(count: int) -> int:
+    """The least number of one significant digit that is no smaller: 6,040 -> 7,000."""
+    unit = 10 ** (len(str(max(count, 1))) - 1)
+    return max(1, math.ceil(count / unit)) * unit

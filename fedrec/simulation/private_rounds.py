@@ -1,0 +1,150 @@
+"""The federation's rounds under a promise: calibrated noise, parameters by public rules, a fresh ledger every draw.
+
+A simulation repeats the private rounds to learn how much the noise matters; every repetition (a *draw*) is a federation
+of its own, whose shops pay the whole promise from new ledgers. Each epsilon's first draw keeps its ledgers on disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scipy import sparse
+
+from fedrec.config import SimulationSettings
+from fedrec.data.shops import ShopData
+from fedrec.federation.plan import RoundPlan
+from fedrec.federation.terms import Terms
+from fedrec.flower.engines import Federation, RunOptions, Trained
+from fedrec.models import private_model, release_requests, settings_of
+from fedrec.models.recommender import Recommender
+from fedrec.privacy import accounting
+from fedrec.privacy.mechanisms import Schedule, calibrate, outlook
+from fedrec.privacy.settings import epsilon_name
+from fedrec.privacy.spec import PrivacySpec
+from fedrec.shop.node import IN_MEMORY
+from fedrec.shop.personalise import keeps_validation
+from fedrec.simulation.progress import Progress
+from fedrec.simulation.rounds import run_id_of, run_rounds
+from fedrec.simulation.world import Stage, World, training_rows
+
+PRIVACY_FOLDER = "privacy"
+LEDGER_FILE = "ledger.sqlite"
+_ACCOUNTS_SHOWN = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Promise:
+    """One model under one epsilon: everything that is public before its first round.
+
+    Attributes:
+        spec: what is promised.
+        schedule: the noisy sums in round order.
+        model: its private variant, with settings by rule.
+    """
+
+    spec: PrivacySpec
+    schedule: Schedule
+    model: Recommender
+
+    @property
+    def name(self) -> str:
+        """The epsilon as columns and folders write it."""
+        return epsilon_name(self.spec.epsilon)
+
+
+def make_promise(settings: SimulationSettings, world: World, model: Recommender, epsilon: float) -> Promise:
+    """Calibrate the noise and let the rules choose the model's parameters; nothing here looks at an event.
+
+    Args:
+        model: as the scenario names it, not tuned.
+        epsilon: one of the scenario's.
+    Raises:
+        PrivacyError: the promise cannot be made to these shops, or the model has no private variant.
+    """
+    spec = settings.privacy.spec(
+        epsilon,
+        num_shops=len(world.shops),
+        num_shoppers=world.account["shoppers"],
+        least_answers=settings.federation.min_shops,
+    )
+    schedule = calibrate(release_requests(model), spec)
+    return Promise(spec, schedule, private_model(model, outlook(schedule, spec, len(world.shops)), world.public))
+
+
+def released_rows(world: World) -> list[sparse.csr_matrix]:
+    """What every shop contributes, in the federation's item space and roster order.
+
+    Shops that test keep their validation events back; the others contribute all they may learn from.
+    """
+    return [shop.shared(training_rows(shop, _stage(shop)), world.public.num_items) for shop in world.shops]
+
+
+def run_draw(
+    settings: SimulationSettings,
+    world: World,
+    promise: Promise,
+    rows: Sequence[sparse.csr_matrix],
+    run_dir: Path,
+    *,
+    draw: int,
+    keep_ledgers: bool,
+    progress: Progress,
+) -> Trained:
+    """One federation under the promise, through Flower and the door, with noise and ledgers of its own.
+
+    Args:
+        rows: from `released_rows`.
+        draw: its number, from 0.
+        keep_ledgers: leave the shops' ledgers in ``privacy/eps-<epsilon>/ledger.sqlite`` of the run directory.
+    """
+    terms = Terms(
+        roster=tuple(shop.name for shop in world.shops),
+        min_shops=promise.spec.min_shops,
+        run_id=f"{run_id_of(settings, world)}-{promise.model.name}-eps-{promise.name}-draw-{draw}",
+        privacy=promise.spec,
+        schedule=promise.schedule,
+    )
+
+    def on_reply(plan: RoundPlan, heard: int) -> None:
+        if heard == 1:
+            which = f"epsilon {promise.name}, draw {draw + 1} of {settings.privacy.noise_draws}"
+            progress.phase(f"{which}: {plan.spec.name}", len(plan.terms.roster))
+        progress.advance()
+
+    folder = run_dir / PRIVACY_FOLDER / (f"eps-{promise.name}" if keep_ledgers else "draw")
+    is_shared = settings.federation.workers > 0 or settings.federation.engine == "ray"
+    url = IN_MEMORY
+    if keep_ledgers or is_shared:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        url = f"sqlite:///{(folder / LEDGER_FILE).absolute()}"
+    federation = Federation(promise.model, world.public, terms, rows, ledger_url=url)
+    try:
+        return run_rounds(settings, federation, RunOptions(on_reply=on_reply), run_dir)
+    finally:
+        if is_shared and not keep_ledgers:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def promise_record(promise: Promise, trained: Trained, guarantee: str) -> dict[str, Any]:
+    """What run.json says of one epsilon's model."""
+    delta = promise.spec.delta
+    accounts = {str(k): accounting.epsilon(promise.schedule, delta, memberships=k) for k in _ACCOUNTS_SHOWN}
+    return {
+        "model": promise.model.name,
+        "settings": settings_of(promise.model),
+        "guarantee": guarantee,
+        "spec": dataclasses.asdict(promise.spec),
+        "schedule": [dataclasses.asdict(release) for release in promise.schedule],
+        "epsilon_by_accounts": accounts,
+        "rounds": [dataclasses.asdict(one) for one in trained.rounds],
+    }
+
+
+def _stage(shop: ShopData) -> Stage:
+    return Stage.CHOOSE if keeps_validation(len(shop.shoppers)) else Stage.FINAL
