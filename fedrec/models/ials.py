@@ -28,7 +28,9 @@ from fedrec.models.least_squares import (
     with_padding_row,
 )
 from fedrec.models.popularity import binary_rows, mix_arrays, take
-from fedrec.models.recommender import Layout, PublicInputs, RoundKind, RoundSpec, State
+from fedrec.models.private_rules import item_item_rules
+from fedrec.models.recommender import Layout, PublicInputs, Recommender, RoundKind, RoundSpec, State
+from fedrec.privacy.mechanisms import Outlook, ReleaseRequest
 
 _TIE_BREAK = 1e-6
 _ROWS_AT_ONCE = 64
@@ -106,7 +108,7 @@ class NormalEquations:
         weights = np.asarray(weights, np.float64)
         is_active = np.diff(self.rows.indptr) > 0
         weighted = self.shoppers * weights[:, None]
-        sums["gram"][:] = _pack(self.shoppers.T @ weighted)
+        sums["gram"][:] = pack_symmetric(self.shoppers.T @ weighted)
         sums["shoppers"][0] = weights[is_active].sum()
         everyone = np.repeat(weights, np.diff(self.rows.indptr))
         sums["popularity"][:] = np.bincount(self.rows.indices, weights=everyone, minlength=num_items)
@@ -129,7 +131,7 @@ class NormalEquations:
         sums["popularity"][:] = np.bincount(self.rows.indices, weights=everyone, minlength=num_items)
         for start, stop in blocks(len(scaled)):
             shoppers = self.shoppers[start:stop]
-            packed = _pack(shoppers[:, :, None] * shoppers[:, None, :])  # (num_in_block, packed)
+            packed = pack_symmetric(shoppers[:, :, None] * shoppers[:, None, :])  # (num_in_block, packed)
             sums["gram"] += np.trunc(scaled[start:stop, None] * packed).astype(np.int64).sum(axis=0)
             rows = self.rows[start:stop].tocoo()
             # One row of integers serves all items that a shopper bought equally often.
@@ -151,7 +153,7 @@ class NormalEquations:
 
         def work(batch: Batch) -> None:
             left, right = normal_equations(batch, padded, self.alpha, padded_scale)
-            sums["normal"][batch.rows] += sign * _pack(left)
+            sums["normal"][batch.rows] += sign * pack_symmetric(left)
             sums["right"][batch.rows] += sign * right
 
         for_each_batch(columns, padded.shape[1], work)
@@ -195,7 +197,7 @@ class IalsScorer:
     def restrict(self, positions: np.ndarray, public: PublicInputs) -> IalsScorer:
         """The same factors for a shop's own items; unknown items get those of items with similar content."""
         popularity = take(self.popularity, positions)
-        factors = _with_content(take(self.item_factors, positions), positions >= 0, popularity, public)
+        factors = with_content(take(self.item_factors, positions), positions >= 0, popularity, public)
         return IalsScorer(factors, self.gram, self.num_model_items, popularity, self.settings, public)
 
 
@@ -243,11 +245,32 @@ class Ials:
         previous = np.asarray(spec.inputs["item_factors"], np.float64)
         return {"item_factors": self._solve_items(statistics), "previous_factors": previous, **statistics}
 
+    def release_requests(self) -> tuple[ReleaseRequest, ...]:
+        """Popularity, then ``sweeps`` noisy sums of bounded normal equations (two, where more than five are set)."""
+        from fedrec.models.private_ials import private_ials_requests
+
+        return private_ials_requests(self.settings.sweeps)
+
+    def private(self, outlook: Outlook, public: PublicInputs) -> Recommender:
+        """Settings by public rules; the number of sweeps as in `release_requests`, the seed as configured."""
+        from fedrec.models.private_ials import PrivateIals, PrivateIalsSettings
+
+        rules = item_item_rules(outlook, public)
+        return PrivateIals(
+            PrivateIalsSettings(
+                sweeps=len(outlook.schedule) - 1,
+                released_items=rules.released_items,
+                own_weight=rules.own_weight,
+                tail_share=rules.tail_share,
+                init_seed=self.settings.init_seed,
+            )
+        )
+
     def fit(self, state: State, public: PublicInputs) -> IalsScorer:
         """The items' factors solve the state's normal equations; items without events take content's."""
         factors = self._solve_items(state)
         is_known = state["popularity"] > 0
-        factors = _with_content(factors, is_known, state["popularity"], public)
+        factors = with_content(factors, is_known, state["popularity"], public)
         gram = factors.T @ factors
         return IalsScorer(factors, gram, len(factors), state["popularity"], self.settings, public)
 
@@ -276,7 +299,7 @@ class Ials:
     def _solve_items(self, statistics: State) -> np.ndarray:
         """float64, (num_items, d), from the sums over all shoppers."""
         settings = self.settings
-        gram = _unpack(statistics["gram"][None, :], settings.factors)[0]
+        gram = unpack_symmetric(statistics["gram"][None, :], settings.factors)[0]
         counts = settings.alpha * statistics["popularity"] + statistics["shoppers"][0]
         ridge = settings.regularisation * np.maximum(counts, 1) ** settings.frequency_exponent
         solved = np.zeros(statistics["right"].shape)
@@ -284,7 +307,7 @@ class Ials:
 
         def work(start: int) -> None:
             rows = slice(start, start + _ROWS_AT_ONCE)
-            left = _unpack(statistics["normal"][rows], settings.factors)
+            left = unpack_symmetric(statistics["normal"][rows], settings.factors)
             left += gram
             left[:, diagonal, diagonal] += ridge[rows][:, None]
             solved[rows] = solve(left, statistics["right"][rows])
@@ -308,9 +331,7 @@ def _solve_shoppers(
     return solve_rows(rows, factors, gram, alpha=settings.alpha, ridge=ridge)
 
 
-def _with_content(
-    factors: np.ndarray, is_known: np.ndarray, popularity: np.ndarray, public: PublicInputs
-) -> np.ndarray:
+def with_content(factors: np.ndarray, is_known: np.ndarray, popularity: np.ndarray, public: PublicInputs) -> np.ndarray:
     """Factors (num_items, d) whose unknown items take a mean of the known ones, weighted by popularity and cosine.
 
     One average shopper's worth of zero factors is in the mean, so that faint similarity gives small factors.
@@ -326,7 +347,7 @@ def _with_content(
     return factors
 
 
-def _pack(matrices: np.ndarray) -> np.ndarray:
+def pack_symmetric(matrices: np.ndarray) -> np.ndarray:
     """Upper triangles (..., d (d + 1) / 2) of symmetric matrices (..., d, d), off-diagonal entries times sqrt(2)."""
     d = matrices.shape[-1]
     first, second = np.triu_indices(d)
@@ -335,7 +356,7 @@ def _pack(matrices: np.ndarray) -> np.ndarray:
     return packed
 
 
-def _unpack(packed: np.ndarray, d: int) -> np.ndarray:
+def unpack_symmetric(packed: np.ndarray, d: int) -> np.ndarray:
     """Symmetric matrices (num_rows, d, d) from their packed triangles (num_rows, d (d + 1) / 2)."""
     first, second = np.triu_indices(d)
     cells = np.empty((d, d), np.int64)

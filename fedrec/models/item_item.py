@@ -87,7 +87,7 @@ class ItemItemModel:
         """
         if spec.name == "popularity":
             return ItemCounts(binary_rows(histories), self.settings.shopper_exponent)
-        return CoOccurrence(_columns(histories, spec.inputs.get("covered")), self.settings.shopper_exponent)
+        return CoOccurrence(selected_columns(histories, spec.inputs.get("covered")), self.settings.shopper_exponent)
 
     def advance(
         self, spec: RoundSpec, state: State, total: np.ndarray, public: PublicInputs, *, noise_sd: float = 0.0
@@ -121,7 +121,7 @@ class ItemItemModel:
         """The shop's own co-occurrence over the items that ``state`` covers, and its own popularity."""
         everyone = np.ones(histories.shape[0])
         covered = state["covered"]
-        packed = CoOccurrence(_columns(histories, covered), self.settings.shopper_exponent).total(everyone)
+        packed = CoOccurrence(selected_columns(histories, covered), self.settings.shopper_exponent).total(everyone)
         if len(covered) == public.num_items:
             popularity = packed_diagonal(packed, len(covered))
         else:
@@ -256,7 +256,7 @@ def times(histories: sparse.csr_matrix, weights: np.ndarray | sparse.csr_matrix)
     return np.asarray(histories @ weights)
 
 
-def _columns(histories: sparse.csr_matrix, covered: np.ndarray | None) -> sparse.csr_matrix:
+def selected_columns(histories: sparse.csr_matrix, covered: np.ndarray | None) -> sparse.csr_matrix:
     """The covered items' columns. Packing counts on ascending ones: any others would break the bound of the norms."""
     rows = binary_rows(histories)
     if covered is not None and not _is_ascending(covered, rows.shape[1]):

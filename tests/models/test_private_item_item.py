@@ -13,8 +13,10 @@ from fedrec.errors import ConfigError
 from fedrec.models import load_model, private_model, release_requests, settings_of
 from fedrec.models.co_occurrence import packed_size, unpack
 from fedrec.models.ease import Ease, EaseSettings, PrivateEase, PrivateEaseSettings
+from fedrec.models.ials import Ials
 from fedrec.models.itemknn import ItemKnn, ItemKnnSettings, PrivateItemKnn, PrivateItemKnnSettings
 from fedrec.models.popularity import Popularity, PrivatePopularity
+from fedrec.models.private_ials import PrivateIals, PrivateIalsSettings
 from fedrec.models.recommender import PublicInputs, train_alone
 from fedrec.privacy.mechanisms import Outlook, PlannedRelease
 from fedrec.testing import plant_world
@@ -24,6 +26,7 @@ MODELS = [
     PrivateEase(PrivateEaseSettings(released_items=6)),
     PrivateItemKnn(PrivateItemKnnSettings(released_items=6)),
     PrivatePopularity(),
+    PrivateIals(PrivateIalsSettings(factors=3, released_items=6, items_per_shopper=2)),
 ]
 
 
@@ -32,6 +35,7 @@ def outlook(model, noise: float = 2.0, public_shoppers: int = 6000) -> Outlook:
     schedule = tuple(
         PlannedRelease(request.name, request.clip_norm, noise / np.sqrt(request.share))
         for request in release_requests(model)
+        for _ in range(request.repeats)
     )
     return Outlook(schedule, tuple(release.noise_multiplier for release in schedule), public_shoppers)
 
@@ -103,7 +107,7 @@ def test_how_often_something_was_bought_does_not_count(model):
         assert often.any()
 
 
-@pytest.mark.parametrize("model", [Ease(), ItemKnn(), Popularity()], ids=lambda model: model.name)
+@pytest.mark.parametrize("model", [Ease(), ItemKnn(), Popularity(), Ials()], ids=lambda model: model.name)
 def test_rounds_have_the_requests_names_in_order(model):
     world = plant_world()
     private = private_model(model, outlook(model), world.public)
@@ -112,10 +116,10 @@ def test_rounds_have_the_requests_names_in_order(model):
         names.append(spec.name)
         total = private.contributions(spec, world.histories).total(np.ones(world.histories.shape[0]))
         state = private.advance(spec, state, total, world.public, noise_sd=1.0)
-    assert names == [request.name for request in release_requests(model)]
+    assert names == [request.name for request in release_requests(model) for _ in range(request.repeats)]
 
 
-@pytest.mark.parametrize("model", [Ease(), ItemKnn(), Popularity()], ids=lambda model: model.name)
+@pytest.mark.parametrize("model", [Ease(), ItemKnn(), Popularity(), Ials()], ids=lambda model: model.name)
 def test_the_settings_rebuild_the_private_model_after_a_journey_as_json(model):
     private = private_model(model, outlook(model), plant_world().public)
     kept = json.loads(json.dumps(settings_of(private)))

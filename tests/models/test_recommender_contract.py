@@ -4,6 +4,7 @@ from fedrec.models.ease import Ease, EaseSettings, PrivateEase, PrivateEaseSetti
 from fedrec.models.ials import Ials, IalsSettings
 from fedrec.models.itemknn import ItemKnn, ItemKnnSettings, PrivateItemKnn, PrivateItemKnnSettings
 from fedrec.models.popularity import Popularity, PrivatePopularity
+from fedrec.models.private_ials import PrivateIals, PrivateIalsSettings
 from fedrec.models.recommender import Recommender
 from fedrec.testing import RecommenderContract
 
@@ -93,3 +94,18 @@ class TestPrivateItemKnn(RecommenderContract):
 
     def make_model(self) -> Recommender:
         return PrivateItemKnn(PrivateItemKnnSettings(released_items=24, neighbours=8, shrinkage=1, tail_share=0.5))
+
+
+class TestPrivateIals(RecommenderContract):
+    has_own_units = True
+
+    def make_model(self) -> Recommender:
+        return PrivateIals(PrivateIalsSettings(factors=4, released_items=100, alpha=3))
+
+
+class TestPrivateIalsWithTail(RecommenderContract):
+    has_own_units = True
+    has_content = False
+
+    def make_model(self) -> Recommender:
+        return PrivateIals(PrivateIalsSettings(factors=4, released_items=30, items_per_shopper=4, sweeps=4))
