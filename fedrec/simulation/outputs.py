@@ -32,10 +32,10 @@ from fedrec.shop.served import write_choices
 from fedrec.simulation.columns import Chosen, Trial
 from fedrec.simulation.comparison import Lists, columns_of, main_column, settings_by_column
 from fedrec.simulation.private_columns import PrivateColumns
+from fedrec.simulation.rounds import CHECKPOINT
 from fedrec.simulation.world import World
 
 SCENARIO = "scenario.json"
-CHECKPOINT = "checkpoint.safetensors"
 NO_GUARANTEE = "none: research mode; shops' sums leave unprotected"
 
 

@@ -100,7 +100,8 @@ def run_draw(
     Args:
         rows: from `released_rows`.
         draw: its number, from 0.
-        keep_ledgers: leave the shops' ledgers in ``privacy/eps-<epsilon>/ledger.sqlite`` of the run directory.
+        keep_ledgers: leave the shops' ledgers in ``privacy/eps-<epsilon>/ledger.sqlite`` of the run directory. Where an
+            interrupted run left them, what was charged is sent again as it was, at no further charge.
     """
     terms = Terms(
         roster=tuple(shop.name for shop in world.shops),
@@ -120,8 +121,9 @@ def run_draw(
     is_shared = settings.federation.workers > 0 or settings.federation.engine == "ray"
     url = IN_MEMORY
     if keep_ledgers or is_shared:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        if not keep_ledgers:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
         url = f"sqlite:///{(folder / LEDGER_FILE).absolute()}"
     federation = Federation(promise.model, world.public, terms, rows, ledger_url=url)
     try:

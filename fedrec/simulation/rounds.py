@@ -19,9 +19,10 @@ from fedrec.flower.local_grid import Faults
 from fedrec.models.recommender import Recommender, State
 from fedrec.shop.node import FILES_FOLDER
 from fedrec.simulation.columns import judge, shared_scorer
-from fedrec.simulation.outputs import CHECKPOINT
 from fedrec.simulation.progress import Progress
 from fedrec.simulation.world import Stage, World, queries, training_rows
+
+CHECKPOINT = "checkpoint.safetensors"
 
 
 def federate(
