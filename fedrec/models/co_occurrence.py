@@ -41,15 +41,30 @@ def packed_diagonal(packed: np.ndarray, num_items: int) -> np.ndarray:
     return packed[row_starts(num_items)]
 
 
+def lower_of(triangle: np.ndarray, num_items: int) -> np.ndarray:
+    """A triangle's values as they are, float64 (num_items, num_items) in Fortran order; the lower half is written."""
+    matrix = np.zeros((num_items, num_items), order="F")
+    for row, start in enumerate(row_starts(num_items).tolist()):
+        matrix[row:, row] = triangle[start : start + num_items - row]
+    return matrix
+
+
+def mirror(lower: np.ndarray) -> np.ndarray:
+    """Write the upper half of a matrix whose lower half is given, in place."""
+    for start, stop in blocks(len(lower)):
+        lower[start:stop, stop:] = lower[stop:, start:stop].T
+        square = lower[start:stop, start:stop]
+        square += np.tril(square, -1).T
+    return lower
+
+
 def unpack_lower(packed: np.ndarray, num_items: int) -> np.ndarray:
     """The matrix, float64 (num_items, num_items) in Fortran order; only its lower triangle is written.
 
     A column below the diagonal of the Fortran array is a row of the packed triangle, so LAPACK gets its triangle by
     plain copies; the rest holds zeros.
     """
-    matrix = np.zeros((num_items, num_items), order="F")
-    for row, start in enumerate(row_starts(num_items).tolist()):
-        matrix[row:, row] = packed[start : start + num_items - row]
+    matrix = lower_of(packed, num_items)
     matrix *= 1 / _SQRT2
     np.fill_diagonal(matrix, packed_diagonal(packed, num_items))
     return matrix
@@ -68,12 +83,7 @@ def pack_lower(matrix: np.ndarray) -> np.ndarray:
 
 def unpack(packed: np.ndarray, num_items: int) -> np.ndarray:
     """The whole symmetric matrix, float64 (num_items, num_items)."""
-    lower = unpack_lower(packed, num_items)
-    for start, stop in blocks(num_items):
-        lower[start:stop, stop:] = lower[stop:, start:stop].T
-        square = lower[start:stop, start:stop]
-        square += np.tril(square, -1).T
-    return lower
+    return mirror(unpack_lower(packed, num_items))
 
 
 def take_packed(packed: np.ndarray, num_items: int, positions: np.ndarray) -> np.ndarray:
@@ -128,7 +138,7 @@ class CoOccurrence:
         blocked dense product over the items that any of them has. Counts are exact either way; sqrt(2) comes last.
         """
         scaled = np.asarray(weights, np.float64) * powers(np.diff(self.rows.indptr), -2 * self.exponent)
-        packed = self._sum(scaled)
+        packed = pair_sums(self.rows, scaled)
         starts = row_starts(self.rows.shape[1])
         diagonal = packed[starts]
         packed *= _SQRT2
@@ -139,41 +149,56 @@ class CoOccurrence:
         """int64, (packed_size(K),).
 
         A shopper's packed vector holds two distinct values, one on and one off the diagonal, so both are rounded first
-        and whole numbers are summed. Pairs below 2^53 add up exactly; the dense product takes roots and is rounded to
-        the whole numbers it stands for, over so few shoppers at once that its error stays below a quarter.
+        and whole numbers are summed.
         """
         lengths = np.diff(self.rows.indptr)
         on_diagonal = scale * (np.asarray(weights, np.float64) * powers(lengths, -2 * self.exponent))
-        off_diagonal = np.trunc(_SQRT2 * on_diagonal)
-        step = _exact_rows(float(off_diagonal.max(initial=0)))
-        summed = np.zeros(packed_size(self.rows.shape[1]), np.int64)
-        for start, stop in blocks(len(lengths), step):
-            part = CoOccurrence(self.rows[start:stop])._sum(off_diagonal[start:stop])
-            summed += np.rint(part, out=part).astype(np.int64)
+        summed = whole_pair_sums(self.rows, np.trunc(_SQRT2 * on_diagonal))
         summed[row_starts(self.rows.shape[1])] = np.bincount(
             self.rows.indices, weights=np.repeat(np.trunc(on_diagonal), lengths), minlength=self.rows.shape[1]
         )
         return summed
 
-    def _sum(self, scaled: np.ndarray) -> np.ndarray:
-        """The packed sum of ``scaled[u]`` times the pairs of u, float64, without sqrt(2) off the diagonal."""
-        lengths = np.diff(self.rows.indptr)
-        packed = np.zeros(packed_size(self.rows.shape[1]))
-        is_used = (lengths > 0) & (scaled != 0)
-        is_dense = is_used & self._is_dense(lengths)
-        for sign in (1.0, -1.0):
-            shoppers = np.flatnonzero(is_dense & (sign * scaled > 0))
-            if len(shoppers):
-                _add_dense(packed, self.rows[shoppers], sign * scaled[shoppers], sign)
-        _add_pairs(packed, self.rows, scaled, np.flatnonzero(is_used & ~is_dense))
-        return packed
 
-    def _is_dense(self, lengths: np.ndarray) -> np.ndarray:
-        """Whose rows the dense product adds faster, counting what unpacking its square costs."""
-        num_items = self.rows.shape[1]
-        is_long = lengths.astype(np.float64) ** 2 * _MACS_PER_PAIR > float(num_items) ** 2
-        saved = float((lengths[is_long].astype(np.float64) ** 2).sum()) / 2
-        return is_long & (saved > packed_size(num_items) / 4)
+def pair_sums(rows: sparse.csr_matrix, values: np.ndarray) -> np.ndarray:
+    """The triangle of sum_u values[u] r_u r_u^T, r_u the 0/1 row of shopper u; without sqrt(2) off the diagonal.
+
+    Args:
+        rows: CSR with sorted indices, (num_shoppers, K); entries count as 1.
+        values: float64, (num_shoppers,).
+    Returns:
+        float64, (packed_size(K),).
+    """
+    lengths = np.diff(rows.indptr)
+    packed = np.zeros(packed_size(rows.shape[1]))
+    is_used = (lengths > 0) & (values != 0)
+    is_dense = is_used & _is_dense(lengths, rows.shape[1])
+    for sign in (1.0, -1.0):
+        shoppers = np.flatnonzero(is_dense & (sign * values > 0))
+        if len(shoppers):
+            _add_dense(packed, rows[shoppers], sign * values[shoppers], sign)
+    _add_pairs(packed, rows, values, np.flatnonzero(is_used & ~is_dense))
+    return packed
+
+
+def whole_pair_sums(rows: sparse.csr_matrix, values: np.ndarray) -> np.ndarray:
+    """`pair_sums` of whole numbers ``values`` >= 0, int64 and exact.
+
+    Pairs below 2^53 add up exactly in float64; the dense product takes roots and is rounded to the whole numbers it
+    stands for, over so few shoppers at once that its error stays below a quarter.
+    """
+    summed = np.zeros(packed_size(rows.shape[1]), np.int64)
+    for start, stop in blocks(rows.shape[0], _exact_rows(float(values.max(initial=0)))):
+        part = pair_sums(rows[start:stop], values[start:stop])
+        summed += np.rint(part, out=part).astype(np.int64)
+    return summed
+
+
+def _is_dense(lengths: np.ndarray, num_items: int) -> np.ndarray:
+    """Whose rows the dense product adds faster, counting what unpacking its square costs."""
+    is_long = lengths.astype(np.float64) ** 2 * _MACS_PER_PAIR > float(num_items) ** 2
+    saved = float((lengths[is_long].astype(np.float64) ** 2).sum()) / 2
+    return is_long & (saved > packed_size(num_items) / 4)
 
 
 def _exact_rows(largest: float) -> int:

@@ -7,7 +7,7 @@ shopper who bought the items that have it), and items without statistics are sco
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -70,6 +70,7 @@ class Ease(ItemItemModel):
             PrivateEaseSettings(
                 released_items=min(rules.released_items, self.settings.max_items),
                 content_weight=rules.content_weight if self.settings.content_weight > 0 else 0.0,
+                popularity_weight=rules.popularity_weight,
                 own_weight=rules.own_weight,
                 tail_share=rules.tail_share,
                 max_items=self.settings.max_items,
@@ -111,28 +112,23 @@ class PrivateEase(PrivateItemItem):
 
     name: ClassVar[str] = "private-ease"
     fit_fields: ClassVar[tuple[str, ...]] = (
-        "regularisation",
-        "content_weight",
-        "own_weight",
-        "tail_share",
-        "max_items",
+        *("regularisation", "popularity_weight"),
+        *("own_weight", "tail_share", "max_items"),
     )
     settings: PrivateEaseSettings = field(default_factory=PrivateEaseSettings)
 
     def fit(self, state: State, public: PublicInputs) -> ItemItemScorer:
-        """As `Ease.fit`, with lambda and rho in the units of the sum itself.
+        """As `Ease.fit`, with lambda and rho in the units of the sum itself, and popularity added to the scores.
 
         Raises:
             ConfigError: the statistics are no Gram matrix for this lambda.
         """
         settings = self.settings
-        return _scorer(
-            state,
-            public,
-            ridge=settings.regularisation,
-            weight=settings.content_weight,
-            tail_share=settings.tail_share,
+        weight = float(state["content_weight"][0])
+        scorer = _scorer(
+            self._ranked(state), public, ridge=settings.regularisation, weight=weight, tail_share=settings.tail_share
         )
+        return replace(scorer, popularity_weight=settings.popularity_weight)
 
 
 def _scorer(

@@ -159,6 +159,7 @@ class ItemItemScorer:
         content_map: returns float32 (K, num_features), dense or CSR: times a tail item's features it gives each covered
             item's weight for it. Called at most once, and only where there is a tail.
         tail_weight: weight between two items of which at least one, the bought one, lies in the tail, per cosine.
+        popularity_weight: added to a score for each unit of popularity; None = only as much as breaks ties.
     """
 
     public: PublicInputs
@@ -167,6 +168,7 @@ class ItemItemScorer:
     weights: np.ndarray | sparse.csr_matrix
     content_map: Callable[[], Any] = field(repr=False)
     tail_weight: float = 0.0
+    popularity_weight: float | None = None
 
     @cached_property
     def _content_map(self) -> Any:
@@ -184,7 +186,9 @@ class ItemItemScorer:
         has_tail = len(self._tail) > 0
         scores = self._scores_with_tail(histories) if has_tail else times(histories, self.weights)
         top = self.popularity.max(initial=0)
-        if top > 0:
+        if self.popularity_weight is not None:
+            scores += (self.popularity * self.popularity_weight).astype(np.float32)
+        elif top > 0:
             scores += (self.popularity * (_TIE_BREAK / top)).astype(np.float32)
         return scores
 
@@ -226,6 +230,7 @@ class ItemItemScorer:
             else self.weights[rows][:, rows],
             content_map=lambda: content_map,
             tail_weight=self.tail_weight,
+            popularity_weight=self.popularity_weight,
         )
 
     def because(self, history: np.ndarray, item: int) -> np.ndarray:

@@ -7,7 +7,7 @@ prior enters before the normalisation, as in EASE: G + rho F F^T, so an item nob
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -79,6 +79,7 @@ class ItemKnn(ItemItemModel):
             PrivateItemKnnSettings(
                 released_items=min(rules.released_items, self.settings.max_items),
                 content_weight=rules.content_weight if self.settings.content_weight > 0 else 0.0,
+                popularity_weight=rules.popularity_weight,
                 own_weight=rules.own_weight,
                 tail_share=rules.tail_share,
                 max_items=self.settings.max_items,
@@ -115,14 +116,16 @@ class PrivateItemKnn(PrivateItemItem):
 
     name: ClassVar[str] = "private-itemknn"
     fit_fields: ClassVar[tuple[str, ...]] = (
-        *("neighbours", "shrinkage", "content_weight"),
+        *("neighbours", "shrinkage", "popularity_weight"),
         *("own_weight", "tail_share", "max_items"),
     )
     settings: PrivateItemKnnSettings = field(default_factory=PrivateItemKnnSettings)
 
     def fit(self, state: State, public: PublicInputs) -> ItemItemScorer:
         """As `ItemKnn.fit`."""
-        return _scorer(state, public, self.settings, tail_share=self.settings.tail_share)
+        settings = replace(self.settings, content_weight=float(state["content_weight"][0]))
+        scorer = _scorer(self._ranked(state), public, settings, tail_share=settings.tail_share)
+        return replace(scorer, popularity_weight=settings.popularity_weight)
 
 
 def _scorer(

@@ -1,12 +1,14 @@
 """What the private item-item models share: two noisy sums, the spectral cut, and the shop's own pairs added at home.
 
 Round "popularity" sums the shoppers' unit-norm rows over all items; its noisy sum picks the K items that the rest of
-the budget is spent on. Round "co-occurrence" sums the outer products of their unit-norm rows over those K, and what
-stands above the noise's spectrum is kept (`fedrec.models.spectral`). Both contributions have an L2 norm of at most 1 by
-construction. Items outside the K are scored by public content and private popularity.
+the budget is spent on. Round "co-occurrence" sums the outer products of their rows over those K, damped along the
+popularity that is known by then and scaled to norm 1 (`fedrec.models.damped`), and what stands above the noise's
+spectrum is kept (`fedrec.models.spectral`). How much public content counts is read off the same noisy sum. Items
+outside the K are scored by content and noisy popularity.
 
-**Guarantee:** a shopper's contribution to either round is a function of her own row and the public list of covered
-items; everything after the noisy sums is post-processing, but for `own_statistics` and `mix`, which stay in the shop.
+**Guarantee:** both contributions have an L2 norm of at most 1 and are functions of the shopper's own row and of what
+was released before; everything after the noisy sums is post-processing, but for `own_statistics` and `mix`, which stay
+in the shop.
 **Source:** co-occurrence under differential privacy as in McSherry & Mironov 2009, "Differentially Private
 Recommender Systems"; deviations: a shopper is the unit, rows have norm 1, and the spectrum is denoised.
 """
@@ -18,17 +20,20 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
+from scipy.optimize import nnls
 
-from fedrec.errors import ConfigError
-from fedrec.models.co_occurrence import packed_size, take_packed
-from fedrec.models.item_item import MAX_ITEMS_LIMIT, ItemItemModel, most_popular
+from fedrec.errors import BadMessage, ConfigError
+from fedrec.models.co_occurrence import pack_lower, packed_diagonal, packed_size, row_starts, take_packed
+from fedrec.models.damped import DampedCoOccurrence, damp
+from fedrec.models.item_item import MAX_ITEMS_LIMIT, ItemItemModel, most_popular, selected_columns
 from fedrec.models.popularity import ItemCounts, binary_rows, popularity_round
-from fedrec.models.recommender import Layout, PublicInputs, RoundKind, RoundSpec, State
+from fedrec.models.recommender import Contributions, Layout, PublicInputs, RoundKind, RoundSpec, State
 from fedrec.models.spectral import denoise
 from fedrec.privacy.mechanisms import ReleaseRequest
 
 POPULARITY_SHARE = 0.1
 """Part of 1 / sigma^2 that the choice of items gets; the pairs get the rest."""
+_SMALL = 1e-12
 
 
 def item_item_requests() -> tuple[ReleaseRequest, ...]:
@@ -45,8 +50,14 @@ class PrivateItemItemSettings:
 
     Attributes:
         released_items: K, the number of items whose pairs are summed; 1 to 12,000.
-        content_weight: rho, weight of the public content prior in units of the co-occurrence sum (a shopper of n
-            covered items adds 1 / n to each of her pairs); 0 leaves content out.
+        damping: alpha in (0, 1]; what is left of a shopper's row along the direction of popularity.
+        content_weight: rho, weight of the public content prior where content explains co-occurrence well, in units of
+            the co-occurrence sum (a shopper of n covered items adds about 1 / n to each of her pairs); 0 leaves
+            content out.
+        content_relevance: from this much co-occurrence explained per unit of similarity and of mean popularity content
+            counts in full, below in proportion; > 0.
+        popularity_weight: added to an item's score for each unit of its noisy popularity; >= 0. Decides for shoppers
+            of whom the model knows nothing else.
         own_weight: w, what a shop's own pairs count beside the noisy sum in the mixed model; > 0.
         tail_share: in [0, 1]; content links of items outside the K, which no sum has tempered, count this much of
             what the solved model would give them.
@@ -54,7 +65,10 @@ class PrivateItemItemSettings:
     """
 
     released_items: int = 600
-    content_weight: float = 3.0
+    damping: float = 0.5
+    content_weight: float = 6.0
+    content_relevance: float = 0.1
+    popularity_weight: float = 1e-4
     own_weight: float = 10.0
     tail_share: float = 0.02
     max_items: int = 8000
@@ -63,10 +77,14 @@ class PrivateItemItemSettings:
         for name in ("released_items", "max_items"):
             if not 1 <= getattr(self, name) <= MAX_ITEMS_LIMIT:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give a whole number from 1 to {MAX_ITEMS_LIMIT}")
-        if not 0 <= self.content_weight < np.inf:
-            raise ConfigError(f"content_weight = {self.content_weight}: give a number of at least 0")
-        if not 0 < self.own_weight < np.inf:
-            raise ConfigError(f"own_weight = {self.own_weight}: give a number above 0")
+        for name in ("content_weight", "popularity_weight"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise ConfigError(f"{name} = {getattr(self, name)}: give a number of at least 0")
+        for name in ("own_weight", "content_relevance"):
+            if not 0 < getattr(self, name) < np.inf:
+                raise ConfigError(f"{name} = {getattr(self, name)}: give a number above 0")
+        if not 0 < self.damping <= 1:
+            raise ConfigError(f"damping = {self.damping}: give a number above 0 and at most 1")
         if not 0 <= self.tail_share <= 1:
             raise ConfigError(f"tail_share = {self.tail_share}: give a number from 0 to 1")
 
@@ -79,8 +97,10 @@ class PrivateItemItemSettings:
 class PrivateItemItem(ItemItemModel):
     """Rounds and statistics of every private item-item model; a model adds its name, its settings and how it solves.
 
-    State: as `ItemItemModel`, and ``released`` int64, sorted: positions of the items whose pairs were summed. After
-    `project` more items may be covered, with zeros for the rest, so that a shop can add its own pairs of them.
+    State: as `ItemItemModel`, and ``released`` int64, sorted: positions of the items whose pairs were summed (after
+    `project` more items may be covered, with zeros for the rest, so that a shop can add its own pairs of them);
+    ``content_weight`` float64 (1,): rho as it was found; ``popularity_noise`` float64 (1,): standard deviation of the
+    noise in ``popularity``.
     """
 
     settings: Any
@@ -93,17 +113,58 @@ class PrivateItemItem(ItemItemModel):
             return None
         released = most_popular(state["popularity"], self.settings.released_items)
         layout = Layout((("co_occurrence", (packed_size(len(released)),)),))
-        return RoundSpec(RoundKind.STATISTICS, "co-occurrence", layout, {"covered": released})
+        inputs = {"covered": released, "direction": _unit(self._floored(state)[released])}
+        return RoundSpec(RoundKind.STATISTICS, "co-occurrence", layout, inputs)
+
+    def contributions(self, spec: RoundSpec, histories: sparse.csr_matrix) -> Contributions:
+        """Unit-norm rows (popularity), or outer products of damped ones (co-occurrence).
+
+        Raises:
+            BadMessage: the round's covered items are not ascending positions, or its direction is none over them.
+        """
+        if spec.name == "popularity":
+            return ItemCounts(binary_rows(histories), self.settings.shopper_exponent)
+        covered, direction = spec.inputs["covered"], np.asarray(spec.inputs["direction"], np.float64)
+        if direction.shape != covered.shape or not 0 < float(np.linalg.norm(direction)) < np.inf:
+            raise BadMessage(f"a direction of shape {direction.shape} for {len(covered)} items, or not finite, or zero")
+        return DampedCoOccurrence(selected_columns(histories, covered), _unit(direction), self.settings.damping)
 
     def advance(
         self, spec: RoundSpec, state: State, total: np.ndarray, public: PublicInputs, *, noise_sd: float = 0.0
     ) -> State:
         """Noisy popularity as it is; of the noisy co-occurrence what stands above the noise."""
         if spec.name == "popularity":
-            return {"popularity": total.copy()}
-        released = np.asarray(spec.inputs["covered"])
-        packed = denoise(total, len(released), noise_sd)
-        return {**state, "covered": released, "released": released, "co_occurrence": packed}
+            return {"popularity": total.copy(), "popularity_noise": np.array([noise_sd])}
+        released, alpha = np.asarray(spec.inputs["covered"]), self.settings.damping
+        direction = _unit(np.asarray(spec.inputs["direction"]))
+        gram = damp(denoise(total, len(released), noise_sd, direction), direction, 1 / alpha)
+        return {
+            **state,
+            "covered": released,
+            "released": released,
+            "co_occurrence": pack_lower(gram),
+            "content_weight": np.array([self._content_weight(total, released, direction, noise_sd, public)]),
+        }
+
+    def _content_weight(
+        self, noisy: np.ndarray, released: np.ndarray, direction: np.ndarray, noise_sd: float, public: PublicInputs
+    ) -> float:
+        """rho, in proportion to how much of the noisy co-occurrence content explains, popularity apart.
+
+        Least squares with weights >= 0 of the pairs' sums on those of popularity and of the content's similarities.
+        """
+        settings, num_items = self.settings, len(released)
+        if public.content is None or settings.content_weight == 0 or num_items < 2:
+            return 0.0
+        features = public.content[released].astype(np.float64)
+        explanations = (np.outer(direction, direction), (features @ features.T).toarray())
+        is_pair = np.ones(len(noisy), bool)
+        is_pair[row_starts(num_items)] = False
+        columns = [pack_lower(damp(matrix, direction, settings.damping))[is_pair] for matrix in explanations]
+        orthogonal, upper = np.linalg.qr(np.stack(columns, axis=1))
+        weights, _ = nnls(upper, orthogonal.T @ noisy[is_pair])
+        mean = max(float(packed_diagonal(noisy, num_items).mean()), noise_sd / np.sqrt(num_items), _SMALL)
+        return float(settings.content_weight * min(1.0, weights[1] / mean / settings.content_relevance))
 
     def project(self, state: State, positions: np.ndarray, public: PublicInputs) -> State:
         """Statistics in a shop's item space, over up to ``max_items`` of its items: zeros for what was not released."""
@@ -111,13 +172,16 @@ class PrivateItemItem(ItemItemModel):
         is_released = np.zeros(len(state["popularity"]) + 1, bool)  # the last place is the one of position -1
         is_released[state["released"]] = True
         covered = projected["covered"]
-        return {**projected, "released": covered[is_released[positions[covered]]]}
+        kept = {name: state[name] for name in ("content_weight", "popularity_noise")}
+        return {**projected, **kept, "released": covered[is_released[positions[covered]]]}
 
     def own_statistics(self, state: State, histories: sparse.csr_matrix, public: PublicInputs) -> State:
         """The shop's own pairs over all items that ``state`` covers, and its own popularity, both from unit rows."""
         own = super().own_statistics(state, histories, public)
         counts = ItemCounts(binary_rows(histories), self.settings.shopper_exponent)
-        return {**own, "popularity": counts.total(np.ones(histories.shape[0])), "released": state["released"]}
+        kept = {name: state[name] for name in ("released", "content_weight")}
+        popularity = counts.total(np.ones(histories.shape[0]))
+        return {**own, **kept, "popularity": popularity, "popularity_noise": np.zeros(1)}
 
     def mix(self, state: State, own: State, *, global_share: float) -> State:
         """The noisy sum plus the own pairs, which weigh ``own_weight`` at a ``global_share`` of 1/2.
@@ -140,6 +204,22 @@ class PrivateItemItem(ItemItemModel):
             "co_occurrence": state["co_occurrence"] + weight * own["co_occurrence"],
         }
 
+    def _floored(self, state: State) -> np.ndarray:
+        """Popularity, float64 (num_items,): no value under the noise, which alone would have put it anywhere."""
+        return np.maximum(state["popularity"], state["popularity_noise"][0])
+
+    def _ranked(self, state: State) -> State:
+        """The state with the popularity that is added to scores: the items outside the K keep theirs as it is."""
+        popularity = state["popularity"].copy()
+        popularity[state["released"]] = self._floored(state)[state["released"]]
+        return {**state, "popularity": popularity}
+
     def candidates(self) -> dict[str, tuple[Any, ...]]:
         """None: trying settings on shoppers' data would have to be paid for."""
         return {}
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    """The vector scaled to norm 1; the mean direction for a zero one."""
+    size = float(np.linalg.norm(vector))
+    return vector / size if size > 0 else np.full(len(vector), len(vector) ** -0.5)

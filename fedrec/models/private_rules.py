@@ -1,7 +1,7 @@
 """Rules that choose a private model's parameters from public numbers: the noise, the declared shoppers, the catalogue.
 
-Nothing here may look at an event. What decides is how large the noise is against the crowd: r = (standard deviation of
-the noise in the co-occurrence sum) / (declared shoppers).
+Nothing here may look at an event. Everything follows from the crowd x = (declared shoppers) / sigma, where sigma is the
+standard deviation of the noise that one release would hold if it had the whole budget.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from fedrec.models.recommender import PublicInputs
 from fedrec.privacy.mechanisms import Outlook
 
-_RELATIVE_NOISE = (1.05e-4, 1.9e-4, 3.5e-4, 6.5e-4)
-_RELEASED_ITEMS = (1200, 600, 600, 450)
-_RIDGE = (20.0, 30.0, 30.0, 30.0)
+_ITEMS = 11.0
+_FEWEST_ITEMS = 20
+_MOST_ITEMS = 4000
+_RIDGE = 30.0
+_CONTENT = 6.0
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,11 @@ class ItemItemRules:
     """What the rules say for one run.
 
     Attributes:
-        released_items: K.
+        released_items: K = 11 sqrt(x), within 20 and 4,000 and the catalogue.
         regularisation: lambda of EASE, in units of the co-occurrence sum.
-        content_weight: rho, in the same units.
+        content_weight: rho where content explains co-occurrence well, in the same units; 0 without item texts.
+        popularity_weight: added to a score for each unit of popularity: an item that all declared shoppers have, and
+            nothing else, gets 1.
         own_weight: w, of a shop's own pairs beside the noisy sum.
         tail_share: of content's links to items outside the K.
     """
@@ -34,19 +36,26 @@ class ItemItemRules:
     released_items: int
     regularisation: float
     content_weight: float
+    popularity_weight: float
     own_weight: float
     tail_share: float
 
 
 def item_item_rules(outlook: Outlook, public: PublicInputs) -> ItemItemRules:
-    """Parameters of the private item-item models, interpolated over the logarithm of the relative noise."""
-    noise = math.log(max(outlook.noise_sds[-1] / outlook.public_shoppers, 1e-300))
-    at = np.log(_RELATIVE_NOISE)
-    released = math.exp(np.interp(noise, at, np.log(_RELEASED_ITEMS)))
+    """Parameters of the private item-item models."""
+    most = min(_MOST_ITEMS, public.num_items)
+    wanted = _ITEMS * math.sqrt(crowd(outlook))
     return ItemItemRules(
-        released_items=max(1, min(round(released), public.num_items)),
-        regularisation=float(np.interp(noise, at, _RIDGE)),
-        content_weight=3.0 if public.content is not None else 0.0,
+        released_items=max(1, round(min(max(wanted, _FEWEST_ITEMS), most))),
+        regularisation=_RIDGE,
+        content_weight=_CONTENT if public.content is not None else 0.0,
+        popularity_weight=1 / outlook.public_shoppers,
         own_weight=10.0,
         tail_share=0.02,
     )
+
+
+def crowd(outlook: Outlook) -> float:
+    """x: declared shoppers over the noise of one release with the whole budget (1 / sigma^2 adds up over releases)."""
+    precision = math.sqrt(sum(noise_sd**-2 for noise_sd in outlook.noise_sds if noise_sd > 0))
+    return outlook.public_shoppers * precision if precision > 0 else math.inf

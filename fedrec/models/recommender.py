@@ -125,10 +125,12 @@ class Contributions(Protocol):
             weights: float64, (num_shoppers,); >= 0.
             scale: grid steps per unit of the sum; > 0.
         Returns:
-            int64, (layout.size,): sum over shoppers of trunc(scale x weights[u] x c_u), value by value, exact.
-        Guarantee: a shopper's own integers depend on nothing but her row, her weight and the scale, to the last bit,
-            and rounding toward zero makes no value larger: removing her moves the sum by exactly them, in L2 by at
-            most scale x weights[u] x her norm (up to float64 rounding of that product).
+            int64, (layout.size,): close to scale x `total`.
+        Guarantee: removing shopper u moves the sum by at most scale x weights[u] x her norm in L2 (up to float64
+            rounding of that product). The usual way: trunc(scale x weights[u] x c_u), value by value, summed exactly;
+            a shopper's own integers depend on nothing but her row, her weight and the scale, to the last bit, and
+            rounding toward zero makes no value larger. Where that is too slow (c_u without zeros) a sum may be rounded
+            once, if every shopper's bound is lowered first by what that can add.
         """
         ...
 

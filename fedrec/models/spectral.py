@@ -15,7 +15,7 @@ import math
 import numpy as np
 from scipy.linalg import eigh
 
-from fedrec.models.co_occurrence import pack_lower, packed_size, unpack_lower
+from fedrec.models.co_occurrence import unpack
 
 _ABOVE_EDGE = 1.02
 """Eigenvalues below this many edges are dropped: the largest one of pure noise strays a little beyond its limit."""
@@ -31,7 +31,7 @@ def noise_edge(noise_sd: float, num_items: int) -> float:
     return math.sqrt(2 * num_items) * noise_sd
 
 
-def denoise(packed: np.ndarray, num_items: int, noise_sd: float) -> np.ndarray:
+def denoise(packed: np.ndarray, num_items: int, noise_sd: float, direction: np.ndarray | None = None) -> np.ndarray:
     """The positive semi-definite matrix closest (in expected Frobenius norm) to the one under the noise.
 
     A spike theta of the true matrix shows as l = theta + e^2 / (4 theta), with an eigenvector of squared overlap
@@ -40,18 +40,24 @@ def denoise(packed: np.ndarray, num_items: int, noise_sd: float) -> np.ndarray:
     Args:
         packed: float64, (packed_size(num_items),); noisy sum. Not changed.
         num_items: K.
-        noise_sd: standard deviation of the noise in each value; 0 = none, then a copy comes back.
+        noise_sd: standard deviation of the noise in each value; 0 = none, then nothing is taken out.
+        direction: float64, (num_items,), of norm 1: one that is known beforehand to carry signal. What the noisy
+            matrix shows along it and the cut lost is put back.
     Returns:
-        float64, (packed_size(num_items),); zeros where no eigenvalue stands out.
+        float64, (num_items, num_items), symmetric; zeros where no eigenvalue stands out.
     Guarantee: uses the noisy sum and public numbers only, so it costs no privacy (post-processing).
     """
+    matrix = unpack(packed, num_items)
     if noise_sd == 0 or num_items == 0:
-        return packed.copy()
+        return matrix
     edge = noise_edge(noise_sd, num_items)
-    lower = unpack_lower(packed, num_items)
+    seen = 0.0 if direction is None else float(direction @ matrix @ direction)
     floor = _ABOVE_EDGE * edge
-    values, vectors = eigh(lower, lower=True, overwrite_a=True, check_finite=False, subset_by_value=(floor, np.inf))
-    if len(values) == 0:
-        return np.zeros(packed_size(num_items))
+    values, vectors = eigh(matrix, lower=True, overwrite_a=True, check_finite=False, subset_by_value=(floor, np.inf))
     vectors *= np.sqrt(np.sqrt(values**2 - edge**2))
-    return pack_lower(vectors @ vectors.T)
+    cleaned = vectors @ vectors.T
+    if direction is not None:
+        lost = seen - float(direction @ cleaned @ direction)
+        if lost > 0:
+            cleaned += lost * np.outer(direction, direction)
+    return cleaned

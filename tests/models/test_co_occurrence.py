@@ -68,7 +68,7 @@ def test_counts_are_whole_numbers_in_every_mixture_of_both_ways(monkeypatch):
     packed = CoOccurrence(rows).total(np.ones(300))
     for pair_cost in (20, 100):
         monkeypatch.setattr(co_occurrence, "_MACS_PER_PAIR", pair_cost)
-        is_dense = CoOccurrence(rows)._is_dense(np.diff(rows.indptr))
+        is_dense = co_occurrence._is_dense(np.diff(rows.indptr), 80)
         assert 0 < is_dense.sum() <= 300
         np.testing.assert_array_equal(CoOccurrence(rows).total(np.ones(300)), packed)
 

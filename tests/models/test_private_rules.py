@@ -35,7 +35,9 @@ def test_more_noise_never_releases_more_items():
 
 
 def test_noise_counts_against_the_declared_shoppers():
-    assert item_item_rules(outlook(1.0, 6000), public()) == item_item_rules(outlook(10.0, 60_000), public())
+    few, many = (item_item_rules(outlook(sd, crowd), public()) for sd, crowd in ((1.0, 6000), (10.0, 60_000)))
+    assert few.released_items == many.released_items < item_item_rules(outlook(1.0, 60_000), public()).released_items
+    assert few.popularity_weight == pytest.approx(10 * many.popularity_weight)
 
 
 def test_no_more_items_are_released_than_there_are():

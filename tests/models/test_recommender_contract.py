@@ -69,6 +69,7 @@ class TestPrivatePopularity(RecommenderContract):
 
 class TestPrivateEase(RecommenderContract):
     has_own_units = True
+    rounds_the_sum = True
 
     def make_model(self) -> Recommender:
         return PrivateEase(PrivateEaseSettings(released_items=100, regularisation=1, content_weight=0.5))
@@ -76,6 +77,7 @@ class TestPrivateEase(RecommenderContract):
 
 class TestPrivateEaseWithTail(RecommenderContract):
     has_own_units = True
+    rounds_the_sum = True
 
     def make_model(self) -> Recommender:
         return PrivateEase(PrivateEaseSettings(released_items=24, regularisation=1, tail_share=0.5))
@@ -83,6 +85,7 @@ class TestPrivateEaseWithTail(RecommenderContract):
 
 class TestPrivateEaseWithoutContent(RecommenderContract):
     has_own_units = True
+    rounds_the_sum = True
     has_content = False
 
     def make_model(self) -> Recommender:
@@ -91,6 +94,7 @@ class TestPrivateEaseWithoutContent(RecommenderContract):
 
 class TestPrivateItemKnn(RecommenderContract):
     has_own_units = True
+    rounds_the_sum = True
 
     def make_model(self) -> Recommender:
         return PrivateItemKnn(PrivateItemKnnSettings(released_items=24, neighbours=8, shrinkage=1, tail_share=0.5))

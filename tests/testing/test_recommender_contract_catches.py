@@ -121,7 +121,7 @@ class Shuffled(Ease):
         (Counting(counting=TableOrder), "test_order_of_shoppers_does_not_matter"),
         (Counting(counting=TableOrder), "test_removing_a_shopper_moves_the_sum_by_her_contribution_alone"),
         (Counting(counting=Clipped), "test_sum_is_linear_in_the_weights"),
-        (Counting(counting=RoundsTheSum), "test_removing_a_shopper_takes_exactly_her_integers_away"),
+        (Counting(counting=RoundsTheSum), "test_removing_a_shopper_moves_the_integers_by_no_more_than_her_bound"),
         (Counting(counting=RoundsUp), "test_integers_of_a_shopper_are_her_values_cut_off"),
         (Counting(counting=Clipped), "test_federated_equals_pooled"),
         (KeepsView(), "test_advance_keeps_old_arrays_and_owns_new_ones"),
