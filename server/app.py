@@ -6,6 +6,7 @@ besides, they are made from the scenario first (its model settings as given: tun
 
 from pathlib import Path
 
+from fedrec.federation.terms import Terms
 from fedrec.flower import server_app
 from fedrec.flower.engines import Federation
 
@@ -21,10 +22,12 @@ def prepare_shops(scenario: Path, run_dir: Path) -> None:
     Federation(
         load_model(settings.model.name, settings.model.settings),
         world.public,
-        [shop.name for shop in world.shops],
+        Terms(
+            roster=tuple(shop.name for shop in world.shops),
+            min_shops=settings.federation.min_shops,
+            run_id=f"{settings.name}-{settings.seed}",
+        ),
         [shop.shared(training_rows(shop, Stage.FINAL), world.public.num_items) for shop in world.shops],
-        min_shops=settings.federation.min_shops,
-        run_id=f"{settings.name}-{settings.seed}",
     ).write_files(run_dir)
 
 

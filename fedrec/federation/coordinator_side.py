@@ -8,23 +8,15 @@ releases that wait.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fedrec.errors import BadMessage, ConfigError, NotFinite, ProtocolError, TooFewShops
-from fedrec.federation.plan import (
-    Protection,
-    RoundPlan,
-    canonical_json,
-    check_clip_norm,
-    check_roster,
-    items_digest,
-    model_settings,
-)
-from fedrec.federation.release import read_release
+from fedrec.federation.plan import RoundPlan, canonical_json, items_digest, model_settings
+from fedrec.federation.release import read_release, wire_dtype
 from fedrec.federation.shop_side import is_finite
+from fedrec.federation.terms import Terms
 from fedrec.models.recommender import PublicInputs, Recommender, State
 
 
@@ -57,30 +49,19 @@ class Coordinator:
         self,
         model: Recommender,
         public: PublicInputs,
-        roster: Sequence[str],
-        *,
-        min_shops: int = 1,
-        run_id: str = "",
-        clip_norm: float | None = None,
+        terms: Terms,
     ) -> None:
         """Args:
         model: what is trained; a frozen dataclass of its settings.
         public: the federation's item space.
-        roster: names of the shops, in the order in which sums are added.
-        min_shops: fewest shops whose sum may be used, 1 <= min_shops <= len(roster).
-        run_id: names the run; bound by every plan, so a resumed run must bring the same.
-        clip_norm: L2 bound on a shopper's contribution, > 0; None = unbounded.
+        terms: who takes part, and what is promised.
         """
         self.model = model
         self.public = public
-        self.roster = tuple(roster)
+        self.terms = terms
+        self.roster = terms.roster
         self.state: State = {}
         self.index = 0
-        self.min_shops = min_shops
-        self.run_id = run_id
-        self.clip_norm = clip_norm
-        check_roster(self.roster, min_shops)
-        check_clip_norm(clip_norm)
         self._settings = model_settings(model)
         self._items_digest = items_digest(public)
         self._position_of = {shop: position for position, shop in enumerate(self.roster)}
@@ -90,17 +71,7 @@ class Coordinator:
     def identity(self) -> str:
         """Hexadecimal sha256 of what a checkpoint must agree with: run, model, items, roster, bounds."""
         return hashlib.sha256(
-            canonical_json(
-                [
-                    self.run_id,
-                    self.model.name,
-                    self._settings,
-                    self._items_digest,
-                    self.roster,
-                    self.min_shops,
-                    self.clip_norm,
-                ]
-            )
+            canonical_json([self.model.name, self._settings, self._items_digest, self.terms.to_json()])
         ).hexdigest()
 
     def restore(self, index: int, state: State) -> None:
@@ -120,18 +91,14 @@ class Coordinator:
             self._is_complete = True
             return None
         self._plan = RoundPlan(
-            run_id=self.run_id,
             index=self.index,
             spec=spec,
             model_name=self.model.name,
             model_settings=self._settings,
             items_digest=self._items_digest,
-            roster=self.roster,
-            min_shops=self.min_shops,
-            protection=Protection.NONE,
-            clip_norm=self.clip_norm,
+            terms=self.terms,
         )
-        self._total = np.zeros(spec.layout.size)
+        self._total = np.zeros(spec.layout.size, wire_dtype(self._plan))
         self._waiting: dict[int, np.ndarray] = {}
         self._is_heard = [False] * len(self.roster)
         self._answered: set[int] = set()
@@ -151,10 +118,10 @@ class Coordinator:
         position = self._position(shop)
         if self._is_heard[position]:
             return False
-        values = read_release(data, plan)
+        received = read_release(data, plan)
         self._is_heard[position] = True
         self._answered.add(position)
-        self._waiting[position] = values
+        self._waiting[position] = received.values
         self._add_in_order()
         return True
 
@@ -176,14 +143,18 @@ class Coordinator:
         self._add_in_order()
         total = self._total
         self._plan, self._total = None, np.zeros(0)
-        if len(self._answered) < self.min_shops:
+        if len(self._answered) < self.terms.min_shops:
             raise TooFewShops(
                 f"round {plan.index} ({plan.spec.name}): {len(self._answered)} of {len(self.roster)} "
-                f"shops answered, at least {self.min_shops} are needed (min_shops); finished rounds are kept"
+                f"shops answered, at least {self.terms.min_shops} are needed (min_shops); finished rounds are kept"
             )
+        if plan.terms.privacy is not None:
+            grid = plan.terms.grid(plan.index)
+            total = grid.decode(grid.centre(total))
         if not is_finite(total):
             raise NotFinite(f"round {plan.index} ({plan.spec.name}): the sum over the shops is not finite")
-        self.state = self.model.advance(plan.spec, self.state, total, self.public)
+        noise_sd = plan.terms.noise_sd(plan.index, len(self._answered))
+        self.state = self.model.advance(plan.spec, self.state, total, self.public, noise_sd=noise_sd)
         self.index += 1
         return ClosedRound(
             index=plan.index,

@@ -9,34 +9,22 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from fedrec.errors import BadMessage, ConfigError
+from fedrec.errors import BadMessage, ConfigError, PrivacyError
+from fedrec.federation.terms import Terms
 from fedrec.models.recommender import Layout, PublicInputs, Recommender, RoundKind, RoundSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of plans and releases; a shop and a coordinator of different versions refuse each other."""
 
 WIRE_DTYPES = frozenset({"float64", "float32", "int64", "int32", "uint8", "bool"})
 """Types that an input array may have."""
-
-
-class Protection(StrEnum):
-    """What stands between a shop's sum and the coordinator."""
-
-    NONE = "none"
-
-    @property
-    def guarantee(self) -> str:
-        """The promise in words, for every output of a run."""
-        return "none: research mode; shops' sums leave unprotected"
 
 
 @dataclass(frozen=True)
@@ -44,34 +32,24 @@ class RoundPlan:
     """One round as every shop of the roster must understand it.
 
     Attributes:
-        run_id: names the run; the same when a run is resumed.
         index: 0, 1, ... within the run.
         spec: what is summed, its layout and the shared arrays a shop needs for it.
         model_name: registered name of the model.
         model_settings: the model's own fields, as JSON values.
         items_digest: sha256 of the federation's item keys in order, hexadecimal.
-        roster: names of all shops; sums are added in this order.
-        min_shops: fewest shops whose sum may be used; 1 <= min_shops <= len(roster).
-        protection: what a shop does to its sum before it leaves.
-        clip_norm: L2 bound on one shopper's contribution; None = unbounded.
+        terms: who takes part, and what is promised.
     """
 
-    run_id: str
     index: int
     spec: RoundSpec
     model_name: str
     model_settings: Mapping[str, Any]
     items_digest: str
-    roster: tuple[str, ...]
-    min_shops: int
-    protection: Protection = Protection.NONE
-    clip_norm: float | None = None
+    terms: Terms
 
     def __post_init__(self) -> None:
         if not self.index >= 0:
             raise ConfigError(f"round index {self.index}: must be 0 or more")
-        check_roster(self.roster, self.min_shops)
-        check_clip_norm(self.clip_norm)
         for name, array in self.spec.inputs.items():
             if array.dtype.name not in WIRE_DTYPES:
                 allowed = ", ".join(sorted(WIRE_DTYPES))
@@ -85,7 +63,6 @@ class RoundPlan:
         return canonical_json(
             {
                 "format": FORMAT_VERSION,
-                "run": self.run_id,
                 "round": self.index,
                 "kind": str(self.spec.kind),
                 "name": self.spec.name,
@@ -97,10 +74,7 @@ class RoundPlan:
                 "model": self.model_name,
                 "settings": self.model_settings,
                 "items": self.items_digest,
-                "roster": self.roster,
-                "min_shops": self.min_shops,
-                "protection": str(self.protection),
-                "clip_norm": self.clip_norm,
+                "terms": self.terms.to_json(),
             }
         )
 
@@ -122,15 +96,7 @@ class RoundPlan:
     @cached_property
     def agreement(self) -> bytes:
         """What a shop must have agreed to: see `agreement`."""
-        return agreement(
-            self.model_name,
-            self.model_settings,
-            self.items_digest,
-            roster=self.roster,
-            min_shops=self.min_shops,
-            clip_norm=self.clip_norm,
-            protection=self.protection,
-        )
+        return agreement(self.model_name, self.model_settings, self.items_digest, self.terms)
 
     @cached_property
     def size_bytes(self) -> int:
@@ -157,7 +123,6 @@ def read_plan(header: bytes, arrays: Mapping[str, np.ndarray]) -> RoundPlan:
         if sorted(names) != sorted(arrays):
             raise BadMessage(f"plan names the input arrays {names}, the message holds {list(arrays)}")
         plan = RoundPlan(
-            run_id=fields["run"],
             index=fields["round"],
             spec=RoundSpec(
                 kind=RoundKind(fields["kind"]),
@@ -168,13 +133,10 @@ def read_plan(header: bytes, arrays: Mapping[str, np.ndarray]) -> RoundPlan:
             model_name=fields["model"],
             model_settings=fields["settings"],
             items_digest=fields["items"],
-            roster=tuple(fields["roster"]),
-            min_shops=fields["min_shops"],
-            protection=Protection(fields["protection"]),
-            clip_norm=fields["clip_norm"],
+            terms=Terms.from_json(fields["terms"]),
         )
         rewritten = plan.header
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigError, PrivacyError) as error:
         raise BadMessage(f"bytes that are not a plan: {type(error).__name__}") from error
     if rewritten != header:
         raise BadMessage("plan header is not canonical, has unknown fields, or its input arrays were changed")
@@ -196,21 +158,12 @@ def model_settings(model: Recommender) -> dict[str, Any]:
         raise ConfigError(f"model {model.name!r}: settings must be plain JSON values: {error}") from error
 
 
-def agreement(
-    model_name: str,
-    settings: Mapping[str, Any],
-    digest: str,
-    *,
-    roster: tuple[str, ...],
-    min_shops: int,
-    clip_norm: float | None,
-    protection: Protection = Protection.NONE,
-) -> bytes:
-    """Canonical JSON of model, settings, item space, roster, bounds and protection.
+def agreement(model_name: str, settings: Mapping[str, Any], digest: str, terms: Terms) -> bytes:
+    """Canonical JSON of model, settings, item space and terms.
 
     Equal on both sides, or the shop does not answer: a coordinator can ask for nothing that a shop did not agree to.
     """
-    return canonical_json([model_name, settings, digest, roster, min_shops, clip_norm, str(protection)])
+    return canonical_json([model_name, settings, digest, terms.to_json()])
 
 
 def items_digest(public: PublicInputs) -> str:
@@ -225,20 +178,6 @@ def items_digest(public: PublicInputs) -> str:
 def canonical_json(value: object) -> bytes:
     """The one way to write a JSON value: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def check_roster(roster: tuple[str, ...], min_shops: int) -> None:
-    """Refuse an empty or repeated roster and an impossible minimum."""
-    if not roster or len(set(roster)) != len(roster):
-        raise ConfigError(f"roster of {len(roster)} shops: names must be given, each once")
-    if not 1 <= min_shops <= len(roster):
-        raise ConfigError(f"min_shops = {min_shops}: must be between 1 and the {len(roster)} shops of the roster")
-
-
-def check_clip_norm(clip_norm: float | None) -> None:
-    """Refuse a bound that bounds nothing."""
-    if clip_norm is not None and not (clip_norm > 0 and math.isfinite(clip_norm)):
-        raise ConfigError(f"clip_norm = {clip_norm}: must be a finite number above 0, or left out")
 
 
 def _array_digest(array: np.ndarray) -> str:

@@ -11,13 +11,16 @@ from fedrec.errors import BadMessage
 from fedrec.federation.plan import RoundPlan
 from fedrec.models.recommender import Contributions, Layout, Recommender
 
+_BELOW_BOUND = 1 - 2.0**-30
+"""A clipped norm is computed in float64: this much below the bound, no rounding of it can cross the bound."""
+
 
 @dataclass(frozen=True, repr=False)
 class Contribution:
-    """The bounded sum over a shop's shoppers; raw, so it must not leave but through `release.release`.
+    """The bounded sum over a shop's shoppers; raw, so it must not leave but through the door of `release`.
 
     Attributes:
-        values: float64, (layout.size,).
+        values: (layout.size,); float64, or int64 in grid units under a privacy spec.
         layout: names and shapes that ``values`` holds.
         num_zeroed: shoppers whose contribution was not finite and counts as zero; stays in the shop.
     """
@@ -31,7 +34,7 @@ class Contribution:
 
 
 def contribute(model: Recommender, plan: RoundPlan, histories: sparse.csr_matrix) -> Contribution:
-    """Sum the shop's shoppers, each scaled down to the plan's clip norm where it sets one.
+    """Sum the shop's shoppers in research mode, each scaled down to the clip norm where the terms set one.
 
     Args:
         model: with the settings that the plan names.
@@ -42,20 +45,34 @@ def contribute(model: Recommender, plan: RoundPlan, histories: sparse.csr_matrix
     Guarantee: with a clip norm C one shopper moves the vector by at most C in L2; one whose contribution is
         not finite moves it by nothing.
     """
-    spec = plan.spec
-    contributions = model.contributions(spec, histories)
-    num_zeroed = 0
-    if plan.clip_norm is None:
+    clip_norm = plan.terms.clip_norm
+    if clip_norm is None:
+        contributions = model.contributions(plan.spec, histories)
         values = contributions.total(np.ones(histories.shape[0]))
         if is_finite(values):
-            return Contribution(_checked(values, plan), spec.layout)
-    is_usable = np.isfinite(contributions.norms())
-    if not is_usable.all():
-        # A weight of zero does not cancel NaN, so the rows themselves go.
-        num_zeroed = int(np.count_nonzero(~is_usable))
-        contributions = model.contributions(spec, histories[is_usable])
-    values = contributions.total(_weights(contributions, plan.clip_norm, int(is_usable.sum())))
-    return Contribution(_checked(values, plan), spec.layout, num_zeroed)
+            return Contribution(_checked(values, plan, np.float64), plan.spec.layout)
+    contributions, num_zeroed = _usable(model, plan, histories)
+    norms = contributions.norms()
+    weights = np.ones(len(norms)) if clip_norm is None else clip_norm / np.maximum(norms, clip_norm)
+    return Contribution(_checked(contributions.total(weights), plan, np.float64), plan.spec.layout, num_zeroed)
+
+
+def contribute_on_grid(model: Recommender, plan: RoundPlan, histories: sparse.csr_matrix) -> Contribution:
+    """Sum the shop's shoppers on the integer grid, each clipped and rounded toward zero before the sum.
+
+    Args:
+        model, plan, histories: as in `contribute`; the plan's terms hold a privacy spec.
+    Raises:
+        BadMessage: the model returns a vector that is not of the plan's layout.
+    Guarantee: adding or removing one shopper moves the vector by at most C / (k x unit) in L2 (C the clip norm, k the
+        most shops per person), in exact integers: clipped norms stay below the bound by more than their rounding
+        error, and rounding toward zero shrinks every value. One whose contribution is not finite moves it by nothing.
+    """
+    bound = plan.terms.shopper_bound(plan.index) * _BELOW_BOUND
+    contributions, num_zeroed = _usable(model, plan, histories)
+    weights = bound / np.maximum(contributions.norms(), bound)
+    values = contributions.integers(weights, 1 / plan.terms.grid(plan.index).unit)
+    return Contribution(_checked(values, plan, np.int64), plan.spec.layout, num_zeroed)
 
 
 def is_finite(values: np.ndarray) -> bool:
@@ -63,14 +80,21 @@ def is_finite(values: np.ndarray) -> bool:
     return bool(np.isfinite(values).all())
 
 
-def _weights(contributions: Contributions, clip_norm: float | None, num_shoppers: int) -> np.ndarray:
-    """float64, (num_shoppers,): min(1, C / norm), 1 without a clip norm."""
-    if clip_norm is None:
-        return np.ones(num_shoppers)
-    return clip_norm / np.maximum(contributions.norms(), clip_norm)
+def _usable(model: Recommender, plan: RoundPlan, histories: sparse.csr_matrix) -> tuple[Contributions, int]:
+    """Contributions of the shoppers whose norm is finite, and the number of the others.
+
+    A weight of zero does not cancel NaN, so the rows themselves go.
+    """
+    contributions = model.contributions(plan.spec, histories)
+    is_usable = np.isfinite(contributions.norms())
+    if is_usable.all():
+        return contributions, 0
+    return model.contributions(plan.spec, histories[is_usable]), int(np.count_nonzero(~is_usable))
 
 
-def _checked(values: np.ndarray, plan: RoundPlan) -> np.ndarray:
-    if values.shape != (plan.num_values,) or values.dtype != np.float64:
-        raise BadMessage(f"a model's sum is {values.dtype} {values.shape}: must be float64 ({plan.num_values},)")
+def _checked(values: np.ndarray, plan: RoundPlan, dtype: type) -> np.ndarray:
+    if values.shape != (plan.num_values,) or values.dtype != dtype:
+        raise BadMessage(
+            f"a model's sum is {values.dtype} {values.shape}: must be {np.dtype(dtype)} ({plan.num_values},)"
+        )
     return values

@@ -15,12 +15,15 @@ from scipy import sparse
 from fedrec.errors import ConfigError
 from fedrec.federation.checkpoint import Checkpoints
 from fedrec.federation.coordinator_side import Coordinator
+from fedrec.federation.release import MakeNoise
 from fedrec.federation.run_record import RoundRecord
+from fedrec.federation.terms import Terms
 from fedrec.flower.client_app import NodesInFiles, NodesInMemory, make_client_app
 from fedrec.flower.local_grid import RUN_ID, Faults, LocalGrid
 from fedrec.flower.server_app import OnReply, OnRound, ServerRun, make_server_app
 from fedrec.models.recommender import PublicInputs, Recommender, State
-from fedrec.shop.node import shop_nodes, write_shop_files
+from fedrec.privacy.noise import SecureNoise
+from fedrec.shop.node import IN_MEMORY, shop_nodes, write_shop_files
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,44 +33,29 @@ class Federation:
     Attributes:
         model: a frozen dataclass of its settings.
         public: the federation's item space.
-        roster: names of the shops, in the order in which sums are added.
+        terms: who takes part, and what is promised; a resumed run must bring the same.
         histories: CSR, (num_shoppers, num_items) each, in roster order.
-        min_shops: fewest shops whose sum may be used.
-        run_id: names the run (a digest of configuration and data, say); a resumed run must bring the same.
-        clip_norm: L2 bound on a shopper's contribution; None = unbounded.
+        ledger_url: database of the shops' privacy ledgers, one ledger a shop; used under a privacy spec.
+        make_noise: where noise comes from; anything but the operating system's randomness is for tests, and stays in
+            this process.
     """
 
     model: Recommender
     public: PublicInputs
-    roster: Sequence[str]
+    terms: Terms
     histories: Sequence[sparse.csr_matrix]
-    min_shops: int = 1
-    run_id: str = ""
-    clip_norm: float | None = None
+    ledger_url: str = IN_MEMORY
+    make_noise: MakeNoise = SecureNoise
 
     def coordinator(self) -> Coordinator:
         """A coordinator before the first round."""
-        return Coordinator(
-            self.model,
-            self.public,
-            self.roster,
-            min_shops=self.min_shops,
-            run_id=self.run_id,
-            clip_norm=self.clip_norm,
-        )
+        return Coordinator(self.model, self.public, self.terms)
 
     def write_files(self, run_dir: Path) -> None:
         """Write the files from which other processes open the shops."""
-        write_shop_files(
-            run_dir,
-            self.model,
-            self.public,
-            self.roster,
-            self.histories,
-            min_shops=self.min_shops,
-            run_id=self.run_id,
-            clip_norm=self.clip_norm,
-        )
+        if self.make_noise is not SecureNoise:
+            raise ConfigError("a noise source of tests stays in one process: run without workers")
+        write_shop_files(run_dir, self.model, self.public, self.terms, self.histories, ledger_url=self.ledger_url)
 
 
 @dataclass(frozen=True)
@@ -128,13 +116,13 @@ def run_local(
         nodes = shop_nodes(
             federation.model,
             federation.public,
-            federation.roster,
+            federation.terms,
             federation.histories,
-            min_shops=federation.min_shops,
-            clip_norm=federation.clip_norm,
+            ledger_url=federation.ledger_url,
+            make_noise=federation.make_noise,
         )
         client_app = make_client_app(NodesInMemory(nodes))
-    with LocalGrid(client_app, federation.roster, workers=workers, faults=faults) as grid:
+    with LocalGrid(client_app, federation.terms.roster, workers=workers, faults=faults) as grid:
         make_server_app(lambda _: run)(grid, _server_context())
     return Trained(run.coordinator.state, tuple(run.rounds))
 
@@ -168,7 +156,7 @@ def run_with_ray(
         run_simulation(
             server_app=make_server_app(lambda _: run),
             client_app=make_client_app(NodesInFiles(str(Path(run_dir).absolute()))),
-            num_supernodes=len(federation.roster),
+            num_supernodes=len(federation.terms.roster),
             backend_config=_ray_settings(cores_per_shop),
         )
     finally:

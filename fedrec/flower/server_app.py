@@ -160,14 +160,7 @@ def open_run_from_run_dir(context: Context, prepare: Prepare | None = None) -> S
     if prepare is not None and scenario and not has_shop_files(run_dir):
         prepare(Path(scenario), run_dir)
     files = read_shop_files(run_dir)
-    coordinator = Coordinator(
-        files.model,
-        files.public,
-        files.roster,
-        min_shops=files.min_shops,
-        run_id=files.run_id,
-        clip_norm=files.clip_norm,
-    )
+    coordinator = Coordinator(files.model, files.public, files.terms)
     checkpoints = Checkpoints(run_dir / "checkpoint.safetensors")
     checkpoints.resume(coordinator)
     run = ServerRun(coordinator, checkpoints)

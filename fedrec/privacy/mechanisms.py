@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from fedrec.privacy.spec import PrivacySpec
 
 
 @dataclass(frozen=True)
@@ -59,3 +63,40 @@ class Outlook:
     schedule: Schedule
     noise_sds: tuple[float, ...]
     public_shoppers: int
+
+
+RESIDUAL_SHARE = 2.0**-20
+"""Part of delta kept for the distance between noise as it is drawn and exact Gaussians."""
+
+
+def residual_delta(spec: PrivacySpec) -> float:
+    """The part of a run's delta that calibration leaves for drawing the noise."""
+    return spec.delta * RESIDUAL_SHARE
+
+
+def sum_noise_sd(release: PlannedRelease, spec: PrivacySpec, num_shops: int) -> float:
+    """Standard deviation of the noise in each value of the decoded sum over so many shops, in the units of the sum."""
+    return release.noise_multiplier * release.clip_norm * math.sqrt(num_shops) / spec.noise_divisor
+
+
+def outlook(schedule: Schedule, spec: PrivacySpec, num_shops: int) -> Outlook:
+    """What a model may know of the noise before the run, if all ``num_shops`` shops take part."""
+    return Outlook(schedule, tuple(sum_noise_sd(one, spec, num_shops) for one in schedule), spec.public_shoppers)
+
+
+def calibrate(requests: Sequence[ReleaseRequest], spec: PrivacySpec) -> Schedule:
+    from fedrec.privacy import accounting
+
+    def schedule(s: float) -> Schedule:
+        return tuple(
+            PlannedRelease(r.name, r.clip_norm, s / math.sqrt(r.share), r.sampling_rate)
+            for r in requests
+            for _ in range(r.repeats)
+        )
+
+    delta = spec.delta - residual_delta(spec)
+    low, high = 1e-3, 1e6
+    while high / low > 1 + 1e-6:
+        mid = math.sqrt(low * high)
+        low, high = (low, mid) if accounting.epsilon(schedule(mid), delta) <= spec.epsilon else (mid, high)
+    return schedule(high)

@@ -14,15 +14,21 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from fedrec.errors import BadMessage, ConfigError, StoreError
-from fedrec.federation.plan import RoundPlan, agreement, check_roster, items_digest, model_settings
-from fedrec.federation.release import Release, release
+from fedrec.errors import BadMessage, ConfigError, PrivacyError, StoreError
+from fedrec.federation.plan import RoundPlan, agreement, items_digest, model_settings
+from fedrec.federation.release import MakeNoise, PrivateDoor, Release, release
 from fedrec.federation.run_record import write_atomically
-from fedrec.federation.shop_side import contribute
+from fedrec.federation.shop_side import contribute, contribute_on_grid
+from fedrec.federation.terms import Terms
 from fedrec.models import load_model, settings_of
 from fedrec.models.recommender import PublicInputs, Recommender
+from fedrec.privacy.ledger import Budget, Ledger
+from fedrec.privacy.noise import SecureNoise
 
-FILES_FORMAT = 1
+FILES_FORMAT = 2
+IN_MEMORY = "sqlite://"
+"""URL of a database that ends with this process."""
+
 FILES_FOLDER = "federation"
 """Folder in the run directory that holds the roster and one file a shop."""
 
@@ -35,13 +41,17 @@ class ShopNode:
         name: shop id on the roster.
         model: the model the shop agreed to train; a plan for another one is refused.
         histories: float32 CSR, (num_shoppers, num_items) in the federation's item space.
-        agreement: the terms that the shop agreed to, as `RoundPlan.agreement` writes them.
+        agreement: model and terms that the shop agreed to, as `RoundPlan.agreement` writes them.
+        ledger: the shop's privacy ledger; None in research mode.
+        make_noise: where noise comes from; the operating system's randomness, but in tests.
     """
 
     name: str
     model: Recommender
     histories: sparse.csr_matrix
     agreement: bytes
+    ledger: Ledger | None = None
+    make_noise: MakeNoise = SecureNoise
 
     def __repr__(self) -> str:
         return f"ShopNode({self.name!r}, histories={self.histories.shape})"
@@ -51,43 +61,52 @@ class ShopNode:
 
         Raises:
             BadMessage: the plan is for other shops, another model, other settings or another item space.
-            NotFinite: the sum is not finite.
+            NotFinite: the sum is not finite (research mode).
+            PrivacyError: the budget or the agreed schedule does not allow the round.
         """
-        if self.name not in plan.roster:
+        if self.name not in plan.terms.roster:
             raise BadMessage(f"plan of round {plan.index} is for a roster without shop {self.name!r}")
         if plan.agreement != self.agreement:
             raise BadMessage(
                 f"plan of round {plan.index} trains {plan.model_name!r} on other terms than the shop agreed to "
-                f"({self.model.name!r}): model, settings, items, roster, min_shops, clip_norm or protection differ"
+                f"({self.model.name!r}): model, settings, items or terms differ"
             )
-        return release(contribute(self.model, plan, self.histories), plan)
+        if plan.terms.privacy is None:
+            return release(contribute(self.model, plan, self.histories), plan)
+        if self.ledger is None:
+            raise PrivacyError(f"shop {self.name!r} has no privacy ledger: nothing leaves under a privacy spec")
+        door = PrivateDoor(plan, self.ledger, self.make_noise)
+        return door.stored() or door.release(contribute_on_grid(self.model, plan, self.histories))
 
 
 def shop_nodes(
     model: Recommender,
     public: PublicInputs,
-    roster: Sequence[str],
+    terms: Terms,
     histories: Sequence[sparse.csr_matrix],
     *,
-    min_shops: int = 1,
-    clip_norm: float | None = None,
+    ledger_url: str = IN_MEMORY,
+    make_noise: MakeNoise = SecureNoise,
 ) -> tuple[ShopNode, ...]:
-    """The shops of a simulation, all in this process, in roster order; they agree to these terms and no others."""
-    check_roster(tuple(roster), min_shops)
-    agreed = agreement(
-        model.name,
-        model_settings(model),
-        items_digest(public),
-        roster=tuple(roster),
-        min_shops=min_shops,
-        clip_norm=clip_norm,
-    )
+    """The shops of a simulation, all in this process, in roster order; they agree to these terms and no others.
+
+    Args:
+        ledger_url: database of the shops' ledgers, one ledger a shop; used under a privacy spec.
+    """
+    agreed = agreement(model.name, model_settings(model), items_digest(public), terms)
     nodes = []
-    for name, table in zip(roster, histories, strict=True):
+    for name, table in zip(terms.roster, histories, strict=True):
         if table.shape[1] != public.num_items:
             raise ConfigError(f"shop {name!r}: histories over {table.shape[1]} items, the list has {public.num_items}")
-        nodes.append(ShopNode(name, model, table, agreed))
+        nodes.append(ShopNode(name, model, table, agreed, simulated_ledger(terms, name, ledger_url), make_noise))
     return tuple(nodes)
+
+
+def simulated_ledger(terms: Terms, shop: str, url: str) -> Ledger | None:
+    """The ledger of a simulated shop, made with the run's own budget where it is new; None in research mode."""
+    if terms.privacy is None:
+        return None
+    return Ledger.open(url, shop, budget=Budget(terms.privacy.epsilon, terms.privacy.delta))
 
 
 @dataclass(frozen=True)
@@ -96,37 +115,36 @@ class FederationFiles:
 
     Attributes:
         folder: where the files are.
-        model, public, roster, min_shops, run_id, clip_norm: as the coordinator takes them.
+        model, public, terms: as the coordinator takes them.
         agreement: of all of them.
+        ledger_url: database of the shops' ledgers.
     """
 
     folder: Path
     model: Recommender
     public: PublicInputs
-    roster: tuple[str, ...]
-    min_shops: int
-    run_id: str
-    clip_norm: float | None
+    terms: Terms
     agreement: bytes
+    ledger_url: str
 
     def node(self, position: int) -> ShopNode:
         """Open one shop, by its place in the roster."""
-        if not 0 <= position < len(self.roster):
-            raise ConfigError(f"partition-id {position}: the roster has {len(self.roster)} shops")
-        path = _histories_path(self.folder, position)
-        return ShopNode(self.roster[position], self.model, _load_csr(path), self.agreement)
+        roster = self.terms.roster
+        if not 0 <= position < len(roster):
+            raise ConfigError(f"partition-id {position}: the roster has {len(roster)} shops")
+        histories = _load_csr(_histories_path(self.folder, position))
+        ledger = simulated_ledger(self.terms, roster[position], self.ledger_url)
+        return ShopNode(roster[position], self.model, histories, self.agreement, ledger)
 
 
 def write_shop_files(
     run_dir: Path,
     model: Recommender,
     public: PublicInputs,
-    roster: Sequence[str],
+    terms: Terms,
     histories: Sequence[sparse.csr_matrix],
     *,
-    min_shops: int = 1,
-    run_id: str = "",
-    clip_norm: float | None = None,
+    ledger_url: str = IN_MEMORY,
 ) -> Path:
     """Write what other processes need to run this federation: roster, items, content, one file of raw histories a shop.
 
@@ -134,20 +152,21 @@ def write_shop_files(
         run_dir: the run's folder; the files go to ``federation/`` in it.
         model: an importable class, a frozen dataclass of its settings.
         public: the federation's item space.
-        roster: names of the shops.
+        terms: who takes part, and what is promised.
         histories: CSR, (num_shoppers, num_items) each, in roster order.
-        min_shops, run_id, clip_norm: for the coordinator of ``flwr run``.
+        ledger_url: database of the shops' ledgers, which other processes can open; needed under a privacy spec.
     Returns:
         The folder written.
     Raises:
-        ConfigError: the model's class cannot be imported by its name, as other processes must.
+        ConfigError: the model's class cannot be imported by its name, as other processes must, or ledgers in memory.
     """
-    check_roster(tuple(roster), min_shops)
+    if terms.privacy is not None and ledger_url == IN_MEMORY:
+        raise ConfigError("privacy ledgers in memory cannot be shared with other processes: give a database")
     reference = f"{type(model).__module__}:{type(model).__qualname__}"
     load_model(reference, settings_of(model))  # refused here, where the reason can be seen, not in every process
     folder = Path(run_dir) / FILES_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    for position, (_, table) in enumerate(zip(roster, histories, strict=True)):
+    for position, (_, table) in enumerate(zip(terms.roster, histories, strict=True)):
         _save_csr(_histories_path(folder, position), table)
     np.save(folder / "items.npy", np.asarray([str(key) for key in public.items.tolist()], dtype=np.str_))
     if public.content is not None:
@@ -156,11 +175,9 @@ def write_shop_files(
         "format": FILES_FORMAT,
         "model": reference,
         "settings": settings_of(model),
-        "roster": list(roster),
+        "terms": terms.to_json(),
         "has_content": public.content is not None,
-        "min_shops": min_shops,
-        "run_id": run_id,
-        "clip_norm": clip_norm,
+        "ledger_url": ledger_url,
     }
     write_atomically(folder / "roster.json", json.dumps(about, indent=1, allow_nan=False).encode())
     return folder
@@ -187,22 +204,14 @@ def read_shop_files(run_dir: Path) -> FederationFiles:
         content = _load_csr(folder / "content.npz") if about["has_content"] else None
         public = PublicInputs(items, content)
         model = load_model(about["model"], about["settings"])
+        terms = Terms.from_json(about["terms"])
         return FederationFiles(
             folder=folder,
             model=model,
             public=public,
-            roster=tuple(about["roster"]),
-            min_shops=about["min_shops"],
-            run_id=about["run_id"],
-            clip_norm=about["clip_norm"],
-            agreement=agreement(
-                model.name,
-                model_settings(model),
-                items_digest(public),
-                roster=tuple(about["roster"]),
-                min_shops=about["min_shops"],
-                clip_norm=about["clip_norm"],
-            ),
+            terms=terms,
+            agreement=agreement(model.name, model_settings(model), items_digest(public), terms),
+            ledger_url=about["ledger_url"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(

@@ -26,6 +26,7 @@ import numpy as np
 from scipy import sparse
 
 from fedrec.federation.run_record import num_cores, num_threads, package_versions
+from fedrec.federation.terms import Terms
 from fedrec.flower.engines import Federation, run_local, run_with_ray
 from fedrec.models.ease import Ease, EaseSettings
 from fedrec.models.ials import Ials, IalsSettings
@@ -68,8 +69,8 @@ def make_federation(model_name: str, num_shops: int, size_bytes: int, seed: int 
         table.data[:] = 1
         histories.append(table.astype(np.float32))
     public = PublicInputs(np.array([f"item-{i:06d}" for i in range(num_items)]))
-    roster = [f"shop-{i:03d}" for i in range(num_shops)]
-    return Federation(model, public, roster, histories)
+    roster = tuple(f"shop-{i:03d}" for i in range(num_shops))
+    return Federation(model, public, Terms(roster), histories)
 
 
 def train_plainly(federation: Federation) -> State:

@@ -10,6 +10,7 @@ from fedrec.federation.coordinator_side import Coordinator
 from fedrec.federation.release import release
 from fedrec.federation.run_record import RoundRecord
 from fedrec.federation.shop_side import contribute
+from fedrec.federation.terms import Terms
 
 NAMES = ("north", "south", "west")
 
@@ -26,14 +27,14 @@ def keep(checkpoints, coordinator, closed):
 
 
 def test_a_run_goes_on_where_it_stopped_with_identical_arrays(tmp_path, counting, public, histories):
-    whole = Coordinator(counting, public, NAMES)
+    whole = Coordinator(counting, public, Terms(NAMES))
     run_round(whole, histories)
     run_round(whole, histories)
 
-    stopped = Coordinator(counting, public, NAMES)
+    stopped = Coordinator(counting, public, Terms(NAMES))
     keep(Checkpoints(tmp_path / "c.safetensors"), stopped, run_round(stopped, histories))
 
-    resumed = Coordinator(counting, public, NAMES)
+    resumed = Coordinator(counting, public, Terms(NAMES))
     checkpoints = Checkpoints(tmp_path / "c.safetensors")
     assert checkpoints.resume(resumed)
     assert resumed.index == 1
@@ -49,18 +50,18 @@ def test_without_a_checkpoint_a_run_starts_from_the_beginning(tmp_path, coordina
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, counting, public, histories):
-    first = Coordinator(counting, public, NAMES, run_id="a")
+    first = Coordinator(counting, public, Terms(NAMES, run_id="a"))
     keep(Checkpoints(tmp_path / "c.safetensors"), first, run_round(first, histories))
     for other in (
-        Coordinator(counting, public, NAMES, run_id="b"),
-        Coordinator(counting, public, NAMES, run_id="a", clip_norm=1.0),
+        Coordinator(counting, public, Terms(NAMES, run_id="b")),
+        Coordinator(counting, public, Terms(NAMES, run_id="a", clip_norm=1.0)),
     ):
         with pytest.raises(ConfigError, match="another run"):
             Checkpoints(tmp_path / "c.safetensors").resume(other)
 
 
 def test_a_crash_while_writing_leaves_the_checkpoint_before(tmp_path, monkeypatch, counting, public, histories):
-    coordinator = Coordinator(counting, public, NAMES)
+    coordinator = Coordinator(counting, public, Terms(NAMES))
     checkpoints = Checkpoints(tmp_path / "c.safetensors")
     keep(checkpoints, coordinator, run_round(coordinator, histories))
     before = (tmp_path / "c.safetensors").read_bytes()
@@ -102,8 +103,8 @@ def test_arrays_keep_their_types_and_shapes(tmp_path, coordinator):
 )
 def test_a_checkpoint_whose_index_and_records_disagree_is_refused(tmp_path, counting, public, histories, change):
     path = tmp_path / "c.safetensors"
-    coordinator = Coordinator(counting, public, NAMES)
+    coordinator = Coordinator(counting, public, Terms(NAMES))
     keep(Checkpoints(path), coordinator, run_round(coordinator, histories))
     write_checkpoint(path, dataclasses.replace(read_checkpoint(path), **change))
     with pytest.raises(StoreError, match="finished rounds"):
-        Checkpoints(path).resume(Coordinator(counting, public, NAMES))
+        Checkpoints(path).resume(Coordinator(counting, public, Terms(NAMES)))

@@ -10,6 +10,7 @@ from fedrec.federation.coordinator_side import Coordinator
 from fedrec.federation.plan import RoundPlan
 from fedrec.federation.release import release
 from fedrec.federation.shop_side import Contribution, contribute
+from fedrec.federation.terms import Terms
 from fedrec.models.recommender import PublicInputs
 
 NAMES = ("north", "south", "west")
@@ -40,7 +41,7 @@ def test_two_rounds_by_hand(coordinator, histories):
 def test_the_sum_does_not_depend_on_the_order_of_arrival(counting, order):
     # 1e16 + 1 - 1e16: float64 sums differ by order unless they are added in one
     values = [np.array([1e16]), np.array([1.0]), np.array([-1e16])]
-    coordinator = Coordinator(counting, PublicInputs(np.array(["apple"])), NAMES)
+    coordinator = Coordinator(counting, PublicInputs(np.array(["apple"])), Terms(NAMES))
     plan = coordinator.next_plan()
     for place in order:
         contribution = Contribution(values[place], plan.spec.layout)
@@ -127,19 +128,19 @@ def test_one_round_is_open_at_a_time(coordinator):
 @pytest.mark.parametrize("min_shops", [0, 4, -1])
 def test_an_impossible_minimum_is_refused(counting, public, min_shops):
     with pytest.raises(ConfigError):
-        Coordinator(counting, public, NAMES, min_shops=min_shops)
+        Coordinator(counting, public, Terms(NAMES, min_shops=min_shops))
 
 
 def test_the_identity_tells_runs_apart(counting, public):
-    first = Coordinator(counting, public, NAMES).identity()
-    assert Coordinator(counting, public, NAMES).identity() == first
+    first = Coordinator(counting, public, Terms(NAMES)).identity()
+    assert Coordinator(counting, public, Terms(NAMES)).identity() == first
     others = [
-        Coordinator(counting, public, NAMES, run_id="other"),
-        Coordinator(counting, public, NAMES, min_shops=2),
-        Coordinator(counting, public, NAMES, clip_norm=1.0),
-        Coordinator(counting, public, NAMES[::-1]),
-        Coordinator(type(counting)(rounds=3), public, NAMES),
-        Coordinator(counting, PublicInputs(public.items[::-1]), NAMES),
+        Coordinator(counting, public, Terms(NAMES, run_id="other")),
+        Coordinator(counting, public, Terms(NAMES, min_shops=2)),
+        Coordinator(counting, public, Terms(NAMES, clip_norm=1.0)),
+        Coordinator(counting, public, Terms(NAMES[::-1])),
+        Coordinator(type(counting)(rounds=3), public, Terms(NAMES)),
+        Coordinator(counting, PublicInputs(public.items[::-1]), Terms(NAMES)),
     ]
     assert first not in {other.identity() for other in others}
 
@@ -152,7 +153,7 @@ def test_any_schedule_gives_the_sum_of_the_survivors_or_a_clean_abort(counting, 
     roster = tuple(f"s{i}" for i in range(num_shops))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     values = rng.normal(scale=10.0 ** rng.integers(-8, 9, size=(num_shops, 1)), size=(num_shops, 3))
-    coordinator = Coordinator(counting, PublicInputs(np.array(list("abc"))), roster, min_shops=min_shops)
+    coordinator = Coordinator(counting, PublicInputs(np.array(list("abc"))), Terms(roster, min_shops=min_shops))
     plan = coordinator.next_plan()
     events = st.tuples(st.integers(0, num_shops - 1), st.sampled_from(["answer", "drop", "garbage"]))
     survivors: dict[int, bool] = {}

@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 
 from fedrec.errors import BadMessage, ConfigError
-from fedrec.federation.plan import Protection, RoundPlan, items_digest, model_settings, read_plan
+from fedrec.federation.plan import RoundPlan, items_digest, model_settings, read_plan
+from fedrec.federation.terms import Protection, Terms
 from fedrec.models.popularity import Popularity
 from fedrec.models.recommender import Layout, PublicInputs, RoundKind, RoundSpec
+
+TERMS = ("roster", "min_shops", "run_id", "clip_norm")
 
 
 def make_plan(**changes):
@@ -17,15 +20,15 @@ def make_plan(**changes):
         Layout((("a", (2, 3)), ("b", (4,)))),
         {"positions": np.array([3, 1, 2]), "weights": np.array([[0.5, 1.5]], dtype=np.float32)},
     )
+    terms = {"roster": ("x", "y", "z"), "min_shops": 2, "run_id": "r1"}
+    terms |= {name: changes.pop(name) for name in list(changes) if name in TERMS}
     fields = {
-        "run_id": "r1",
         "index": 3,
         "spec": spec,
         "model_name": "m",
         "model_settings": {"l2": 10.0},
         "items_digest": "ab",
-        "roster": ("x", "y", "z"),
-        "min_shops": 2,
+        "terms": Terms(**terms),
     }
     return RoundPlan(**(fields | changes))
 
@@ -38,8 +41,8 @@ def test_a_plan_survives_the_way_to_the_shop():
     plan = make_plan(clip_norm=1.5)
     read = read_plan(plan.header, plan.spec.inputs)
     assert read.digest == plan.digest
-    assert read.roster == ("x", "y", "z")
-    assert read.clip_norm == 1.5
+    assert read.terms.roster == ("x", "y", "z")
+    assert read.terms.clip_norm == 1.5
     assert read.spec.layout == plan.spec.layout
     np.testing.assert_array_equal(read.spec.inputs["positions"], [3, 1, 2])
 
@@ -67,8 +70,12 @@ def test_the_digest_binds_every_part_of_the_plan(change):
 
 
 def test_an_unprotected_plan_says_so():
-    assert json.loads(make_plan().header)["protection"] == "none"
-    assert Protection.NONE.guarantee.startswith("none")
+    assert make_plan().terms.protection is Protection.NONE
+    assert make_plan().terms.guarantee.startswith("none")
+
+
+def terms(**changes):
+    return make_plan().terms.to_json() | changes
 
 
 def edited(**changes):
@@ -86,12 +93,13 @@ def edited(**changes):
         b"{}",
         make_plan().header[:-1],
         make_plan().header + b" ",
-        edited(format=2),
+        edited(format=1),
         edited(extra=1),
         edited(kind="gossip"),
-        edited(protection="trust me"),
-        edited(min_shops=4),
-        edited(clip_norm=-1.0),
+        edited(terms=terms(protection="trust me")),
+        edited(terms=terms(min_shops=4)),
+        edited(terms=terms(clip_norm=-1.0)),
+        edited(terms=terms(privacy={})),
         edited(layout=[["a", "wide"]]),
         edited(inputs=[]),
     ],

@@ -5,10 +5,11 @@ from scipy import sparse
 from fedrec.errors import BadMessage
 from fedrec.federation.coordinator_side import Coordinator
 from fedrec.federation.shop_side import contribute
+from fedrec.federation.terms import Terms
 
 
 def plan_with(counting, public, clip_norm):
-    return Coordinator(counting, public, ["only"], clip_norm=clip_norm).next_plan()
+    return Coordinator(counting, public, Terms(("only",), clip_norm=clip_norm)).next_plan()
 
 
 def test_without_a_clip_norm_contributions_are_plainly_added(counting, public, histories):

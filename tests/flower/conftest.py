@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from fedrec.federation.terms import Terms
 from fedrec.flower.engines import Federation
 from fedrec.models.ease import Ease, EaseSettings
 from fedrec.models.recommender import PublicInputs, State
@@ -23,7 +24,7 @@ def federation() -> Federation:
         histories.append(sparse.csr_matrix(bought.astype(np.float32)))
     model = Ease(EaseSettings(max_items=20, shopper_exponent=0.5))
     public = PublicInputs(np.array([f"item-{i:03d}" for i in range(NUM_ITEMS)]))
-    return Federation(model, public, ROSTER, histories, min_shops=2, run_id="test")
+    return Federation(model, public, Terms(ROSTER, min_shops=2, run_id="test"), histories)
 
 
 def train_plainly(federation: Federation) -> State:

@@ -16,9 +16,7 @@ from fedrec.shop.node import shop_nodes
 
 @pytest.fixture
 def nodes(federation):
-    return shop_nodes(
-        federation.model, federation.public, federation.roster, federation.histories, min_shops=federation.min_shops
-    )
+    return shop_nodes(federation.model, federation.public, federation.terms, federation.histories)
 
 
 @pytest.fixture
@@ -47,7 +45,7 @@ def test_a_plan_is_answered_with_a_release_and_nothing_else(federation, nodes, p
     reply = make_client_app(NodesInMemory(nodes))(ask(plan_to_record(plan)), context(2))
     assert list(reply.content) == ["release"]
     assert list(reply.content["release"]) == ["release"]
-    values = read_release(release_from_record(reply.content), plan)
+    values = read_release(release_from_record(reply.content), plan).values
     np.testing.assert_allclose(values, popularity_by_hand(federation.histories[2]), rtol=1e-12)
 
 
@@ -70,10 +68,8 @@ def everything(message):
 
 def test_no_text_of_an_exception_leaves_the_shop(federation, caplog):
     model = Leaky(federation.model.settings)
-    nodes = shop_nodes(
-        model, federation.public, federation.roster, federation.histories, min_shops=federation.min_shops
-    )
-    plan = type(federation)(model, federation.public, federation.roster, federation.histories).coordinator().next_plan()
+    nodes = shop_nodes(model, federation.public, federation.terms, federation.histories)
+    plan = type(federation)(model, federation.public, federation.terms, federation.histories).coordinator().next_plan()
     with caplog.at_level(logging.CRITICAL, logger="fedrec.shop"):
         reply = make_client_app(NodesInMemory(nodes))(ask(plan_to_record(plan)), context())
     assert reply.error.reason == "unavailable"
@@ -95,7 +91,7 @@ def test_whatever_goes_wrong_the_answer_is_the_same(federation, nodes, plan, wha
     if what == "empty":
         content = RecordDict()
     elif what == "other model":
-        other = type(federation)(Ease(), federation.public, federation.roster, federation.histories)
+        other = type(federation)(Ease(), federation.public, federation.terms, federation.histories)
         content = plan_to_record(other.coordinator().next_plan())
     elif what == "tampered":
         content["plan"]["header"] = plan.header.replace(b'"round":0', b'"round": 0')
@@ -132,7 +128,7 @@ def test_an_app_travels_to_other_processes(nodes, plan):
 def test_the_installed_app_opens_its_shop_from_the_run_directory(federation, plan, tmp_path):
     federation.write_files(tmp_path)
     reply = client_app.app(ask(plan_to_record(plan)), context(4, **{"run-dir": str(tmp_path)}))
-    values = read_release(release_from_record(reply.content), plan)
+    values = read_release(release_from_record(reply.content), plan).values
     np.testing.assert_allclose(values, popularity_by_hand(federation.histories[4]), rtol=1e-12)
 
 

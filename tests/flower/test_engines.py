@@ -29,8 +29,8 @@ def test_a_federation_in_this_process_equals_a_plain_loop_bit_for_bit(federation
 
 def test_bytes_of_a_round_are_counted(federation):
     first = run_local(federation).rounds[0]
-    # five releases of 30 float64 behind a header of 88 bytes
-    assert first.bytes_up == 5 * (88 + 30 * 8)
+    # five releases of 30 float64 behind a header of 128 bytes
+    assert first.bytes_up == 5 * (128 + 30 * 8)
     assert first.bytes_down % 5 == 0
     assert first.bytes_down > 5 * 300
 
@@ -45,7 +45,7 @@ def test_workers_without_a_run_directory_are_refused(federation):
 
 
 def test_shops_that_drop_out_are_left_out_of_the_sum(federation):
-    federation = replace(federation, model=Popularity(), min_shops=2)
+    federation = replace(federation, model=Popularity())
     sums = [np.asarray(rows.sum(axis=0)).ravel() for rows in federation.histories]
     num_failed = set()
     for seed in range(30):
@@ -62,7 +62,7 @@ def test_shops_that_drop_out_are_left_out_of_the_sum(federation):
 
 
 def test_faults_follow_their_seed(federation):
-    federation = replace(federation, min_shops=1)
+    federation = replace(federation, terms=replace(federation.terms, min_shops=1))
 
     def failed(seed):
         return [r.failed for r in run_local(federation, faults=Faults(drop=0.4, seed=seed)).rounds]
@@ -112,7 +112,9 @@ def test_a_run_resumed_with_other_settings_is_refused(federation, tmp_path):
     checkpoint = tmp_path / "c.safetensors"
     run_local(federation, RunOptions(checkpoint))
     with pytest.raises(ConfigError, match="another run"):
-        run_local(replace(federation, run_id="changed"), RunOptions(checkpoint, resume=True))
+        run_local(
+            replace(federation, terms=replace(federation.terms, run_id="changed")), RunOptions(checkpoint, resume=True)
+        )
 
 
 def test_progress_is_reported_shop_by_shop(federation):
@@ -140,7 +142,7 @@ def test_vectors_of_many_shops_do_not_pile_up(federation):
     shops = replace(
         federation,
         model=Wide(),
-        roster=[f"shop-{i}" for i in range(40)],
+        terms=replace(federation.terms, roster=tuple(f"shop-{i}" for i in range(40))),
         histories=[federation.histories[0]] * 40,
     )
     run_local(shops)

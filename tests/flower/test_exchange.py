@@ -48,9 +48,7 @@ def plan(federation):
 
 @pytest.fixture
 def app(federation):
-    nodes = shop_nodes(
-        federation.model, federation.public, federation.roster, federation.histories, min_shops=federation.min_shops
-    )
+    nodes = shop_nodes(federation.model, federation.public, federation.terms, federation.histories)
     return make_client_app(NodesInMemory(nodes))
 
 
@@ -67,21 +65,21 @@ def test_every_message_of_a_round_shares_the_same_arrays(federation, plan):
 
 
 def test_every_shop_is_heard_whatever_the_order(federation, app, plan):
-    grid = SlowGrid(app, federation.roster, slow=("ant", "dog"))
+    grid = SlowGrid(app, federation.terms.roster, slow=("ant", "dog"))
     replies = list(exchange(grid, round_messages(plan, grid.nodes)))
     assert [reply.shop for reply in replies] == ["elk", "cat", "bee", "dog", "ant"]
     assert all(reply.data for reply in replies)
 
 
 def test_no_more_replies_wait_than_the_window_allows(federation, app, plan):
-    grid = SlowGrid(app, federation.roster, slow=("ant",))
+    grid = SlowGrid(app, federation.terms.roster, slow=("ant",))
     heard = [reply.shop for reply in exchange(grid, round_messages(plan, grid.nodes), window=2)]
     assert heard == ["bee", "ant", "dog", "cat", "elk"]
     assert max(grid.asked) == 2
 
 
 def test_shops_without_an_answer_by_the_deadline_are_unavailable(federation, app, plan):
-    grid = SlowGrid(app, federation.roster, slow=("bee",), looks=10**9)
+    grid = SlowGrid(app, federation.terms.roster, slow=("bee",), looks=10**9)
     started = time.monotonic()
     replies = list(exchange(grid, round_messages(plan, grid.nodes), deadline_s=0.05))
     assert time.monotonic() - started < 10
@@ -90,7 +88,7 @@ def test_shops_without_an_answer_by_the_deadline_are_unavailable(federation, app
 
 
 def test_waiting_can_be_stopped_from_outside(federation, app, plan):
-    grid = SlowGrid(app, federation.roster, slow=("bee",), looks=10**9)
+    grid = SlowGrid(app, federation.terms.roster, slow=("bee",), looks=10**9)
     stop = threading.Event()
     replies = exchange(grid, round_messages(plan, grid.nodes), stop=stop)
     heard = [next(replies) for _ in range(4)]
@@ -101,15 +99,15 @@ def test_waiting_can_be_stopped_from_outside(federation, app, plan):
 
 
 def test_at_the_deadline_shops_outside_the_window_are_heard_once_more(federation, app, plan):
-    grid = SlowGrid(app, federation.roster, slow=("ant",), looks=10**9)
+    grid = SlowGrid(app, federation.terms.roster, slow=("ant",), looks=10**9)
     replies = exchange(grid, round_messages(plan, grid.nodes), deadline_s=0.05, window=1)
     assert [reply.shop for reply in replies if reply.data is None] == ["ant"]
 
 
 def test_an_error_of_the_grid_is_that_of_the_shop_it_stands_for(federation, app, plan):
-    grid = LocalGrid(app, federation.roster, faults=Faults(drop=0.5, seed=1))
+    grid = LocalGrid(app, federation.terms.roster, faults=Faults(drop=0.5, seed=1))
     replies = list(exchange(grid, round_messages(plan, grid.nodes)))
-    assert [reply.shop for reply in replies] == list(federation.roster)
+    assert [reply.shop for reply in replies] == list(federation.terms.roster)
     assert 0 < sum(reply.data is None for reply in replies) < 5
 
 
@@ -119,7 +117,7 @@ def test_a_reply_that_is_no_release_counts_as_unavailable(federation, plan):
 
     app = ClientApp()
     app.train("round")(answer)
-    grid = LocalGrid(app, federation.roster)
+    grid = LocalGrid(app, federation.terms.roster)
     assert all(reply.data is None for reply in exchange(grid, round_messages(plan, grid.nodes)))
 
 
@@ -157,8 +155,8 @@ def test_input_arrays_that_are_not_raw_buffers_of_their_shape_are_refused(plan, 
 
 
 def test_nodes_are_found_by_the_place_they_say(federation, app):
-    grid = LocalGrid(app, federation.roster)
-    assert find_nodes(grid, federation.roster) == grid.nodes
+    grid = LocalGrid(app, federation.terms.roster)
+    assert find_nodes(grid, federation.terms.roster) == grid.nodes
 
 
 def test_a_node_beyond_the_roster_does_not_stand_for_a_missing_shop(federation, app):
@@ -171,22 +169,22 @@ def test_a_node_beyond_the_roster_does_not_stand_for_a_missing_shop(federation, 
             self.num_here += 1
             return list(reversed(super().get_node_ids()))[: self.num_here]
 
-    grid = ArrivingGrid(app, (*federation.roster, "stranger"))
-    found = find_nodes(grid, federation.roster, deadline_s=5)
-    assert found == {shop: grid.nodes[shop] for shop in federation.roster}
+    grid = ArrivingGrid(app, (*federation.terms.roster, "stranger"))
+    found = find_nodes(grid, federation.terms.roster, deadline_s=5)
+    assert found == {shop: grid.nodes[shop] for shop in federation.terms.roster}
 
 
 def test_nodes_that_never_connect_are_named(federation, app):
-    grid = LocalGrid(app, federation.roster[:3])
+    grid = LocalGrid(app, federation.terms.roster[:3])
     with pytest.raises(ProtocolError, match="dog"):
-        find_nodes(grid, federation.roster, deadline_s=0.2)
+        find_nodes(grid, federation.terms.roster, deadline_s=0.2)
 
 
 def test_a_node_that_fails_to_say_hello_is_missing(federation):
     app = ClientApp()
     app.query("hello")(lambda message, context: Message(Error(2), reply_to=message))
     with pytest.raises(ProtocolError, match="5 of 5"):
-        find_nodes(LocalGrid(app, federation.roster), federation.roster, deadline_s=0.2)
+        find_nodes(LocalGrid(app, federation.terms.roster), federation.terms.roster, deadline_s=0.2)
 
 
 def test_big_vectors_wait_in_small_numbers(plan):

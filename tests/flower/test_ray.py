@@ -31,9 +31,9 @@ from fedrec.flower.engines import Federation, run_with_ray
 from fedrec.shop.node import read_shop_files
 
 files = read_shop_files(Path(sys.argv[1]))
-histories = [files.node(place).histories for place in range(len(files.roster))]
+histories = [files.node(place).histories for place in range(len(files.terms.roster))]
 federation = Federation(
-    files.model, files.public, files.roster, histories, min_shops=files.min_shops, run_id=files.run_id
+    files.model, files.public, files.terms, histories
 )
 save_file(run_with_ray(federation, run_dir=Path(sys.argv[1])).state, sys.argv[2])
 """

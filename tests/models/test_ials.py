@@ -8,6 +8,7 @@ from scipy import sparse
 from fedrec.errors import BadMessage, ConfigError
 from fedrec.federation.coordinator_side import Coordinator
 from fedrec.federation.shop_side import contribute
+from fedrec.federation.terms import Terms
 from fedrec.models.ials import Ials, IalsSettings
 from fedrec.models.least_squares import batches, solve_rows
 from fedrec.models.recommender import PublicInputs, train_alone
@@ -181,7 +182,7 @@ def test_item_factors_of_another_shape_are_refused(strengths, shape):
 def test_a_shopper_who_cannot_be_solved_does_not_silence_her_shop(strengths, bad):
     # A strength that swamps the ridge leaves one item's outer product, which is singular; of 13 items some round so.
     model = Ials(IalsSettings(factors=D))
-    plan = Coordinator(model, public(), ["s"]).next_plan()
+    plan = Coordinator(model, public(), Terms(("s",))).next_plan()
     absurd = sparse.csr_matrix(np.eye(NUM_ITEMS, dtype=np.float32))
     absurd.data[:] = bad
     everyone = sparse.vstack([strengths, absurd], format="csr")

@@ -1,0 +1,175 @@
+"""What every shop of a run agrees to before its first round: who takes part, and what is promised to a shopper.
+
+A shop computes its clip norm, its grid and its noise from the terms that it agreed to, never from a number it was sent:
+a plan on other terms is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from fedrec.errors import BadAssumption, ConfigError, RoundRefused
+from fedrec.models.recommender import RoundKind, RoundSpec
+from fedrec.privacy.grid import SCALE, Grid, choose_grid
+from fedrec.privacy.mechanisms import PlannedRelease, Schedule, residual_delta, sum_noise_sd
+from fedrec.privacy.noise import noise_residual_tv
+from fedrec.privacy.spec import Mode, PrivacySpec
+
+
+class Protection(StrEnum):
+    """What stands between a shop's sum and the world outside."""
+
+    NONE = "none"
+    LOCAL = "local"
+    DISTRIBUTED = "distributed"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms of one run.
+
+    Attributes:
+        roster: names of all shops; sums are added in this order.
+        min_shops: fewest shops whose sum may be used; 1 <= min_shops <= len(roster). With a privacy spec: its n_min.
+        run_id: names the run; the same when a run is resumed.
+        clip_norm: L2 bound on one shopper's contribution in research mode; None = unbounded.
+        privacy: what is promised to every shopper; None = research mode, no guarantee.
+        schedule: the run's noisy sums in round order; empty without privacy.
+    """
+
+    roster: tuple[str, ...]
+    min_shops: int = 1
+    run_id: str = ""
+    clip_norm: float | None = None
+    privacy: PrivacySpec | None = None
+    schedule: Schedule = ()
+
+    def __post_init__(self) -> None:
+        if not self.roster or len(set(self.roster)) != len(self.roster):
+            raise ConfigError(f"roster of {len(self.roster)} shops: names must be given, each once")
+        if not 1 <= self.min_shops <= len(self.roster):
+            raise ConfigError(
+                f"min_shops = {self.min_shops}: must be between 1 and the {len(self.roster)} shops of the roster"
+            )
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise ConfigError(f"clip_norm = {self.clip_norm}: must be a finite number above 0, or left out")
+        if (self.privacy is None) != (len(self.schedule) == 0):
+            raise ConfigError("terms need both a privacy spec and its schedule, or neither")
+        if self.privacy is not None and self.privacy.min_shops != self.min_shops:
+            raise BadAssumption(
+                f"min_shops = {self.min_shops}, but the noise is made for {self.privacy.min_shops}: give the same"
+            )
+        if self.privacy is not None and self.clip_norm is not None:
+            raise ConfigError("clip_norm is for research mode; under a privacy spec the schedule sets it")
+
+    @property
+    def protection(self) -> Protection:
+        """What a shop does to its sum before it leaves."""
+        return Protection.NONE if self.privacy is None else Protection(self.privacy.mode.value)
+
+    @property
+    def guarantee(self) -> str:
+        """The promise in words, for every output of a run."""
+        if self.privacy is None:
+            return "none: research mode; shops' sums leave unprotected"
+        return _guarantee(self.privacy)
+
+    def allow(self, spec: RoundSpec, index: int) -> PlannedRelease:
+        """The agreed release of a round.
+
+        Raises:
+            RoundRefused: the round is not on the schedule, or its kind not allowed in the agreed mode.
+        """
+        if self.privacy is None:
+            raise RoundRefused("a run without a privacy spec has no schedule of noisy sums")
+        if spec.kind is RoundKind.LOCAL_UPDATE and self.privacy.mode is Mode.DISTRIBUTED:
+            raise RoundRefused(
+                f"round {index} is a local update: its noise cannot be shared between shops; use mode local, or a "
+                "model of statistics or gradient-step rounds"
+            )
+        if index >= len(self.schedule) or self.schedule[index].name != spec.name:
+            raise RoundRefused(f"round {index} ({spec.name}) is not on the agreed schedule of {len(self.schedule)}")
+        return self.schedule[index]
+
+    def grid(self, index: int) -> Grid:
+        """The integer grid of a round, by public rule."""
+        spec, release = self._private(index)
+        noise_units = sum_noise_sd(release, spec, len(self.roster)) / release.clip_norm * SCALE
+        return choose_grid(release.clip_norm, max_shoppers=spec.max_shoppers, noise_sd_units=noise_units)
+
+    def shop_noise_units(self, index: int) -> float:
+        """Standard deviation of one shop's noise in a round, in grid units."""
+        spec, release = self._private(index)
+        return release.noise_multiplier * SCALE / spec.noise_divisor
+
+    def shopper_bound(self, index: int) -> float:
+        """L2 bound on one account's contribution: C / k."""
+        spec, release = self._private(index)
+        return release.clip_norm / spec.max_shops_per_person
+
+    def noise_sd(self, index: int, num_shops: int) -> float:
+        """Standard deviation of the noise in each value of a sum over so many shops; 0 in research mode."""
+        if self.privacy is None:
+            return 0.0
+        return sum_noise_sd(self.schedule[index], self.privacy, num_shops)
+
+    @property
+    def residual_delta(self) -> float:
+        """The part of delta that is kept for what sampling the noise adds; 0 in research mode."""
+        return 0.0 if self.privacy is None else residual_delta(self.privacy)
+
+    def check_residual(self, index: int, num_values: int) -> None:
+        """Refuse a round whose noise, as drawn, is further from a Gaussian than the calibration has room for.
+
+        Raises:
+            RoundRefused: it is; depends on public numbers alone.
+        """
+        spec, _ = self._private(index)
+        distance = noise_residual_tv(self.shop_noise_units(index), num_values, num_shops=len(self.roster))
+        if not (1 + math.exp(spec.epsilon)) * distance * len(self.schedule) <= self.residual_delta:
+            raise RoundRefused(
+                f"round {index}: {num_values:,} values of noise of {self.shop_noise_units(index):.3g} grid units are "
+                f"{distance:.2g} from exact Gaussians, more than delta {spec.delta:g} has room for"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; `from_json` makes equal terms of them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Terms:
+        """Terms from their JSON values.
+
+        Raises:
+            KeyError, TypeError: not the fields of terms.
+            ConfigError, PrivacyError: values out of range.
+        """
+        known = dict(fields)
+        privacy = known.pop("privacy")
+        schedule = tuple(PlannedRelease(**entry) for entry in known.pop("schedule"))
+        roster = tuple(known.pop("roster"))
+        if privacy is not None:
+            privacy = PrivacySpec(**{**privacy, "mode": Mode(privacy["mode"])})
+        return cls(roster=roster, privacy=privacy, schedule=schedule, **known)
+
+    def _private(self, index: int) -> tuple[PrivacySpec, PlannedRelease]:
+        if self.privacy is None or not 0 <= index < len(self.schedule):
+            raise RoundRefused(f"round {index} is not on the agreed schedule of {len(self.schedule)} noisy sums")
+        return self.privacy, self.schedule[index]
+
+
+def _guarantee(spec: PrivacySpec) -> str:
+    promise = f"epsilon {spec.epsilon:g}, delta {spec.delta:g} per shopper"
+    if spec.is_benchmark:
+        return f"{promise}, counted for a benchmark (colluders = {spec.colluders}): not a deployable guarantee"
+    if spec.mode is Mode.LOCAL:
+        return f"{promise}, against everyone outside her shop (every shop adds the full noise)"
+    return (
+        f"{promise}, against whoever gets the sums; not yet against the coordinator, who sees every shop's sum with "
+        "that shop's share of the noise alone until secure aggregation is on"
+    )
