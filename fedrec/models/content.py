@@ -1,4 +1,8 @@
-"""Public item content as numbers: words of titles and categories, one row per item.
+"""Public item content as numbers, one row per item: words of titles, categories, the year or the price, and crosses.
+
+Kinds of content are *blocks* of columns. Each block's rows have norm 1, so that the similarity of two items is the mean
+over the blocks. Crosses (pairs of categories, category and year) say what neither side says alone: two items alike in
+both are more alike than the sum.
 
 Everything here is computed over the *declared public catalogue*, never from events, so it costs no privacy.
 """
@@ -15,6 +19,10 @@ from scipy import sparse
 from fedrec.errors import ConfigError, DataError
 
 _WORD = re.compile(r"[^\W_]{2,}")
+_YEAR = re.compile(r"\((1[89]\d\d|20\d\d)\)\s*$")
+_YEARS_PER_KNOT = 10.0
+_DOUBLINGS_PER_KNOT = 1.0
+_LEAST_PRICE = 0.01
 
 
 @dataclass(frozen=True)
@@ -27,12 +35,15 @@ class ContentSettings:
         max_words: at most this many title words, those in most items first.
         category_weight: weight of the category block against the title block, before rows are normalised; >= 0, and
             0 leaves categories out.
+        has_crosses: adds pairs of categories, the year in brackets at the end of most titles (else the price), and that
+            number crossed with categories (with words, where there are none).
     """
 
     min_items: int = 2
     max_share: float = 0.5
     max_words: int = 5000
     category_weight: float = 1.0
+    has_crosses: bool = True
 
     def __post_init__(self) -> None:
         if not self.min_items >= 1:
@@ -46,30 +57,37 @@ class ContentSettings:
 
 
 def content_features(
-    titles: Iterable[str], categories: Iterable[str], *, settings: ContentSettings | None = None
+    titles: Iterable[str],
+    categories: Iterable[str],
+    *,
+    prices: Iterable[float] | None = None,
+    settings: ContentSettings | None = None,
 ) -> sparse.csr_matrix | None:
-    """TF-IDF of title words beside one-hot categories.
+    """TF-IDF of title words beside one-hot categories, their pairs, the year or price, and crosses with it.
 
     Args:
         titles: one per item; "" or a missing value = unknown.
         categories: one per item, several joined by "|"; "" or a missing value = unknown.
+        prices: one per item, in any one currency; NaN or at most 0 = unknown. Used where titles have no years.
         settings: defaults of `ContentSettings`.
     Returns:
         float32 CSR, (num_items, num_features): rows of norm 1, empty where nothing is known; None if nothing is known
-        of any item. Columns: words in alphabetical order, then categories in alphabetical order.
+        of any item. Columns: words in alphabetical order, categories in alphabetical order, then crosses.
     Raises:
-        DataError: titles and categories differ in number.
+        DataError: titles, categories and prices differ in number.
     """
     settings = settings or ContentSettings()
-    words = [_WORD.findall(text.lower()) for text in _texts(titles)]
+    texts = _texts(titles)
     labels = [[part.strip() for part in text.split("|") if part.strip()] for text in _texts(categories)]
-    if len(words) != len(labels):
-        raise DataError(f"{len(words)} titles but {len(labels)} categories: give one of each per item")
-    blocks = [_unit_rows(_tf_idf(words, settings))]
-    if settings.category_weight > 0:
-        one_hot = _counts(labels)[0]
-        one_hot.data[:] = 1
-        blocks.append(_unit_rows(one_hot) * settings.category_weight)
+    if len(texts) != len(labels):
+        raise DataError(f"{len(texts)} titles but {len(labels)} categories: give one of each per item")
+    words = _unit_rows(_tf_idf([_WORD.findall(text.lower()) for text in texts], settings))
+    one_hot = _counts(labels)[0]
+    one_hot.data[:] = 1
+    one_hot = _unit_rows(one_hot) if settings.category_weight > 0 else one_hot[:, :0]
+    blocks = [words, one_hot * settings.category_weight]
+    if settings.has_crosses:
+        blocks += _crosses(texts, words, one_hot, prices, settings)
     features = _unit_rows(sparse.hstack(blocks, format="csr"))
     if features.nnz == 0:
         return None
@@ -104,6 +122,78 @@ def _tf_idf(words: Sequence[Sequence[str]], settings: ContentSettings) -> sparse
     counts.data = 1 + np.log(counts.data)
     rarity = 1 + np.log((1 + num_items) / (1 + num_with_word[kept]))
     return (counts @ sparse.diags(rarity)).tocsr()
+
+
+def _crosses(
+    texts: Sequence[str],
+    words: sparse.csr_matrix,
+    categories: sparse.csr_matrix,
+    prices: Iterable[float] | None,
+    settings: ContentSettings,
+) -> list[sparse.csr_matrix]:
+    """Pairs of categories, a number (year or price) in soft bins, and that number with categories or words."""
+    crosses = []
+    if np.diff(categories.indptr).max(initial=0) > 1:
+        crosses.append(_crossed(categories, categories, settings) * settings.category_weight)
+    numbers = _numbers(texts, prices)
+    if numbers is None:
+        return crosses
+    bins = _soft_bins(numbers)
+    if categories.nnz:
+        return [*crosses, bins, _crossed(categories, bins, settings) * settings.category_weight]
+    return [*crosses, bins, _crossed(words, bins, settings)]
+
+
+def _numbers(texts: Sequence[str], prices: Iterable[float] | None) -> np.ndarray | None:
+    """Each item's year if most titles end in one, else the logarithm of its price, in knots; NaN = unknown."""
+    found = [_YEAR.search(text) for text in texts]
+    years = np.array([float(match.group(1)) if match else np.nan for match in found], np.float64)
+    if np.count_nonzero(np.isfinite(years)) > 0.5 * len(texts):
+        return years / _YEARS_PER_KNOT
+    if prices is None:
+        return None
+    paid = np.array([float(price) for price in prices], np.float64)
+    if len(paid) != len(texts):
+        raise DataError(f"{len(texts)} titles but {len(paid)} prices: give one of each per item")
+    is_known = np.isfinite(paid) & (paid > 0)
+    if not is_known.any():
+        return None
+    return np.where(is_known, np.log2(np.where(is_known, np.maximum(paid, _LEAST_PRICE), 1)), np.nan) / (
+        _DOUBLINGS_PER_KNOT
+    )
+
+
+def _soft_bins(numbers: np.ndarray) -> sparse.csr_matrix:
+    """Each number as weights on the two whole numbers beside it, by nearness, rows of norm 1; NaN = an empty row."""
+    known = np.flatnonzero(np.isfinite(numbers))
+    below = np.floor(numbers[known]).astype(np.int64)
+    share = numbers[known] - below
+    first = int(below.min())
+    width = int(below.max()) - first + 2
+    rows = np.concatenate([known, known])
+    columns = np.concatenate([below, below + 1]) - first
+    cells = (np.concatenate([1 - share, share]), (rows, columns))
+    bins = sparse.csr_matrix(cells, shape=(len(numbers), width))
+    bins.eliminate_zeros()
+    return _unit_rows(bins)
+
+
+def _crossed(left: sparse.csr_matrix, right: sparse.csr_matrix, settings: ContentSettings) -> sparse.csr_matrix:
+    """All products of a left and a right column, row by row: similarities multiply. Columns of too few items go."""
+    num_items = left.shape[0]
+    left_row = np.repeat(np.arange(num_items), np.diff(left.indptr))
+    repeats = np.diff(right.indptr)[left_row]
+    cell = np.repeat(np.arange(left.nnz), repeats)
+    starts = np.cumsum(repeats) - repeats
+    other = np.arange(len(cell)) - np.repeat(starts, repeats) + np.repeat(right.indptr[left_row], repeats)
+    columns = left.indices[cell].astype(np.int64) * max(right.shape[1], 1) + right.indices[other]
+    values = left.data[cell] * right.data[other]
+    distinct, place, counts = np.unique(columns, return_inverse=True, return_counts=True)
+    new_place = np.cumsum(counts >= settings.min_items) - 1
+    is_kept = (counts >= settings.min_items)[place]
+    kept = (values[is_kept], (left_row[cell][is_kept], new_place[place[is_kept]]))
+    num_columns = int(np.count_nonzero(counts >= settings.min_items)) if len(distinct) else 0
+    return sparse.csr_matrix(kept, shape=(num_items, num_columns))
 
 
 def _unit_rows(features: sparse.csr_matrix) -> sparse.csr_matrix:

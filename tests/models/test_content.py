@@ -7,7 +7,7 @@ from fedrec.models.content import ContentSettings, content_features
 
 
 def test_one_hot_categories_by_hand():
-    features = content_features(["", "", ""], ["toys|red", "toys", ""])
+    features = content_features(["", "", ""], ["toys|red", "toys", ""], settings=ContentSettings(has_crosses=False))
     assert features.dtype == np.float32
     half = np.sqrt(0.5)
     np.testing.assert_allclose(features.toarray(), [[half, half], [0, 1], [0, 0]], rtol=1e-6)
@@ -23,7 +23,7 @@ def test_tf_idf_by_hand():
 
 
 def test_blocks_are_weighted_before_rows_are_normalised():
-    features = content_features(["mug", "mug", "x"], ["a", "", "b"], settings=ContentSettings(1, 1.0, 9, 2.0))
+    features = content_features(["mug", "mug", "x"], ["a", "", "b"], settings=ContentSettings(1, 1.0, 9, 2.0, False))
     np.testing.assert_allclose(features[0].toarray(), [[1 / np.sqrt(5), 2 / np.sqrt(5), 0]], rtol=1e-6)
 
 
@@ -68,3 +68,59 @@ def test_titles_and_categories_must_match():
 def test_settings_out_of_range_are_refused(field, value):
     with pytest.raises(ConfigError, match=field):
         ContentSettings(**{field: value})
+
+
+def similarity(titles: list[str], categories: list[str], **options) -> np.ndarray:
+    features = content_features(titles, categories, **options)
+    return np.asarray((features @ features.T).todense())
+
+
+def test_items_alike_in_two_categories_are_more_alike_than_the_categories_say():
+    """Two blocks: categories with cosines 1/2 and 1, pairs of categories with their squares."""
+    alike = similarity([""] * 3, ["war|drama", "war|comedy", "drama|war"], settings=ContentSettings(min_items=1))
+    np.testing.assert_allclose(alike[0], [1, (1 / 2 + 1 / 4) / 2, 1], rtol=1e-6)
+
+
+def test_a_cross_that_too_few_items_share_is_left_out():
+    features = content_features([""] * 3, ["war|drama", "war|comedy", "drama|war"])
+    assert features.shape[1] == 3 + 4  # three categories; war-war, war-drama, drama-war and drama-drama
+
+
+def test_years_in_titles_come_in_soft_bins_of_ten():
+    titles = ["a (1990)", "b (1995)", "c (2000)", "d (1930)", "e"]
+    alike = similarity(titles, [""] * 5, settings=ContentSettings(min_items=9))
+    np.testing.assert_allclose(alike[1, [0, 2]], [np.sqrt(0.5)] * 2, rtol=1e-5)
+    assert alike[0, 2] == 0
+    assert not alike[3, :3].any()
+    assert not alike[4].any()
+
+
+def test_years_count_only_where_most_titles_have_one_and_prices_only_where_they_do_not():
+    few_years = ["a (1990)", "b", "c"]
+    assert content_features(few_years, [""] * 3, settings=ContentSettings(min_items=9)) is None
+    alike = similarity(few_years, [""] * 3, prices=[1.0, 2.0, 2.0], settings=ContentSettings(min_items=9))
+    np.testing.assert_allclose(alike, [[1, 0, 0], [0, 1, 1], [0, 1, 1]], atol=1e-6)
+    all_years = ["a (1990)", "b (1990)", "c (1990)"]
+    alike = similarity(all_years, [""] * 3, prices=[1.0, 2.0, 2.0], settings=ContentSettings(min_items=9))
+    np.testing.assert_allclose(alike, np.ones((3, 3)), atol=1e-6)
+
+
+def test_unknown_prices_are_empty_and_their_number_must_fit():
+    prices = [np.nan, 0.0, -3.0, 8.0, 8.0]
+    alike = similarity([""] * 5, [""] * 5, prices=prices)
+    np.testing.assert_allclose(alike[3:, 3:], 1, rtol=1e-6)
+    assert not alike[:3].any()
+    assert content_features([""] * 2, [""] * 2, prices=[np.nan, -1.0]) is None
+    with pytest.raises(DataError, match="prices"):
+        content_features(["a", "b"], ["", ""], prices=[1.0])
+
+
+def test_a_number_is_crossed_with_categories_and_with_words_where_there_are_none():
+    settings = ContentSettings(min_items=2, max_share=1.0)
+    years = ["x (1990)", "x (1990)", "x (2010)"]
+    same, other = similarity(years, ["a"] * 3, settings=settings)[0, 1:]
+    assert same > 0.99
+    assert other < 0.7  # alike in category and word, not in year nor in category and year
+    same, other = similarity(years, [""] * 3, settings=settings)[0, 1:]
+    assert same > 0.99
+    assert other < 0.5
