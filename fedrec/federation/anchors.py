@@ -178,6 +178,11 @@ class AnchorBook:
     def __repr__(self) -> str:
         return f"AnchorBook({str(self._path)!r}, {self._key.public.fingerprint()})"
 
+    @property
+    def public(self) -> PublicKey:
+        """The anchor's public key."""
+        return self._key.public
+
     def countersign(self, signed: SignedHead, shop_key: PublicKey) -> Receipt:
         """Check, keep and countersign a shop's head.
 
@@ -198,10 +203,60 @@ class AnchorBook:
                 self._anchors = anchors
         return Receipt.sign(signed, self._key)
 
+    def signed_heads(self, shop: str) -> tuple[SignedHead, ...]:
+        """What is kept of a shop, oldest first."""
+        with self._lock:
+            return self._anchors.signed_heads(shop)
+
     def receipts(self, shop: str) -> tuple[Receipt, ...]:
         """What is kept of a shop, countersigned; the shop compares with it at start and before each round."""
         with self._lock:
             return tuple(Receipt.sign(signed, self._key) for signed in self._anchors.signed_heads(shop))
+
+
+@dataclass(frozen=True, repr=False)
+class Anchored:
+    """A shop's identity and the anchors that keep its ledger's heads, where all of them are in this process.
+
+    Attributes:
+        key: the shop's own.
+        books: of the coordinator and of one peer.
+    """
+
+    key: IdentityKey
+    books: tuple[AnchorBook, ...]
+
+    def check(self, ledger: Ledger) -> None:
+        """Refuse to go on with a ledger that is behind what the anchors have seen; see `check_receipts`."""
+        receipts = [receipt for book in self.books for receipt in book.receipts(ledger.shop)]
+        check_receipts(ledger, receipts, self.key.public, [book.public for book in self.books])
+
+    def keep(self, ledger: Ledger) -> None:
+        """Let every anchor keep the ledger's head, and keep their receipts with the ledger."""
+        signed = SignedHead.sign(ledger.head(), self.key)
+        for book in self.books:
+            receipt = book.countersign(signed, self.key.public)
+            ledger.keep_receipt(receipt.anchor, signed.head.sequence, receipt.to_bytes())
+
+
+def anchored_shops(folder: Path, roster: Sequence[str]) -> dict[str, Anchored]:
+    """The identities and anchors of a simulation's shops, in files of a folder; made where they are missing.
+
+    Args:
+        folder: gets ``coordinator.json``, ``peer-00000.json``, ... and their keys (0600).
+        roster: names of the shops.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    coordinator = AnchorBook(folder / "coordinator.json", _key_in(folder / "coordinator.key"))
+    keys = [_key_in(folder / f"peer-{place:05d}.key") for place in range(len(roster))]
+    peers = {shop: AnchorBook(folder / f"peer-{place:05d}.json", keys[place]) for place, shop in enumerate(roster)}
+    anchored = {}
+    for place, shop in enumerate(roster):
+        peer = peer_of(shop, roster)
+        books = (coordinator,) if peer is None else (coordinator, peers[peer])
+        anchored[shop] = Anchored(keys[place], books)
+    return anchored
 
 
 def peer_of(shop: str, roster: Sequence[str]) -> str | None:
@@ -264,6 +319,13 @@ def _follows(head: Head, last: Head) -> bool:
 
 def _kept(signed: SignedHead) -> bytes:
     return _RECEIPT + signed.signature + signed.head.to_bytes()
+
+
+def _key_in(path: Path) -> IdentityKey:
+    """The key in a file, made where there is none."""
+    if not path.exists():
+        IdentityKey.generate().save(path)
+    return IdentityKey.load(path)
 
 
 def _read_book(path: Path) -> tuple[SignedHead, ...]:

@@ -13,6 +13,7 @@ from flwr.app import Context, RecordDict
 from scipy import sparse
 
 from fedrec.errors import ConfigError
+from fedrec.federation.anchors import anchored_shops
 from fedrec.federation.checkpoint import Checkpoints
 from fedrec.federation.coordinator_side import Coordinator
 from fedrec.federation.release import MakeNoise
@@ -36,6 +37,8 @@ class Federation:
         terms: who takes part, and what is promised; a resumed run must bring the same.
         histories: CSR, (num_shoppers, num_items) each, in roster order.
         ledger_url: database of the shops' privacy ledgers, one ledger a shop; used under a privacy spec.
+        anchor_dir: folder of the anchors that keep the heads of the ledgers (`fedrec.federation.anchors`), where all
+            shops are in this process; None = nobody does.
         make_noise: where noise comes from; anything but the operating system's randomness is for tests, and stays in
             this process.
     """
@@ -45,6 +48,7 @@ class Federation:
     terms: Terms
     histories: Sequence[sparse.csr_matrix]
     ledger_url: str = IN_MEMORY
+    anchor_dir: Path | None = None
     make_noise: MakeNoise = SecureNoise
 
     def coordinator(self) -> Coordinator:
@@ -113,6 +117,7 @@ def run_local(
         federation.write_files(run_dir)
         client_app = make_client_app(NodesInFiles(str(Path(run_dir).absolute())))
     else:
+        anchor_dir, roster = federation.anchor_dir, federation.terms.roster
         nodes = shop_nodes(
             federation.model,
             federation.public,
@@ -120,6 +125,7 @@ def run_local(
             federation.histories,
             ledger_url=federation.ledger_url,
             make_noise=federation.make_noise,
+            anchors=None if anchor_dir is None else anchored_shops(anchor_dir, roster),
         )
         client_app = make_client_app(NodesInMemory(nodes))
     with LocalGrid(client_app, federation.terms.roster, workers=workers, faults=faults) as grid:

@@ -7,7 +7,7 @@ a process opens the shop it answers for and no other.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 from scipy import sparse
 
 from fedrec.errors import BadMessage, ConfigError, PrivacyError, StoreError
+from fedrec.federation.anchors import Anchored
 from fedrec.federation.plan import RoundPlan, agreement, items_digest, model_settings
 from fedrec.federation.release import MakeNoise, PrivateDoor, Release, release
 from fedrec.federation.run_record import write_atomically
@@ -44,6 +45,7 @@ class ShopNode:
         agreement: model and terms that the shop agreed to, as `RoundPlan.agreement` writes them.
         ledger: the shop's privacy ledger; None in research mode.
         make_noise: where noise comes from; the operating system's randomness, but in tests.
+        anchored: who keeps the ledger's heads outside the shop; None = nobody, so that an older copy goes unnoticed.
     """
 
     name: str
@@ -52,6 +54,7 @@ class ShopNode:
     agreement: bytes
     ledger: Ledger | None = None
     make_noise: MakeNoise = SecureNoise
+    anchored: Anchored | None = None
 
     def __repr__(self) -> str:
         return f"ShopNode({self.name!r}, histories={self.histories.shape})"
@@ -75,8 +78,13 @@ class ShopNode:
             return release(contribute(self.model, plan, self.histories), plan)
         if self.ledger is None:
             raise PrivacyError(f"shop {self.name!r} has no privacy ledger: nothing leaves under a privacy spec")
+        if self.anchored is not None:
+            self.anchored.check(self.ledger)
         door = PrivateDoor(plan, self.ledger, self.make_noise)
-        return door.stored() or door.release(contribute_on_grid(self.model, plan, self.histories))
+        released = door.stored() or door.release(contribute_on_grid(self.model, plan, self.histories))
+        if self.anchored is not None:
+            self.anchored.keep(self.ledger)
+        return released
 
 
 def shop_nodes(
@@ -87,18 +95,22 @@ def shop_nodes(
     *,
     ledger_url: str = IN_MEMORY,
     make_noise: MakeNoise = SecureNoise,
+    anchors: Mapping[str, Anchored] | None = None,
 ) -> tuple[ShopNode, ...]:
     """The shops of a simulation, all in this process, in roster order; they agree to these terms and no others.
 
     Args:
         ledger_url: database of the shops' ledgers, one ledger a shop; used under a privacy spec.
+        make_noise: for tests.
+        anchors: by shop; None = nobody keeps the heads of their ledgers.
     """
     agreed = agreement(model.name, model_settings(model), items_digest(public), terms)
     nodes = []
     for name, table in zip(terms.roster, histories, strict=True):
         if table.shape[1] != public.num_items:
             raise ConfigError(f"shop {name!r}: histories over {table.shape[1]} items, the list has {public.num_items}")
-        nodes.append(ShopNode(name, model, table, agreed, simulated_ledger(terms, name, ledger_url), make_noise))
+        ledger = simulated_ledger(terms, name, ledger_url)
+        nodes.append(ShopNode(name, model, table, agreed, ledger, make_noise, (anchors or {}).get(name)))
     return tuple(nodes)
 
 

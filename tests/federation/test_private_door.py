@@ -10,8 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from fedrec.errors import BadMessage, BudgetExhausted, PrivacyError, RoundRefused, TooFewShops, TooManyAborts
+from fedrec.errors import (
+    BadMessage,
+    BudgetExhausted,
+    LedgerBehind,
+    PrivacyError,
+    RoundRefused,
+    TooFewShops,
+    TooManyAborts,
+)
 from fedrec.federation import release as door
+from fedrec.federation.anchors import anchored_shops
 from fedrec.federation.coordinator_side import Coordinator
 from fedrec.federation.shop_side import Contribution, contribute, contribute_on_grid
 from fedrec.federation.terms import Terms
@@ -231,3 +240,33 @@ def test_bytes_missing_from_a_private_release_are_noticed(cut):
     data = shops()[0].answer(plan).to_bytes()
     with pytest.raises(BadMessage):
         door.read_release(data[:-cut], plan)
+
+
+def test_a_shop_restored_from_a_backup_releases_nothing_until_the_missing_charge_is_made(tmp_path):
+    url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+    anchors = anchored_shops(tmp_path / "anchors", ROSTER)
+    terms = replace(TERMS, privacy=replace(SPEC, epsilon=10.0))
+
+    def north():
+        return shops(terms, ledger_url=url, anchors=anchors)[0]
+
+    node = north()
+    node.ledger.close()
+    backup = (tmp_path / "ledger.sqlite").read_bytes()
+    node = north()
+    plan = coordinator(terms).next_plan()
+    node.answer(plan)
+    assert node.ledger.spent().rollback_detectable
+    spent = node.ledger.head().spent
+    node.ledger.close()
+    for leftover in tmp_path.glob("ledger.sqlite*"):
+        leftover.unlink()
+    (tmp_path / "ledger.sqlite").write_bytes(backup)
+    restored = north()
+    with pytest.raises(LedgerBehind):
+        restored.answer(plan)
+    heads = [signed.head for book in anchors["north"].books for signed in book.signed_heads("north")]
+    restored.ledger.recover(heads)
+    assert restored.ledger.head().spent == spent
+    restored.answer(plan)
+    assert restored.ledger.head().spent.gdp == pytest.approx(2 * spent.gdp)
