@@ -1,0 +1,81 @@
+"""A shop's process that spends its budget and is killed for it; see test_ledger_processes.py.
+
+What "left" is appended to a file and flushed to disk, as the network cannot be asked.
+"""
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+from fedrec.errors import BudgetExhausted, TooManyAborts
+from fedrec.privacy.ledger import Budget, Ledger
+from fedrec.privacy.mechanisms import PlannedRelease
+from fedrec.privacy.spec import Mode, PrivacySpec
+
+SPEC = PrivacySpec(
+    epsilon=3.0, delta=1e-5, mode=Mode.LOCAL, public_shoppers=100, max_shoppers=1000, min_shops=3, colluders=1
+)
+RELEASE = PlannedRelease("gram", 1.0, 64.0)
+ROUNDS = 3
+
+
+def send(outbox: Path, line: str) -> None:
+    """Nothing can call this back."""
+    with open(outbox, "a") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def run(database: str, outbox: Path, run_id: str) -> None:
+    """One run of three rounds, or the rest of it."""
+    book = Ledger.open(database, "north")
+    if run_id in book.verify().runs and book.verify().runs[run_id].is_finished:
+        return
+    book.reserve(run_id, SPEC, (RELEASE,) * ROUNDS)
+    for index in range(ROUNDS):
+        plan = hashlib.sha256(f"{run_id} {index}".encode()).digest()
+        found = book.stored(run_id, index, plan)
+        payload = os.urandom(2000) if found is None else found.payload  # fresh noise whenever it is computed
+        if found is None:
+            book.charge(run_id, index, plan, RELEASE, payload)
+        send(outbox, f"{run_id} {index} {hashlib.sha256(payload).hexdigest()}")
+    book.finish(run_id)
+    book.close()
+
+
+def race(database: str, outbox: Path, name: str) -> None:
+    """Runs of one round each, until the budget is gone."""
+    book = Ledger.open(database, "north")
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for number in range(100):
+        try:
+            book.reserve(f"{name}-{number}", SPEC, (RELEASE,))
+            book.charge(f"{name}-{number}", 0, b"p" * 32, RELEASE, b"x")
+        except (BudgetExhausted, TooManyAborts):
+            return
+        send(outbox, f"{name}-{number}")
+
+
+def serve(database: str, outbox: Path, name: str) -> None:
+    """For each line read, fork a process that goes on with the runs until it is killed: no import to wait for."""
+    Ledger.open("sqlite://", "warm", budget=Budget(1.0, 1e-5)).close()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        if (child := os.fork()) == 0:
+            for number in range(1000):
+                run(database, outbox, f"{name}-{number}")
+            os._exit(0)
+        print(child, flush=True)
+        os.waitpid(child, 0)
+        print("dead", flush=True)
+
+
+if __name__ == "__main__":
+    kind, database, outbox, name = sys.argv[1:]
+    if kind == "race":
+        race(database, Path(outbox), name)
+    else:
+        serve(database, Path(outbox), name)
