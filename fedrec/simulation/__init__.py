@@ -181,6 +181,8 @@ def _gain(
 ) -> dict[str, Any]:
     """What shops gain by one column over their local models, and by size of shop."""
     sizes = {shop.name: len(shop.shoppers) for shop in world.shops}
+    if decisions is None:
+        decisions = dict.fromkeys(sizes, ("joins", "no personalisation: every shop serves the shared model"))
     return gain_table(
         evaluation, of=column, over="local", rng=rng, shoppers=sizes, decisions=decisions, classes=size_classes(sizes)
     )

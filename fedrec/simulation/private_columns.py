@@ -18,6 +18,7 @@ from scipy import sparse
 from fedrec.config import PRIVATE_COLUMNS, SimulationSettings
 from fedrec.federation.run_record import RoundRecord, noisy_column
 from fedrec.federation.terms import Terms
+from fedrec.flower.engines import Trained
 from fedrec.models import load_model
 from fedrec.models.recommender import Recommender, Scorer, State
 from fedrec.privacy.settings import epsilon_name
@@ -85,6 +86,15 @@ class PrivateColumns:
     record: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True, repr=False)
+class _AtShop:
+    """What one draw comes to at one shop: its decision, and by column family its lists and their scores."""
+
+    choice: Choice
+    items: dict[str, np.ndarray]
+    scores: dict[str, np.ndarray]
+
+
 class _Maker:
     """Runs the draws of one comparison and gathers their lists."""
 
@@ -98,14 +108,12 @@ class _Maker:
         limit, seed = settings.evaluation.max_test_shoppers_per_shop, settings.seed
         self._asked = [queries(shop, Stage.FINAL, limit=limit, seed=seed) for shop in world.shops]
         self._validation = [queries(shop, Stage.CHOOSE, limit=limit, seed=seed) for shop in world.shops]
-        self._alone: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # lists of shops that stay local: the same each draw
+        self._alone: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def run(self, promise: Promise, families: Sequence[str], *, keep_ledgers: bool) -> dict[str, Any]:
         """All draws of one model under one epsilon; what the record says of it."""
-        columns = [noisy_column(family, promise.spec.epsilon) for family in families]
-        lists: dict[str, list[list[np.ndarray]]] = {column: [] for column in columns}
-        choices: list[tuple[Choice, ...]] = []
         about: dict[str, Any] = {}
+        draws: list[list[_AtShop]] = []
         for draw in range(self.settings.privacy.noise_draws):
             trained = run_draw(
                 self.settings,
@@ -117,65 +125,65 @@ class _Maker:
                 keep_ledgers=keep_ledgers and draw == 0,
                 progress=self._progress,
             )
-            if draw == 0:
-                guarantee = self._terms(promise).guarantee
-                about = promise_record(promise, trained, guarantee)
             scorer = promise.model.fit(trained.state, self.world.public)
             self._progress.phase(f"epsilon {promise.name}: rank", len(self.world.shops))
-            found = [self._shop(place, promise.model, trained.state, scorer, families) for place in self._places()]
-            choices.append(tuple(choice for choice, _ in found))
-            for family, column in zip(families, columns, strict=True):
-                lists[column].append([listed[family][0] for _, listed in found])
-                if draw == 0 and column == self.main:
-                    scores = {shop.name: listed[family][1] for shop, (_, listed) in self._by_shop(found)}
-                    blends = tuple(self._blend(family, place, choices[0][place]) for place in self._places())
-                    self.made.served = Served(promise.model, trained.state, blends, scores, trained.rounds)
-        for family, column in zip(families, columns, strict=True):
-            tables = zip(*lists[column], strict=True)  # by shop, its tables of all draws
+            places = range(len(self.world.shops))
+            draws.append([self._shop(place, promise.model, trained.state, scorer, families) for place in places])
+            if draw == 0:
+                about = promise_record(promise, trained, self._guarantee(promise))
+                self._keep_main(promise, trained, draws[0], families)
+        for family in families:
+            column = noisy_column(family, promise.spec.epsilon)
             self.made.items[column] = {
-                shop.name: np.stack(of_shop) for shop, of_shop in zip(self.world.shops, tables, strict=True)
+                shop.name: np.stack([of_draw[place].items[family] for of_draw in draws])
+                for place, shop in enumerate(self.world.shops)
             }
             if family == "federated_dp_personal":
-                self.made.decisions[column] = self._decisions(choices)
+                self.made.decisions[column] = self._decisions([[at.choice for at in of_draw] for of_draw in draws])
         return about
 
-    def _places(self) -> range:
-        return range(len(self.world.shops))
-
-    def _by_shop(self, values: Sequence[Any]) -> zip[tuple[Any, Any]]:
-        return zip(self.world.shops, values, strict=True)
-
-    def _terms(self, promise: Promise) -> Terms:
+    def _guarantee(self, promise: Promise) -> str:
         roster = tuple(shop.name for shop in self.world.shops)
-        return Terms(roster, promise.spec.min_shops, privacy=promise.spec, schedule=promise.schedule)
+        return Terms(roster, promise.spec.min_shops, privacy=promise.spec, schedule=promise.schedule).guarantee
 
-    def _shop(
-        self, place: int, model: Recommender, state: State, scorer: Scorer, families: Sequence[str]
-    ) -> tuple[Choice, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    def _keep_main(self, promise: Promise, trained: Trained, first: Sequence[_AtShop], families: Sequence[str]) -> None:
+        """Remember what the main column serves, if it is one of these."""
+        for family in families:
+            if noisy_column(family, promise.spec.epsilon) == self.main:
+                blends = tuple(self._blend(family, place, at.choice) for place, at in enumerate(first))
+                scores = {shop.name: at.scores[family] for shop, at in zip(self.world.shops, first, strict=True)}
+                self.made.served = Served(promise.model, trained.state, blends, scores, trained.rounds)
+
+    def _shop(self, place: int, model: Recommender, state: State, scorer: Scorer, families: Sequence[str]) -> _AtShop:
         """What one shop decides and lists from one release."""
-        choice = Choice(True, "", None)
         asked, k = self._asked[place], max(self.settings.evaluation.ks)
+        choice = Choice(True, "", None)
         if "federated_dp_personal" in families:
             choice = self._decide(place, model, state, scorer)
-        listed = {}
+        items, scores = {}, {}
         for family in families:
             if not len(asked.rows):
-                listed[family] = np.empty((0, k), np.int32), np.empty((0, k), np.float32)
-                continue
-            if not choice.joins and family == "federated_dp_personal":
-                if place not in self._alone:
-                    parts = self._components(place, Stage.FINAL, model, state, scorer)
-                    self._alone[place] = rank(
-                        parts.blend(self.chosen.local_blends[place]), asked, k, seed=self.settings.seed
-                    )
-                listed[family] = self._alone[place]
-                continue
-            served = shared_scorer(self.world, scorer, place)
-            if family == "federated_dp_personal":
-                served = self._components(place, Stage.FINAL, model, state, scorer).blend(PRIVATE_BLEND)
-            listed[family] = rank(served, asked, k, seed=self.settings.seed)
+                listed = np.empty((0, k), np.int32), np.empty((0, k), np.float32)
+            elif family == "federated_dp_personal" and not choice.joins:
+                listed = self._lists_alone(place, model, state, scorer)
+            else:
+                served = shared_scorer(self.world, scorer, place)
+                if family == "federated_dp_personal":
+                    served = self._components(place, Stage.FINAL, model, state, scorer).blend(PRIVATE_BLEND)
+                listed = rank(served, asked, k, seed=self.settings.seed)
+            items[family], scores[family] = listed
         self._progress.advance()
-        return choice, listed
+        return _AtShop(choice, items, scores)
+
+    def _lists_alone(
+        self, place: int, model: Recommender, state: State, scorer: Scorer
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Lists of a shop that stays local: the same in every draw."""
+        if place not in self._alone:
+            parts = self._components(place, Stage.FINAL, model, state, scorer)
+            served, k = parts.blend(self.chosen.local_blends[place]), max(self.settings.evaluation.ks)
+            self._alone[place] = rank(served, self._asked[place], k, seed=self.settings.seed)
+        return self._alone[place]
 
     def _blend(self, family: str, place: int, choice: Choice) -> Blend:
         if family != "federated_dp_personal":
@@ -205,7 +213,7 @@ class _Maker:
             global_share=PRIVATE_GLOBAL_SHARE,
         )
 
-    def _decisions(self, choices: Sequence[tuple[Choice, ...]]) -> dict[str, tuple[str, str]]:
+    def _decisions(self, choices: Sequence[Sequence[Choice]]) -> dict[str, tuple[str, str]]:
         """Per shop the first draw's decision, and in how many draws it joins where they differ."""
         decisions = {}
         for place, shop in enumerate(self.world.shops):

@@ -80,6 +80,60 @@ def test_own_files_run_from_end_to_end(fedrec: Callable[..., Any], tmp_path: Pat
     assert "thing" in listed.out
 
 
+def test_an_epsilon_adds_the_private_columns_and_the_guarantee_ends_the_output(
+    fedrec: Callable[..., Any], small_options: tuple[str, ...], tmp_path: Path
+) -> None:
+    said = fedrec(
+        *("simulate", *small_options, "--epsilon", "0.5,4", "--delta", "1e-6", "--noise-draws", "2"),
+        *("--out", tmp_path / "run"),
+    )
+    assert said.status == 0, said.err
+    for title in ("DP popularity, ε 0.5", "federated DP(ε 4)", "federated DP(ε 4) + personal", "gain in NDCG@10"):
+        assert title in said.out
+    guarantee = next(line for line in said.out.splitlines() if line.startswith("guarantee: "))
+    assert "epsilon 0.5, delta 1e-06" in guarantee
+    assert "the coordinator" in " ".join(said.out.split())
+    assert "epsilon 4, draw 2 of 2: co-occurrence" in said.err
+    assert (tmp_path / "run" / "privacy" / "eps-4" / "ledger.sqlite").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--epsilon", "2"), "epsilon = 2 without delta"),
+        (("--epsilon", "two", "--delta", "1e-6"), "--epsilon two: give a number above 0"),
+        (("--epsilon", "1,,2", "--delta", "1e-6"), "--epsilon 1,,2: give a number above 0"),
+        (("--epsilon", "0", "--delta", "1e-6"), "privacy.epsilon = 0.0: give a number above 0"),
+        (("--epsilon", "2", "--delta", "0.01"), "delta = 0.01: must be above 0 and at most 1 / (10 x 300"),
+        (("--epsilon", "2", "--delta", "1e-6", "--colluders", "0"), "colluders = 0 in mode distributed"),
+        (("--epsilon", "2", "--delta", "1e-6", "--privacy-mode", "remote"), 'privacy.mode = "remote"'),
+        (("--epsilon", "2", "--delta", "1e-6", "--shops", "random:2"), "2 shops: shared noise needs at least 3"),
+    ],
+)
+def test_a_promise_that_cannot_be_made_is_refused_in_one_line_and_nothing_is_released(
+    fedrec: Callable[..., Any], small_options: tuple[str, ...], tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
+    columns = ("--set", "evaluation.columns=['dp_popularity']")
+    said = fedrec("simulate", *small_options, *columns, *options, "--out", tmp_path / "run")
+    assert said.status == 2
+    assert words in said.err.splitlines()[-1]
+    assert "Traceback" not in said.err
+    assert not (tmp_path / "run" / "privacy").exists()
+
+
+def test_a_benchmark_without_colluders_is_marked_as_one(
+    fedrec: Callable[..., Any], small_options: tuple[str, ...], tmp_path: Path
+) -> None:
+    said = fedrec(
+        *("simulate", *small_options, "--epsilon", "2", "--delta", "1e-5", "--benchmark-no-colluders"),
+        *("--set", "evaluation.columns=['dp_popularity']", "--out", tmp_path / "run"),
+    )
+    assert said.status == 0, said.err
+    assert "not a deployable guarantee" in " ".join(said.out.split())
+    record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert record["config"]["privacy"]["colluders"] == 0
+
+
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_resume_and_the_resumed_run_is_complete(
     small_options: tuple[str, ...], tmp_path: Path
