@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import matplotlib as mpl
@@ -17,9 +13,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from fedrec.federation.run_record import family_of
 from fedrec.reports import summary
+from fedrec.reports.drawing import FAINT, INK, PAPER, STYLE, WIDTH_IN, Picture, canvas, inline_svg
 from fedrec.reports.summary import Record
 
-_INK, _FAINT, _PAPER = "#010101", "#020202", "#030303"
 _SERIES = {
     "popularity": "#040401",
     "dp_popularity": "#040407",
@@ -42,49 +38,9 @@ _CLASS_STYLES = (
     (_OTHER, "s", (3, 1)),
 )
 """Colour, marker and dashes of shops of each size, the smallest first."""
-_VARIABLES = {_INK: "ink", _FAINT: "line", _PAPER: "paper", _OTHER: "other"} | {
-    colour: column.replace("_", "-") for column, colour in _SERIES.items()
-}
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "font.size": 11,
-    "text.color": _INK,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
-    "axes.facecolor": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _FAINT,
-    "grid.linewidth": 0.6,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.minor.size": 0,
-    "figure.facecolor": "none",
-    "legend.frameon": False,
-}
-_WIDTH_IN = 5.2
+_VARIABLES = {_OTHER: "other"} | {colour: column.replace("_", "-") for column, colour in _SERIES.items()}
 _MAX_ROWS = 30
 _MAX_LABELS = 12
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One figure of the report.
-
-    Attributes:
-        key: its id in the page.
-        title, text: heading, and how to read it.
-        svg: inline, without any outside reference.
-    """
-
-    key: str
-    title: str
-    text: str
-    svg: str
 
 
 def pictures(record: Record) -> list[Picture]:
@@ -105,9 +61,9 @@ def _gain_by_size(record: Record) -> Picture | None:
     rows = {name: row for name, row in (gain or {}).get("shops", {}).items() if row["mean"] is not None}
     if not gain or not rows:
         return None
-    with mpl.rc_context(_STYLE):
-        figure, axes = _canvas(3.7)
-        axes.axhline(0, color=_INK, linewidth=1)
+    with mpl.rc_context(STYLE):
+        figure, axes = canvas(3.7)
+        axes.axhline(0, color=INK, linewidth=1)
         for decision, column, marker in (("joins", "federated_personal", "D"), ("stays local", "local", "o")):
             chosen = [row for row in rows.values() if row["decision"] == decision]
             if chosen:
@@ -126,7 +82,7 @@ def _gain_by_size(record: Record) -> Picture | None:
             f"to {summary.signed(rows[highest]['mean'])} ({highest})."
         )
         text = "Above the line, joining beats the model that the shop trains alone. Bars: 95\u00a0% intervals."
-        return Picture("gain", "Gain against shop size", text, _svg(figure, "gain", alt))
+        return Picture("gain", "Gain against shop size", text, inline_svg(figure, "gain", alt, _VARIABLES))
 
 
 def _gain_by_epsilon(record: Record) -> Picture | None:
@@ -134,9 +90,9 @@ def _gain_by_epsilon(record: Record) -> Picture | None:
     gains = [gain for gain in record.get("gain_by_epsilon") or [] if gain["macro"]["mean"] is not None]
     if not gains:
         return None
-    with mpl.rc_context(_STYLE):
-        figure, axes = _canvas(3.7)
-        axes.axhline(0, color=_INK, linewidth=1)
+    with mpl.rc_context(STYLE):
+        figure, axes = canvas(3.7)
+        axes.axhline(0, color=INK, linewidth=1)
         epsilons = [gain["epsilon"] for gain in gains]
         for name, style in zip(gains[0]["classes"], _CLASS_STYLES, strict=False):
             of_class = [gain["classes"][name] for gain in gains]
@@ -166,7 +122,9 @@ def _gain_by_epsilon(record: Record) -> Picture | None:
         )
         text += "over the shops of one size; band: 95\u00a0% interval over all shops, of shoppers and noise."
         title = "Gain from joining against ε"
-        return Picture("epsilon", title, text, _svg(figure, "epsilon", f"Gain over all shops: {alt}."))
+        return Picture(
+            "epsilon", title, text, inline_svg(figure, "epsilon", f"Gain over all shops: {alt}.", _VARIABLES)
+        )
 
 
 def _epsilon_axis(axes: Axes, epsilons: list[float]) -> None:
@@ -200,7 +158,7 @@ def _errorbars(axes: Axes, rows: list[Mapping[str, Any]], colour: str, marker: s
         ecolor=colour,
         elinewidth=1.2 if len(rows) <= _MAX_ROWS else 0.6,
         markersize=6 if len(rows) <= _MAX_ROWS else 4,
-        markerfacecolor=colour if marker == "D" else _PAPER,
+        markerfacecolor=colour if marker == "D" else PAPER,
         label=label,
     )
 
@@ -220,7 +178,7 @@ def _metrics_by_shop(record: Record) -> Picture | None:
         return None
     shops = [shop for shop in names if any(shop in rows for rows in values.values())]
     draw = _dots_by_shop if len(shops) <= _MAX_ROWS else _spread_by_column
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = draw(values, shops)
         alt = f"NDCG@10 of {', '.join(summary.title_of(column) for column in values)} in {len(shops)} shops."
         text = (
@@ -228,15 +186,15 @@ def _metrics_by_shop(record: Record) -> Picture | None:
             if draw is _dots_by_shop
             else "Each dot is a shop; the upright line is the median shop."
         )
-        return Picture("shops", "NDCG@10 by shop", text, _svg(figure, "shops", alt))
+        return Picture("shops", "NDCG@10 by shop", text, inline_svg(figure, "shops", alt, _VARIABLES))
 
 
 def _dots_by_shop(values: Mapping[str, Mapping[str, float]], shops: list[str]) -> Figure:
-    figure, axes = _canvas(1.0 + 0.1 * len(values) + 0.27 * max(len(shops), 2))
+    figure, axes = canvas(1.0 + 0.1 * len(values) + 0.27 * max(len(shops), 2))
     places = {shop: place for place, shop in enumerate(shops)}
     for shop, place in places.items():
         ends = [rows[shop] for rows in values.values() if shop in rows]
-        axes.plot([min(ends), max(ends)], [place, place], color=_FAINT, linewidth=3, solid_capstyle="round", zorder=1)
+        axes.plot([min(ends), max(ends)], [place, place], color=FAINT, linewidth=3, solid_capstyle="round", zorder=1)
     for column, rows in values.items():
         axes.scatter(
             list(rows.values()),
@@ -244,7 +202,7 @@ def _dots_by_shop(values: Mapping[str, Mapping[str, float]], shops: list[str]) -
             marker=_MARKERS.get(family_of(column), "P"),
             s=38,
             color=_SERIES.get(family_of(column), _OTHER),
-            edgecolors=_PAPER,
+            edgecolors=PAPER,
             linewidths=0.8,
             label=summary.title_of(column),
             zorder=3 if column == "federated_personal" else 2,
@@ -258,13 +216,13 @@ def _dots_by_shop(values: Mapping[str, Mapping[str, float]], shops: list[str]) -
 
 
 def _spread_by_column(values: Mapping[str, Mapping[str, float]], shops: list[str]) -> Figure:
-    figure, axes = _canvas(1.0 + 0.55 * len(values))
+    figure, axes = canvas(1.0 + 0.55 * len(values))
     rng = np.random.default_rng(0)
     for place, (column, rows) in enumerate(reversed(list(values.items()))):
         points = np.array(list(rows.values()))
         heights = place + rng.uniform(-0.26, 0.26, len(points))
         axes.scatter(points, heights, s=12, color=_SERIES.get(family_of(column), _OTHER), alpha=0.55, linewidths=0)
-        axes.plot([np.median(points)] * 2, [place - 0.36, place + 0.36], color=_INK, linewidth=2)
+        axes.plot([np.median(points)] * 2, [place - 0.36, place + 0.36], color=INK, linewidth=2)
     axes.set_yticks(range(len(values)), [summary.title_of(column) for column in reversed(list(values))])
     axes.grid(False, axis="y")
     _score_axis(axes, "NDCG@10")
@@ -287,8 +245,8 @@ def _list_character(record: Record) -> Picture | None:
     }
     if "popularity_bias@10" not in metrics:
         return None
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH_IN, 0.9 + 0.32 * len(summary.key_columns(record))), layout="constrained")
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_IN, 0.9 + 0.32 * len(summary.key_columns(record))), layout="constrained")
         panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
         for axes, (metric, title) in zip(panels, metrics.items(), strict=True):
             _bars(axes, record, metric, title)
@@ -299,7 +257,7 @@ def _list_character(record: Record) -> Picture | None:
         alt = f"Popularity bias by column: {', '.join(bias)}."
         text = "What the lists of ten are like, whether they hit or not: how much they favour popular items, and how "
         text += "much of a shop's catalogue they show. Lines are 95\u00a0% intervals."
-        return Picture("character", "Popularity bias by column", text, _svg(figure, "character", alt))
+        return Picture("character", "Popularity bias by column", text, inline_svg(figure, "character", alt, _VARIABLES))
 
 
 def _bars(axes: Axes, record: Record, metric: str, title: str) -> None:
@@ -309,7 +267,7 @@ def _bars(axes: Axes, record: Record, metric: str, title: str) -> None:
         if (mean := one.get("mean")) is None:
             continue
         axes.barh(place, mean, height=0.62, color=_SERIES.get(family_of(column), _OTHER))
-        axes.plot([_or(one.get("low"), mean), _or(one.get("high"), mean)], [place, place], color=_INK, linewidth=1.4)
+        axes.plot([_or(one.get("low"), mean), _or(one.get("high"), mean)], [place, place], color=INK, linewidth=1.4)
     axes.set_yticks(range(len(columns)), [summary.title_of(column) for column in columns])
     axes.set_title(title, fontsize=10)
     axes.grid(False, axis="y")
@@ -322,8 +280,8 @@ def _learning_curve(record: Record) -> Picture | None:
     points = [point for point in record["learning_curve"] if point.get("ndcg@10") is not None]
     if len(points) < 2:
         return None
-    with mpl.rc_context(_STYLE):
-        figure, axes = _canvas(3.2)
+    with mpl.rc_context(STYLE):
+        figure, axes = canvas(3.2)
         rounds, values = [point["round"] for point in points], [point["ndcg@10"] for point in points]
         axes.plot(rounds, values, color=_SERIES["federated"], marker="^", linewidth=2, label="federated")
         for place, column in enumerate(("local", "pooled")):
@@ -339,12 +297,7 @@ def _learning_curve(record: Record) -> Picture | None:
         _legend_above(axes)
         alt = f"NDCG@10 rises from {summary.score(values[0])} to {summary.score(values[-1])} in {rounds[-1]} rounds."
         text = "The shared model after each round; dashed: what shops reach alone, and all data in one place."
-        return Picture("curve", "Learning curve", text, _svg(figure, "curve", alt))
-
-
-def _canvas(height_in: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
-    return figure, figure.subplots()
+        return Picture("curve", "Learning curve", text, inline_svg(figure, "curve", alt, _VARIABLES))
 
 
 def _legend_above(axes: Axes) -> None:
@@ -378,22 +331,3 @@ def _shortened(name: str, limit: int = 18) -> str:
 
 def _or(value: float | None, instead: float) -> float:
     return instead if value is None else value
-
-
-def _svg(figure: Figure, key: str, alt: str) -> str:
-    """The figure as an inline element: page colours, page font, ids of its own, a text for those who cannot see it."""
-    buffer = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": key}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    for colour, name in _VARIABLES.items():
-        text = text.replace(colour, f"var(--{name})")
-    text = re.sub(r'\s(?:xmlns(?::xlink)?|version)="[^"]*"', "", text)
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'font: ([\d.]+)px [^;"]+', r"font: \1px var(--font)", text)
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{key}-\1"', text)
-    text = re.sub(r'(url\(|xlink:href=")#', rf"\1#{key}-", text)
-    text = re.sub(r'<svg([^>]*?) (?:width|height)="[^"]*"', r"<svg\1", text)
-    text = re.sub(r'<svg([^>]*?) (?:width|height)="[^"]*"', r"<svg\1", text)
-    return text.replace("<svg", f'<svg role="img" aria-label="{escape(alt, quote=True)}"', 1).strip()
