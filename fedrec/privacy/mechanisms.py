@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+from fedrec.errors import BadAssumption
 from fedrec.privacy.spec import PrivacySpec
 
 
@@ -26,6 +28,15 @@ class ReleaseRequest:
     clip_norm: float
     sampling_rate: float = 1.0
     repeats: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("share", "clip_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise BadAssumption(f"{name} of {self.name!r} = {getattr(self, name)}: give a number above 0")
+        if not 0 < self.sampling_rate <= 1:
+            raise BadAssumption(f"sampling_rate of {self.name!r} = {self.sampling_rate}: above 0, at most 1")
+        if not self.repeats >= 1:
+            raise BadAssumption(f"repeats of {self.name!r} = {self.repeats}: give a whole number of at least 1")
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,9 @@ class Outlook:
     public_shoppers: int
 
 
+_LEAST_SCALE = 2.0**-8
+"""Less noise than this is never chosen, however large epsilon is."""
+
 RESIDUAL_SHARE = 2.0**-20
 """Part of delta kept for the distance between noise as it is drawn and exact Gaussians."""
 
@@ -85,18 +99,42 @@ def outlook(schedule: Schedule, spec: PrivacySpec, num_shops: int) -> Outlook:
 
 
 def calibrate(requests: Sequence[ReleaseRequest], spec: PrivacySpec) -> Schedule:
-    from fedrec.privacy import accounting
+    """The least noise that keeps the promise, found by search over the accountant.
 
-    def schedule(s: float) -> Schedule:
+    Args:
+        requests: what a model wants to release.
+        spec: the promise; its delta less `residual_delta` is what the search may use.
+    Returns:
+        The releases in round order, with noise multipliers s / sqrt(share); s is within 1e-4 of the least.
+    Raises:
+        BadAssumption: no requests, or one that is out of range.
+    Guarantee: the schedule is (epsilon, delta)-DP for one account by `accounting.epsilon`.
+    """
+    if not requests:
+        raise BadAssumption("a model without noisy sums cannot be calibrated")
+    return _calibrate(tuple(requests), spec.epsilon, spec.delta - residual_delta(spec))
+
+
+@lru_cache(maxsize=64)
+def _calibrate(requests: tuple[ReleaseRequest, ...], epsilon: float, delta: float) -> Schedule:
+    from fedrec.privacy import accounting  # which needs this module's classes
+
+    def schedule(scale: float) -> Schedule:
         return tuple(
-            PlannedRelease(r.name, r.clip_norm, s / math.sqrt(r.share), r.sampling_rate)
-            for r in requests
-            for _ in range(r.repeats)
+            PlannedRelease(one.name, one.clip_norm, scale / math.sqrt(one.share), one.sampling_rate)
+            for one in requests
+            for _ in range(one.repeats)
         )
 
-    delta = spec.delta - residual_delta(spec)
-    low, high = 1e-3, 1e6
-    while high / low > 1 + 1e-6:
-        mid = math.sqrt(low * high)
-        low, high = (low, mid) if accounting.epsilon(schedule(mid), delta) <= spec.epsilon else (mid, high)
+    def is_kept(scale: float) -> bool:
+        return accounting.epsilon(schedule(scale), delta) <= epsilon
+
+    low = high = 1.0
+    while not is_kept(high):
+        low, high = high, 2 * high
+    while low >= _LEAST_SCALE and is_kept(low):
+        low, high = low / 2, low
+    while high / low > 1 + 1e-4:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if is_kept(middle) else (middle, high)
     return schedule(high)
