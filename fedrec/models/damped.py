@@ -37,6 +37,11 @@ def damp(matrix: np.ndarray, direction: np.ndarray, alpha: float) -> np.ndarray:
     return matrix - cross - cross.T
 
 
+def damp_rows(factor: np.ndarray, direction: np.ndarray, alpha: float) -> np.ndarray:
+    """M U for U (K, k): the factor of M U U^T M. Not changed."""
+    return factor - np.outer((1 - alpha) * direction, direction @ factor)
+
+
 @dataclass(frozen=True)
 class DampedCoOccurrence:
     """Every shopper's M x (M x)^T / |M x|^2 in packed form, x her 0/1 row; see `Contributions`.

@@ -17,7 +17,7 @@ from scipy.linalg import lapack
 
 from fedrec.errors import ConfigError
 from fedrec.models.co_occurrence import blocks, packed_diagonal, unpack_lower
-from fedrec.models.item_item import ItemItemModel, ItemItemScorer, add_similarity, check_item_item
+from fedrec.models.item_item import ItemItemModel, ItemItemScorer, add_similarity, check_item_item, scaled_content
 from fedrec.models.private_item_item import PrivateItemItem, PrivateItemItemSettings, item_item_requests
 from fedrec.models.private_rules import item_item_rules
 from fedrec.models.recommender import PublicInputs, State
@@ -95,7 +95,8 @@ class PrivateEaseSettings(PrivateItemItemSettings):
     """What public rules chose for private EASE.
 
     Attributes:
-        regularisation: lambda, added to the diagonal, in units of the co-occurrence sum; > 0.
+        regularisation: lambda, added to the diagonal, in units of the co-occurrence sum; > 0. It and ``content_weight``
+            hold for sums without noise and for the mixed model; a noisy sum finds its own.
     """
 
     regularisation: float = 30.0
@@ -112,9 +113,10 @@ class PrivateEase(PrivateItemItem):
 
     name: ClassVar[str] = "private-ease"
     fit_fields: ClassVar[tuple[str, ...]] = (
-        *("regularisation", "popularity_weight"),
+        "popularity_weight",
         *("own_weight", "tail_share", "max_items"),
     )
+    is_tuned_on_the_sum: ClassVar[bool] = True
     settings: PrivateEaseSettings = field(default_factory=PrivateEaseSettings)
 
     def fit(self, state: State, public: PublicInputs) -> ItemItemScorer:
@@ -124,11 +126,16 @@ class PrivateEase(PrivateItemItem):
             ConfigError: the statistics are no Gram matrix for this lambda.
         """
         settings = self.settings
-        weight = float(state["content_weight"][0])
+        ridge, weight = (float(state[name][0]) for name in ("ridge", "content_weight"))
+        scale = self._content_scale(state)
         scorer = _scorer(
-            self._ranked(state), public, ridge=settings.regularisation, weight=weight, tail_share=settings.tail_share
+            self._ranked(state),
+            scaled_content(public, scale),
+            ridge=ridge,
+            weight=weight,
+            tail_share=settings.tail_share,
         )
-        return replace(scorer, popularity_weight=settings.popularity_weight)
+        return replace(scorer, popularity_weight=settings.popularity_weight, content_scale=scale)
 
 
 def _scorer(

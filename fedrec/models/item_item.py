@@ -159,6 +159,8 @@ class ItemItemScorer:
         content_map: returns float32 (K, num_features), dense or CSR: times a tail item's features it gives each covered
             item's weight for it. Called at most once, and only where there is a tail.
         tail_weight: weight between two items of which at least one, the bought one, lies in the tail, per cosine.
+        content_scale: float64, (num_items,); what the items' features were multiplied with, None = nothing. ``public``
+            holds them scaled; `restrict` scales those of the shop alike, unknown items by the least factor.
         popularity_weight: added to a score for each unit of popularity; None = only as much as breaks ties.
     """
 
@@ -169,6 +171,7 @@ class ItemItemScorer:
     content_map: Callable[[], Any] = field(repr=False)
     tail_weight: float = 0.0
     popularity_weight: float | None = None
+    content_scale: np.ndarray | None = None
 
     @cached_property
     def _content_map(self) -> Any:
@@ -214,6 +217,10 @@ class ItemItemScorer:
         """The same weights over a shop's own items; what it doesn't cover becomes the shop's tail."""
         if self.public.content is None:
             public = PublicInputs(public.items)
+        scale = None
+        if self.content_scale is not None:
+            scale = np.where(positions >= 0, self.content_scale[positions], self.content_scale.min(initial=1.0))
+            public = scaled_content(public, scale)
         place = np.full(self.public.num_items + 1, -1, np.int64)  # the last place is the one of position -1
         place[self.covered] = np.arange(len(self.covered))
         rows = place[positions]
@@ -231,6 +238,7 @@ class ItemItemScorer:
             content_map=lambda: content_map,
             tail_weight=self.tail_weight,
             popularity_weight=self.popularity_weight,
+            content_scale=scale,
         )
 
     def because(self, history: np.ndarray, item: int) -> np.ndarray:
@@ -250,6 +258,13 @@ class ItemItemScorer:
             cosines = (content[history[~is_covered]] @ content[[item]].T).toarray().ravel()
             parts[~is_covered] = self.tail_weight * cosines
         return parts
+
+
+def scaled_content(public: PublicInputs, scale: np.ndarray) -> PublicInputs:
+    """The same items with each one's features multiplied by its ``scale``, float64 (num_items,)."""
+    if public.content is None:
+        return public
+    return PublicInputs(public.items, (sparse.diags(scale.astype(np.float32)) @ public.content).tocsr())
 
 
 def times(histories: sparse.csr_matrix, weights: np.ndarray | sparse.csr_matrix) -> np.ndarray:

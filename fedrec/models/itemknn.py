@@ -16,7 +16,7 @@ from scipy import sparse
 
 from fedrec.errors import ConfigError
 from fedrec.models.co_occurrence import blocks, unpack_lower
-from fedrec.models.item_item import ItemItemModel, ItemItemScorer, add_similarity, check_item_item
+from fedrec.models.item_item import ItemItemModel, ItemItemScorer, add_similarity, check_item_item, scaled_content
 from fedrec.models.private_item_item import PrivateItemItem, PrivateItemItemSettings, item_item_requests
 from fedrec.models.private_rules import item_item_rules
 from fedrec.models.recommender import PublicInputs, State
@@ -116,16 +116,16 @@ class PrivateItemKnn(PrivateItemItem):
 
     name: ClassVar[str] = "private-itemknn"
     fit_fields: ClassVar[tuple[str, ...]] = (
-        *("neighbours", "shrinkage", "popularity_weight"),
+        *("neighbours", "shrinkage", "content_weight", "popularity_weight"),
         *("own_weight", "tail_share", "max_items"),
     )
     settings: PrivateItemKnnSettings = field(default_factory=PrivateItemKnnSettings)
 
     def fit(self, state: State, public: PublicInputs) -> ItemItemScorer:
         """As `ItemKnn.fit`."""
-        settings = replace(self.settings, content_weight=float(state["content_weight"][0]))
-        scorer = _scorer(self._ranked(state), public, settings, tail_share=settings.tail_share)
-        return replace(scorer, popularity_weight=settings.popularity_weight)
+        scale, settings = self._content_scale(state), self.settings
+        scorer = _scorer(self._ranked(state), scaled_content(public, scale), settings, tail_share=settings.tail_share)
+        return replace(scorer, popularity_weight=settings.popularity_weight, content_scale=scale)
 
 
 def _scorer(

@@ -3,8 +3,8 @@
 Round "popularity" sums the shoppers' unit-norm rows over all items; its noisy sum picks the K items that the rest of
 the budget is spent on. Round "co-occurrence" sums the outer products of their rows over those K, damped along the
 popularity that is known by then and scaled to norm 1 (`fedrec.models.damped`), and what stands above the noise's
-spectrum is kept (`fedrec.models.spectral`). How much public content counts is read off the same noisy sum. Items
-outside the K are scored by content and noisy popularity.
+spectrum is kept (`fedrec.models.spectral`). How much regularisation and public content suit it is found on the same
+noisy sum (`fedrec.models.fission`). Items outside the K are scored by content and noisy popularity.
 
 **Guarantee:** both contributions have an L2 norm of at most 1 and are functions of the shopper's own row and of what
 was released before; everything after the noisy sums is post-processing, but for `own_statistics` and `mix`, which stay
@@ -16,15 +16,15 @@ Recommender Systems"; deviations: a shopper is the unit, rows have norm 1, and t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy import sparse
-from scipy.optimize import nnls
 
 from fedrec.errors import BadMessage, ConfigError
-from fedrec.models.co_occurrence import pack_lower, packed_diagonal, packed_size, row_starts, take_packed
+from fedrec.models.co_occurrence import pack_lower, packed_size, take_packed
 from fedrec.models.damped import DampedCoOccurrence, damp
+from fedrec.models.fission import choose_regularisation
 from fedrec.models.item_item import MAX_ITEMS_LIMIT, ItemItemModel, most_popular, selected_columns
 from fedrec.models.popularity import ItemCounts, binary_rows, popularity_round
 from fedrec.models.recommender import Contributions, Layout, PublicInputs, RoundKind, RoundSpec, State
@@ -33,7 +33,8 @@ from fedrec.privacy.mechanisms import ReleaseRequest
 
 POPULARITY_SHARE = 0.1
 """Part of 1 / sigma^2 that the choice of items gets; the pairs get the rest."""
-_SMALL = 1e-12
+_LEAST_POPULARITY = 0.1
+"""Items rarer than this part of the mean count as if they had it, where similarity is tilted by popularity."""
 
 
 def item_item_requests() -> tuple[ReleaseRequest, ...]:
@@ -51,11 +52,9 @@ class PrivateItemItemSettings:
     Attributes:
         released_items: K, the number of items whose pairs are summed; 1 to 12,000.
         damping: alpha in (0, 1]; what is left of a shopper's row along the direction of popularity.
-        content_weight: rho, weight of the public content prior where content explains co-occurrence well, in units of
-            the co-occurrence sum (a shopper of n covered items adds about 1 / n to each of her pairs); 0 leaves
-            content out.
-        content_relevance: from this much co-occurrence explained per unit of similarity and of mean popularity content
-            counts in full, below in proportion; > 0.
+        content_weight: rho, weight of the public content prior in units of the co-occurrence sum (a shopper of n
+            covered items adds about 1 / n to each of her pairs); 0 leaves content out.
+        content_tilt: similarity of two items is multiplied by (the product of their popularities) to this power; >= 0.
         popularity_weight: added to an item's score for each unit of its noisy popularity; >= 0. Decides for shoppers
             of whom the model knows nothing else.
         own_weight: w, what a shop's own pairs count beside the noisy sum in the mixed model; > 0.
@@ -67,7 +66,7 @@ class PrivateItemItemSettings:
     released_items: int = 600
     damping: float = 0.5
     content_weight: float = 6.0
-    content_relevance: float = 0.1
+    content_tilt: float = 0.3
     popularity_weight: float = 1e-4
     own_weight: float = 10.0
     tail_share: float = 0.02
@@ -77,12 +76,11 @@ class PrivateItemItemSettings:
         for name in ("released_items", "max_items"):
             if not 1 <= getattr(self, name) <= MAX_ITEMS_LIMIT:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give a whole number from 1 to {MAX_ITEMS_LIMIT}")
-        for name in ("content_weight", "popularity_weight"):
+        for name in ("content_weight", "content_tilt", "popularity_weight"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give a number of at least 0")
-        for name in ("own_weight", "content_relevance"):
-            if not 0 < getattr(self, name) < np.inf:
-                raise ConfigError(f"{name} = {getattr(self, name)}: give a number above 0")
+        if not 0 < self.own_weight < np.inf:
+            raise ConfigError(f"own_weight = {self.own_weight}: give a number above 0")
         if not 0 < self.damping <= 1:
             raise ConfigError(f"damping = {self.damping}: give a number above 0 and at most 1")
         if not 0 <= self.tail_share <= 1:
@@ -99,9 +97,11 @@ class PrivateItemItem(ItemItemModel):
 
     State: as `ItemItemModel`, and ``released`` int64, sorted: positions of the items whose pairs were summed (after
     `project` more items may be covered, with zeros for the rest, so that a shop can add its own pairs of them);
-    ``content_weight`` float64 (1,): rho as it was found; ``popularity_noise`` float64 (1,): standard deviation of the
-    noise in ``popularity``.
+    ``ridge`` and ``content_weight`` float64 (1,): lambda and rho as they were found; ``popularity_noise`` float64 (1,):
+    standard deviation of the noise in ``popularity``.
     """
+
+    is_tuned_on_the_sum: ClassVar[bool] = False
 
     settings: Any
 
@@ -138,33 +138,34 @@ class PrivateItemItem(ItemItemModel):
         released, alpha = np.asarray(spec.inputs["covered"]), self.settings.damping
         direction = _unit(np.asarray(spec.inputs["direction"]))
         gram = damp(denoise(total, len(released), noise_sd, direction), direction, 1 / alpha)
+        ridge, content_weight = self._regularisation(spec, state, total, public, noise_sd)
         return {
             **state,
             "covered": released,
             "released": released,
             "co_occurrence": pack_lower(gram),
-            "content_weight": np.array([self._content_weight(total, released, direction, noise_sd, public)]),
+            "ridge": np.array([ridge]),
+            "content_weight": np.array([content_weight]),
         }
 
-    def _content_weight(
-        self, noisy: np.ndarray, released: np.ndarray, direction: np.ndarray, noise_sd: float, public: PublicInputs
-    ) -> float:
-        """rho, in proportion to how much of the noisy co-occurrence content explains, popularity apart.
+    def _regularisation(
+        self, spec: RoundSpec, state: State, noisy: np.ndarray, public: PublicInputs, noise_sd: float
+    ) -> tuple[float, float]:
+        """lambda and rho: those that do best on the noisy sum itself; without noise those of the settings."""
+        usual = self._usual_regularisation()
+        if noise_sd == 0 or not self.is_tuned_on_the_sum:
+            return usual
+        released, direction = np.asarray(spec.inputs["covered"]), _unit(np.asarray(spec.inputs["direction"]))
+        similarity = None
+        if public.content is not None and usual[1] > 0:
+            scale = self._content_scale({**state, "released": released})[released]
+            features = sparse.diags(scale) @ public.content[released].astype(np.float64)
+            similarity = (features @ features.T).toarray()
+        return choose_regularisation(noisy, noise_sd, direction, self.settings.damping, similarity)
 
-        Least squares with weights >= 0 of the pairs' sums on those of popularity and of the content's similarities.
-        """
-        settings, num_items = self.settings, len(released)
-        if public.content is None or settings.content_weight == 0 or num_items < 2:
-            return 0.0
-        features = public.content[released].astype(np.float64)
-        explanations = (np.outer(direction, direction), (features @ features.T).toarray())
-        is_pair = np.ones(len(noisy), bool)
-        is_pair[row_starts(num_items)] = False
-        columns = [pack_lower(damp(matrix, direction, settings.damping))[is_pair] for matrix in explanations]
-        orthogonal, upper = np.linalg.qr(np.stack(columns, axis=1))
-        weights, _ = nnls(upper, orthogonal.T @ noisy[is_pair])
-        mean = max(float(packed_diagonal(noisy, num_items).mean()), noise_sd / np.sqrt(num_items), _SMALL)
-        return float(settings.content_weight * min(1.0, weights[1] / mean / settings.content_relevance))
+    def _usual_regularisation(self) -> tuple[float, float]:
+        """lambda and rho of the settings."""
+        return getattr(self.settings, "regularisation", 0.0), self.settings.content_weight
 
     def project(self, state: State, positions: np.ndarray, public: PublicInputs) -> State:
         """Statistics in a shop's item space, over up to ``max_items`` of its items: zeros for what was not released."""
@@ -172,14 +173,14 @@ class PrivateItemItem(ItemItemModel):
         is_released = np.zeros(len(state["popularity"]) + 1, bool)  # the last place is the one of position -1
         is_released[state["released"]] = True
         covered = projected["covered"]
-        kept = {name: state[name] for name in ("content_weight", "popularity_noise")}
+        kept = {name: state[name] for name in ("ridge", "content_weight", "popularity_noise")}
         return {**projected, **kept, "released": covered[is_released[positions[covered]]]}
 
     def own_statistics(self, state: State, histories: sparse.csr_matrix, public: PublicInputs) -> State:
         """The shop's own pairs over all items that ``state`` covers, and its own popularity, both from unit rows."""
         own = super().own_statistics(state, histories, public)
         counts = ItemCounts(binary_rows(histories), self.settings.shopper_exponent)
-        kept = {name: state[name] for name in ("released", "content_weight")}
+        kept = {name: state[name] for name in ("released", "ridge", "content_weight")}
         popularity = counts.total(np.ones(histories.shape[0]))
         return {**own, **kept, "popularity": popularity, "popularity_noise": np.zeros(1)}
 
@@ -198,8 +199,11 @@ class PrivateItemItem(ItemItemModel):
             )
             return {**state, "covered": released, "co_occurrence": packed}
         weight = self.settings.own_weight * (1 - global_share) / global_share
+        ridge, content_weight = self._usual_regularisation()  # what suits the noisy sum alone is too much for both
         return {
             **state,
+            "ridge": np.array([ridge]),
+            "content_weight": np.array([content_weight]),
             "popularity": state["popularity"] + weight * own["popularity"],
             "co_occurrence": state["co_occurrence"] + weight * own["co_occurrence"],
         }
@@ -207,6 +211,14 @@ class PrivateItemItem(ItemItemModel):
     def _floored(self, state: State) -> np.ndarray:
         """Popularity, float64 (num_items,): no value under the noise, which alone would have put it anywhere."""
         return np.maximum(state["popularity"], state["popularity_noise"][0])
+
+    def _content_scale(self, state: State) -> np.ndarray:
+        """float64, (num_items,): (popularity over its mean) ** content_tilt: more of it where statistics weigh more."""
+        popularity = self._floored(state)
+        mean = float(popularity[state["released"]].mean()) if len(state["released"]) else 0.0
+        if mean <= 0:
+            return np.ones(len(popularity))
+        return np.maximum(popularity / mean, _LEAST_POPULARITY) ** self.settings.content_tilt
 
     def _ranked(self, state: State) -> State:
         """The state with the popularity that is added to scores: the items outside the K keep theirs as it is."""

@@ -32,7 +32,15 @@ def noise_edge(noise_sd: float, num_items: int) -> float:
 
 
 def denoise(packed: np.ndarray, num_items: int, noise_sd: float, direction: np.ndarray | None = None) -> np.ndarray:
-    """The positive semi-definite matrix closest (in expected Frobenius norm) to the one under the noise.
+    """The matrix of `signal`, float64 (num_items, num_items); without noise the matrix as it is."""
+    if noise_sd == 0 or num_items == 0:
+        return unpack(packed, num_items)
+    factor = signal(packed, num_items, noise_sd, direction)
+    return factor @ factor.T
+
+
+def signal(packed: np.ndarray, num_items: int, noise_sd: float, direction: np.ndarray | None = None) -> np.ndarray:
+    """U of U U^T, the positive semi-definite matrix closest (in expected Frobenius norm) to the one under the noise.
 
     A spike theta of the true matrix shows as l = theta + e^2 / (4 theta), with an eigenvector of squared overlap
     1 - e^2 / (4 theta^2): the best weight for it is theta times that overlap, sqrt(l^2 - e^2).
@@ -40,24 +48,20 @@ def denoise(packed: np.ndarray, num_items: int, noise_sd: float, direction: np.n
     Args:
         packed: float64, (packed_size(num_items),); noisy sum. Not changed.
         num_items: K.
-        noise_sd: standard deviation of the noise in each value; 0 = none, then nothing is taken out.
+        noise_sd: standard deviation of the noise in each value; > 0.
         direction: float64, (num_items,), of norm 1: one that is known beforehand to carry signal. What the noisy
             matrix shows along it and the cut lost is put back.
     Returns:
-        float64, (num_items, num_items), symmetric; zeros where no eigenvalue stands out.
+        float64, (num_items, k); k = 0 where no eigenvalue stands out.
     Guarantee: uses the noisy sum and public numbers only, so it costs no privacy (post-processing).
     """
     matrix = unpack(packed, num_items)
-    if noise_sd == 0 or num_items == 0:
-        return matrix
     edge = noise_edge(noise_sd, num_items)
     seen = 0.0 if direction is None else float(direction @ matrix @ direction)
     floor = _ABOVE_EDGE * edge
     values, vectors = eigh(matrix, lower=True, overwrite_a=True, check_finite=False, subset_by_value=(floor, np.inf))
     vectors *= np.sqrt(np.sqrt(values**2 - edge**2))
-    cleaned = vectors @ vectors.T
-    if direction is not None:
-        lost = seen - float(direction @ cleaned @ direction)
-        if lost > 0:
-            cleaned += lost * np.outer(direction, direction)
-    return cleaned
+    if direction is None:
+        return vectors
+    lost = seen - float(np.sum((direction @ vectors) ** 2))
+    return np.column_stack([vectors, math.sqrt(lost) * direction]) if lost > 0 else vectors

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from fedrec.errors import ConfigError
+from fedrec.errors import BadMessage, ConfigError
 from fedrec.models import load_model, private_model, release_requests, settings_of
 from fedrec.models.co_occurrence import packed_size, unpack
 from fedrec.models.ease import Ease, EaseSettings, PrivateEase, PrivateEaseSettings
+from fedrec.models.fission import RIDGES
 from fedrec.models.ials import Ials
 from fedrec.models.itemknn import ItemKnn, ItemKnnSettings, PrivateItemKnn, PrivateItemKnnSettings
 from fedrec.models.popularity import Popularity, PrivatePopularity
@@ -223,7 +224,9 @@ def test_tail_share_scales_what_content_says_of_other_items():
     [
         *(("released_items", value) for value in (0, 12_001)),
         *(("max_items", value) for value in (0, 12_001)),
-        *(("content_weight", value) for value in (-1.0, float("nan"))),
+        *((name, value) for name in ("content_weight", "content_tilt") for value in (-1.0, float("nan"))),
+        *(("popularity_weight", value) for value in (-1.0, float("inf"))),
+        *(("damping", value) for value in (0.0, 1.5, float("nan"))),
         *(("own_weight", value) for value in (0.0, float("inf"))),
         *(("tail_share", value) for value in (-0.1, 1.1, float("nan"))),
     ],
@@ -240,3 +243,53 @@ def test_solver_settings_out_of_range_are_refused():
         PrivateEaseSettings(regularisation=0)
     with pytest.raises(ConfigError, match="neighbours"):
         PrivateItemKnnSettings(neighbours=0)
+
+
+def test_a_direction_that_is_none_is_refused_and_any_other_is_made_a_unit_vector():
+    model, public = MODELS[0], PublicInputs(np.array([f"i{n}" for n in range(11)], dtype=object))
+    spec = rounds(model, public, np.arange(11.0)[::-1])[1]
+    rows = table(EDGES, 11)
+    for bad in (np.zeros(6), np.full(6, np.nan), np.ones(5), np.array([np.inf, *np.ones(5)])):
+        with pytest.raises(BadMessage, match="direction"):
+            model.contributions(replace(spec, inputs={**spec.inputs, "direction": bad}), rows)
+    longer = replace(spec, inputs={**spec.inputs, "direction": 3 * spec.inputs["direction"]})
+    np.testing.assert_array_equal(grid_sum(model, longer, rows), grid_sum(model, spec, rows))
+
+
+def test_a_noisy_sum_finds_its_own_regularisation_and_a_mixture_takes_that_of_the_settings():
+    world = plant_world(num_shoppers=400)
+    model = PrivateEase(PrivateEaseSettings(released_items=30, regularisation=12.0, content_weight=5.0))
+    state, rng = {}, np.random.default_rng(0)
+    for index in range(2):
+        spec = model.plan_round(index, state, world.public)
+        total = model.contributions(spec, world.histories).total(np.ones(400))
+        total += rng.standard_normal(len(total))
+        state = model.advance(spec, state, total, world.public, noise_sd=1.0)
+    assert state["ridge"][0] in RIDGES
+    assert state["content_weight"][0] != 5
+    clean = train_alone(model, world.histories, world.public)
+    assert (clean["ridge"][0], clean["content_weight"][0]) == (12, 5)
+    projected = model.project(state, np.arange(33), world.public)
+    own = model.own_statistics(projected, world.histories[:50], world.public)
+    mixed = model.mix(projected, own, global_share=0.5)
+    assert (mixed["ridge"][0], mixed["content_weight"][0]) == (12, 5)
+
+
+def test_content_is_tilted_towards_popular_items():
+    world = plant_world(num_items=12)
+    state = train_alone(MODELS[0], world.histories, world.public)
+    flat, tilted = (PrivateEase(PrivateEaseSettings(released_items=12, content_tilt=tilt)) for tilt in (0.0, 0.5))
+    np.testing.assert_array_equal(flat._content_scale(state), 1)
+    popularity = np.where(state["popularity"] > 0, state["popularity"], 0)
+    scale = tilted._content_scale(state)
+    assert (np.diff(scale[np.argsort(popularity)]) >= 0).all()
+    np.testing.assert_allclose(scale[popularity.argmax()] ** 2, popularity.max() / popularity[state["released"]].mean())
+
+
+def test_a_shopper_without_known_items_is_ranked_by_popularity():
+    world = plant_world(has_content=False)
+    model = PrivateEase(PrivateEaseSettings(released_items=20))
+    state = train_alone(model, world.histories, world.public)
+    nobody = sparse.csr_matrix((1, 33), dtype=np.float32)
+    scores = model.fit(state, world.public).scores(nobody)[0]
+    np.testing.assert_allclose(scores, 1e-4 * state["popularity"], rtol=1e-5)
