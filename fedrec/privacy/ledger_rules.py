@@ -222,7 +222,12 @@ def _filters(account: Account, residual_delta: float) -> tuple[GdpFilter, RenyiF
 
 
 def _fits_as_fixed(account: Account, schedule: Schedule, residual_delta: float) -> bool:
-    return False
+    """Whether the budget covers a period's only run by the accountant's figure, which is smaller than a filter's."""
+    from fedrec.privacy import accounting  # loads the accountant's library, which most ledgers never need
+
+    budget = budget_of(account)
+    delta = budget.delta - account.residual_delta - residual_delta
+    return delta > 0 and accounting.epsilon(schedule, delta) <= budget.epsilon
 
 
 def _refusal(account: Account, counting: Counting, asked: Costs, what: str) -> str:

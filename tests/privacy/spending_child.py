@@ -5,8 +5,10 @@ What "left" is appended to a file and flushed to disk, as the network cannot be 
 
 import hashlib
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 from fedrec.errors import BudgetExhausted, TooManyAborts
 from fedrec.privacy.ledger import Budget, Ledger
@@ -28,11 +30,8 @@ def send(outbox: Path, line: str) -> None:
         os.fsync(file.fileno())
 
 
-def run(database: str, outbox: Path, run_id: str) -> None:
+def run(book: Ledger, outbox: Path, run_id: str) -> None:
     """One run of three rounds, or the rest of it."""
-    book = Ledger.open(database, "north")
-    if run_id in book.verify().runs and book.verify().runs[run_id].is_finished:
-        return
     book.reserve(run_id, SPEC, (RELEASE,) * ROUNDS)
     for index in range(ROUNDS):
         plan = hashlib.sha256(f"{run_id} {index}".encode()).digest()
@@ -42,7 +41,30 @@ def run(database: str, outbox: Path, run_id: str) -> None:
             book.charge(run_id, index, plan, RELEASE, payload)
         send(outbox, f"{run_id} {index} {hashlib.sha256(payload).hexdigest()}")
     book.finish(run_id)
-    book.close()
+
+
+def all_runs(database: str, outbox: Path, name: str) -> None:
+    """Run after run, beginning with the one that a dead process left."""
+    book = Ledger.open(database, "north")
+    finished = {run_id for run_id, found in book.verify().runs.items() if found.is_finished}
+    for number in range(10_000):
+        if f"{name}-{number}" not in finished:
+            run(book, outbox, f"{name}-{number}")
+
+
+def die_after(num_lines: int) -> None:
+    """Kill this process before it runs so many more lines of the ledger's files or of this one."""
+
+    def trace(frame: FrameType, event: str, _: object) -> object:
+        nonlocal num_lines
+        if not any(name in frame.f_code.co_filename for name in ("ledger", "spending_child")):
+            return None
+        num_lines -= event == "line"
+        if num_lines < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
 
 
 def race(database: str, outbox: Path, name: str) -> None:
@@ -60,13 +82,17 @@ def race(database: str, outbox: Path, name: str) -> None:
 
 
 def serve(database: str, outbox: Path, name: str) -> None:
-    """For each line read, fork a process that goes on with the runs until it is killed: no import to wait for."""
+    """For each line read, fork a process that goes on with the runs until it is killed: no import to wait for.
+
+    A line holds after how many lines of code the process kills itself; 0 = somebody else does.
+    """
     Ledger.open("sqlite://", "warm", budget=Budget(1.0, 1e-5)).close()
     print("ready", flush=True)
-    for _ in sys.stdin:
+    for line in sys.stdin:
         if (child := os.fork()) == 0:
-            for number in range(1000):
-                run(database, outbox, f"{name}-{number}")
+            if int(line):
+                die_after(int(line))
+            all_runs(database, outbox, name)
             os._exit(0)
         print(child, flush=True)
         os.waitpid(child, 0)

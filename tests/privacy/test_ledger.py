@@ -20,8 +20,10 @@ from fedrec.errors import (
     RoundRefused,
     TooManyAborts,
 )
+from fedrec.privacy import accounting
 from fedrec.privacy.ledger import Budget, Ledger
 from fedrec.privacy.ledger_entries import Costs, Counting, Head, Kind
+from fedrec.privacy.ledger_filters import RenyiFilter, best_order
 from fedrec.privacy.mechanisms import PlannedRelease
 from fedrec.privacy.spec import Mode, PrivacySpec
 
@@ -267,6 +269,24 @@ def test_a_sampled_run_is_counted_by_the_renyi_filter():
     assert 0 < book.spent().epsilon < 8
     book.reserve("exact", SPEC, (PlannedRelease("gram", 1.0, 8.0),))  # joins the filter that is at work
     assert book.spent().counting is Counting.RENYI
+
+
+def test_a_periods_only_run_may_take_the_accountants_smaller_figure_and_then_nothing_else_fits():
+    schedule = (PlannedRelease("step", 1.0, 1.5, 0.1),) * 50
+    exact = accounting.epsilon(schedule, 1e-5)
+    by_filter = RenyiFilter(1.0, 1e-5, best_order(1.2 * exact, 1e-5))
+    assert exact * 1.02 < by_filter.epsilon(by_filter.cost(schedule), 1e-5)
+    book = ledger(epsilon=1.02 * exact)
+    book.reserve("only", SPEC, schedule)
+    book.charge("only", 0, PLAN, schedule[0], b"x")
+    assert book.spent().counting is Counting.FIXED
+    with pytest.raises(BudgetExhausted):
+        book.charge("only", 0, OTHER, schedule[0], b"x")
+    book.finish("only")
+    with pytest.raises(BudgetExhausted, match="whole period"):
+        book.reserve("tiny", SPEC, (PlannedRelease("step", 1.0, 1000.0),))
+    with pytest.raises(BudgetExhausted):
+        ledger(epsilon=0.98 * exact).reserve("only", SPEC, schedule)
 
 
 def test_the_kind_of_filter_does_not_change_once_something_was_released():
