@@ -13,7 +13,8 @@ from fedrec.errors import ConfigError, NoPrivateVariant
 
 if TYPE_CHECKING:
     from fedrec.models.recommender import PrivateVariant, PublicInputs, Recommender
-    from fedrec.privacy.mechanisms import Outlook, ReleaseRequest
+    from fedrec.privacy.mechanisms import Outlook, ReleaseRequest, Schedule
+    from fedrec.privacy.spec import PrivacySpec
 
 MODELS: dict[str, str] = {
     "popularity": "fedrec.models.popularity:Popularity",
@@ -71,13 +72,35 @@ def can_be_private(model: Any) -> bool:
     return all(callable(getattr(model, method, None)) for method in _PRIVATE_METHODS)
 
 
-def release_requests(model: Recommender) -> tuple[ReleaseRequest, ...]:
+def release_requests(model: Recommender, crowd: float | None = None) -> tuple[ReleaseRequest, ...]:
     """The noisy sums that a model's private variant asks for, in round order.
 
+    Args:
+        crowd: as `fedrec.models.recommender.PrivateVariant` takes it.
     Raises:
         NoPrivateVariant: the model cannot be trained under a privacy budget.
     """
-    return _private_variant(model).release_requests()
+    variant = _private_variant(model)
+    return variant.release_requests() if crowd is None else variant.release_requests(crowd)
+
+
+def private_schedule(model: Recommender, spec: PrivacySpec, num_shops: int) -> Schedule:
+    """The calibrated releases of a model's private variant, the budget split by public rule.
+
+    Args:
+        model: as configured.
+        spec: what is promised.
+        num_shops: of the roster.
+    Raises:
+        NoPrivateVariant: the model cannot be trained under a privacy budget.
+        PrivacyError: no noise keeps the promise.
+    """
+    from fedrec.privacy.mechanisms import ReleaseRequest, calibrate, sum_noise_sd
+
+    _private_variant(model)
+    whole = calibrate((ReleaseRequest("all", 1.0, clip_norm=1.0),), spec)[0]
+    crowd = spec.public_shoppers / sum_noise_sd(whole, spec, num_shops)
+    return calibrate(release_requests(model, crowd), spec)
 
 
 def private_model(model: Recommender, outlook: Outlook, public: PublicInputs) -> Recommender:

@@ -59,9 +59,9 @@ class Ease(ItemItemModel):
         """Best values of five public sets lie between the outer ones."""
         return {"regularisation": (1.0, 3.0, 10.0, 30.0), "content_weight": (0.0, 0.5, 2.0)}
 
-    def release_requests(self) -> tuple[ReleaseRequest, ...]:
+    def release_requests(self, crowd: float | None = None) -> tuple[ReleaseRequest, ...]:
         """Popularity, then co-occurrence."""
-        return item_item_requests()
+        return item_item_requests(crowd)
 
     def private(self, outlook: Outlook, public: PublicInputs) -> PrivateEase:
         """Settings by public rules; ``content_weight`` 0 and a smaller ``max_items`` of this model are kept."""

@@ -245,11 +245,11 @@ class Ials:
         previous = np.asarray(spec.inputs["item_factors"], np.float64)
         return {"item_factors": self._solve_items(statistics), "previous_factors": previous, **statistics}
 
-    def release_requests(self) -> tuple[ReleaseRequest, ...]:
+    def release_requests(self, crowd: float | None = None) -> tuple[ReleaseRequest, ...]:
         """Popularity, then ``sweeps`` noisy sums of bounded normal equations (two, where more than five are set)."""
         from fedrec.models.private_ials import private_ials_requests
 
-        return private_ials_requests(self.settings.sweeps)
+        return private_ials_requests(self.settings.sweeps, crowd)
 
     def private(self, outlook: Outlook, public: PublicInputs) -> Recommender:
         """Settings by public rules; the number of sweeps as in `release_requests`, the seed as configured."""

@@ -68,9 +68,9 @@ class ItemKnn(ItemItemModel):
         """As many combinations as EASE tries."""
         return {"neighbours": (20, 100), "shrinkage": (10.0, 100.0), "content_weight": (0.0, 3.0, 10.0)}
 
-    def release_requests(self) -> tuple[ReleaseRequest, ...]:
+    def release_requests(self, crowd: float | None = None) -> tuple[ReleaseRequest, ...]:
         """Popularity, then co-occurrence."""
-        return item_item_requests()
+        return item_item_requests(crowd)
 
     def private(self, outlook: Outlook, public: PublicInputs) -> PrivateItemKnn:
         """Settings by public rules; ``neighbours``, ``content_weight`` 0 and a smaller ``max_items`` are kept."""

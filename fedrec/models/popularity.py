@@ -94,7 +94,7 @@ class Popularity:
         """The counts are the state."""
         return {"popularity": spec.layout.split(total)["popularity"].copy()}
 
-    def release_requests(self) -> tuple[ReleaseRequest, ...]:
+    def release_requests(self, crowd: float | None = None) -> tuple[ReleaseRequest, ...]:
         """One noisy sum of unit-norm rows."""
         return (ReleaseRequest("popularity", 1.0, clip_norm=1.0),)
 

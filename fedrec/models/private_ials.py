@@ -31,7 +31,7 @@ from fedrec.models.ials import IalsScorer, IalsSettings, pack_symmetric, unpack_
 from fedrec.models.item_item import MAX_ITEMS_LIMIT, most_popular, selected_columns
 from fedrec.models.least_squares import solve_rows
 from fedrec.models.popularity import ItemCounts, binary_rows, popularity_round, powers, take
-from fedrec.models.private_item_item import POPULARITY_SHARE
+from fedrec.models.private_rules import popularity_share
 from fedrec.models.recommender import Contributions, Layout, PublicInputs, RoundKind, RoundSpec, State
 from fedrec.privacy.mechanisms import ReleaseRequest
 
@@ -44,12 +44,13 @@ _ITEM_RIDGE = 0.1
 _SMALL = 1e-12
 
 
-def private_ials_requests(sweeps: int) -> tuple[ReleaseRequest, ...]:
+def private_ials_requests(sweeps: int, crowd: float | None) -> tuple[ReleaseRequest, ...]:
     """Popularity and the sweeps: as many as asked for up to five, else two, since each has less of the budget."""
     sweeps = sweeps if sweeps <= MAX_SWEEPS else USUAL_SWEEPS
+    share = popularity_share(crowd)
     return (
-        ReleaseRequest("popularity", POPULARITY_SHARE, clip_norm=1.0),
-        ReleaseRequest("factors", (1 - POPULARITY_SHARE) / sweeps, clip_norm=1.0, repeats=sweeps),
+        ReleaseRequest("popularity", share, clip_norm=1.0),
+        ReleaseRequest("factors", (1 - share) / sweeps, clip_norm=1.0, repeats=sweeps),
     )
 
 

@@ -27,21 +27,21 @@ from fedrec.models.damped import DampedCoOccurrence, damp
 from fedrec.models.fission import choose_regularisation
 from fedrec.models.item_item import MAX_ITEMS_LIMIT, ItemItemModel, most_popular, selected_columns
 from fedrec.models.popularity import ItemCounts, binary_rows, popularity_round
+from fedrec.models.private_rules import popularity_share
 from fedrec.models.recommender import Contributions, Layout, PublicInputs, RoundKind, RoundSpec, State
 from fedrec.models.spectral import denoise
 from fedrec.privacy.mechanisms import ReleaseRequest
 
-POPULARITY_SHARE = 0.1
-"""Part of 1 / sigma^2 that the choice of items gets; the pairs get the rest."""
 _LEAST_POPULARITY = 0.1
 """Items rarer than this part of the mean count as if they had it, where similarity is tilted by popularity."""
 
 
-def item_item_requests() -> tuple[ReleaseRequest, ...]:
+def item_item_requests(crowd: float | None) -> tuple[ReleaseRequest, ...]:
     """The noisy sums of the private item-item models, in round order."""
+    share = popularity_share(crowd)
     return (
-        ReleaseRequest("popularity", POPULARITY_SHARE, clip_norm=1.0),
-        ReleaseRequest("co-occurrence", 1 - POPULARITY_SHARE, clip_norm=1.0),
+        ReleaseRequest("popularity", share, clip_norm=1.0),
+        ReleaseRequest("co-occurrence", 1 - share, clip_norm=1.0),
     )
 
 

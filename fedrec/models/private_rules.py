@@ -15,6 +15,9 @@ from fedrec.privacy.mechanisms import Outlook
 _ITEMS = 11.0
 _FEWEST_ITEMS = 20
 _MOST_ITEMS = 4000
+_SHARE = 7.0
+_LEAST_SHARE = 0.1
+_MOST_SHARE = 0.5
 _RIDGE = 30.0
 _CONTENT = 6.0
 
@@ -53,6 +56,11 @@ def item_item_rules(outlook: Outlook, public: PublicInputs) -> ItemItemRules:
         own_weight=10.0,
         tail_share=0.02,
     )
+
+
+def popularity_share(crowd: float | None) -> float:
+    """Part of 1 / sigma^2 that popularity and the choice of items get: 7 / sqrt(x), within a tenth and a half."""
+    return _LEAST_SHARE if crowd is None else min(max(_SHARE / math.sqrt(max(crowd, 1.0)), _LEAST_SHARE), _MOST_SHARE)
 
 
 def crowd(outlook: Outlook) -> float:

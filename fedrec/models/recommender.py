@@ -223,8 +223,13 @@ class PrivateVariant(Protocol):
     Both methods use public numbers only, so what they choose is as public as they are.
     """
 
-    def release_requests(self) -> tuple[ReleaseRequest, ...]:
-        """The noisy sums that the private variant asks for, in round order, with a shopper's bound C for each."""
+    def release_requests(self, crowd: float | None = None) -> tuple[ReleaseRequest, ...]:
+        """The noisy sums that the private variant asks for, in round order, with a shopper's bound C for each.
+
+        Args:
+            crowd: declared shoppers over the noise that one release with the whole budget would hold (C = 1). The
+                shares may depend on it, names and number may not. None = not known yet.
+        """
         ...
 
     def private(self, outlook: Outlook, public: PublicInputs) -> Recommender:

@@ -20,10 +20,10 @@ from fedrec.data.shops import ShopData
 from fedrec.federation.plan import RoundPlan
 from fedrec.federation.terms import Terms
 from fedrec.flower.engines import Federation, RunOptions, Trained
-from fedrec.models import private_model, release_requests, settings_of
+from fedrec.models import private_model, private_schedule, settings_of
 from fedrec.models.recommender import Recommender
 from fedrec.privacy import accounting
-from fedrec.privacy.mechanisms import Schedule, calibrate, outlook
+from fedrec.privacy.mechanisms import Schedule, outlook
 from fedrec.privacy.settings import epsilon_name
 from fedrec.privacy.spec import PrivacySpec
 from fedrec.shop.node import IN_MEMORY
@@ -72,7 +72,7 @@ def make_promise(settings: SimulationSettings, world: World, model: Recommender,
         num_shoppers=world.account["shoppers"],
         least_answers=settings.federation.min_shops,
     )
-    schedule = calibrate(release_requests(model), spec)
+    schedule = private_schedule(model, spec, len(world.shops))
     return Promise(spec, schedule, private_model(model, outlook(schedule, spec, len(world.shops)), world.public))
 
 

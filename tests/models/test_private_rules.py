@@ -7,11 +7,12 @@ import pytest
 from scipy import sparse
 
 from fedrec.errors import ConfigError, NoPrivateVariant
-from fedrec.models import describe_models, load_model, private_model
+from fedrec.models import MODELS, describe_models, load_model, private_model, private_schedule, release_requests
 from fedrec.models.ease import Ease
-from fedrec.models.private_rules import item_item_rules
+from fedrec.models.private_rules import crowd, item_item_rules, popularity_share
 from fedrec.models.recommender import PublicInputs
-from fedrec.privacy.mechanisms import Outlook, PlannedRelease
+from fedrec.privacy.mechanisms import Outlook, PlannedRelease, sum_noise_sd
+from fedrec.privacy.spec import Mode, PrivacySpec
 
 NAMES = ("popularity", "co-occurrence")
 
@@ -78,3 +79,30 @@ def test_descriptions_say_which_models_can_be_private():
     able = {about.name for about in describe_models() if about.can_be_private}
     assert {"ease", "itemknn", "popularity"} <= able
     assert all(hasattr(load_model(name), "private") for name in able)
+
+
+def test_a_small_crowd_spends_more_on_popularity():
+    shares = [popularity_share(x) for x in (0.1, 100.0, 400.0, 2000.0, 1e5, 1e9)]
+    assert shares == sorted(shares, reverse=True)
+    assert (shares[0], shares[-1], popularity_share(None)) == (0.5, 0.1, 0.1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_shares_add_up_to_the_budget_whatever_the_crowd(name):
+    model = load_model(name)
+    names = [request.name for request in release_requests(model)]
+    for x in (1.0, 500.0, 1e6):
+        requests = release_requests(model, x)
+        assert [request.name for request in requests] == names
+        assert sum(request.share * request.repeats for request in requests) == pytest.approx(1)
+
+
+def test_the_schedule_of_a_promise_splits_the_budget_by_the_crowd_it_will_have():
+    spec = PrivacySpec(1.0, 1e-5, Mode.DISTRIBUTED, 6000, 7000, min_shops=8)
+    schedule = private_schedule(Ease(), spec, 10)
+    sds = tuple(sum_noise_sd(release, spec, 10) for release in schedule)
+    reached = crowd(Outlook(schedule, sds, 6000))
+    precision = [release.noise_multiplier**-2 for release in schedule]
+    assert precision[0] / sum(precision) == pytest.approx(popularity_share(reached), rel=1e-3)
+    with pytest.raises(NoPrivateVariant):
+        private_schedule(NotPrivate(), spec, 10)
