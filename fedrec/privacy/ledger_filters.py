@@ -10,8 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from scipy.special import gammaln, log_ndtr, logsumexp
+from scipy.special import gammaln, logsumexp
 
+from fedrec.privacy.accounting import exact_delta, exact_epsilon
 from fedrec.privacy.mechanisms import Schedule
 
 _ORDERS = range(2, 513)
@@ -50,21 +51,13 @@ class GdpFilter:
 
     def fits(self, spent: float, cost: float) -> bool:
         """Whether the budget covers both."""
-        return _gdp_log_delta(spent + cost, self.budget_epsilon) <= math.log(self.budget_delta)
+        return _gdp_delta(spent + cost, self.budget_epsilon) <= self.budget_delta
 
     def epsilon(self, spent: float, delta: float) -> float:
-        """Smallest epsilon at delta, rounded up by less than 1e-9."""
+        """Epsilon at delta."""
         if spent == 0:
             return 0.0
-        if math.isinf(spent):
-            return math.inf
-        low, high = 0.0, 1.0
-        while _gdp_log_delta(spent, high) > math.log(delta):
-            low, high = high, 2 * high
-        while high - low > 1e-9 * max(1.0, high):
-            middle = (low + high) / 2
-            low, high = (middle, high) if _gdp_log_delta(spent, middle) > math.log(delta) else (low, middle)
-        return high
+        return math.inf if math.isinf(spent) else exact_epsilon(math.sqrt(spent), delta)
 
 
 @dataclass(frozen=True)
@@ -98,15 +91,10 @@ def best_order(epsilon: float, delta: float) -> int:
     return max(_ORDERS, key=lambda order: (epsilon - _conversion(order, delta)) / order)
 
 
-def _gdp_log_delta(mu_squared: float, epsilon: float) -> float:
-    """Log of the exact delta of a mu-GDP mechanism."""
+def _gdp_delta(mu_squared: float, epsilon: float) -> float:
     if mu_squared == 0:
-        return -math.inf
-    if math.isinf(mu_squared):
         return 0.0
-    mu = math.sqrt(mu_squared)
-    first, second = log_ndtr(mu / 2 - epsilon / mu), epsilon + log_ndtr(-mu / 2 - epsilon / mu)
-    return float(first + math.log1p(-math.exp(min(0.0, second - first)))) if second < first else -math.inf
+    return 1.0 if math.isinf(mu_squared) else exact_delta(math.sqrt(mu_squared), epsilon)
 
 
 def _renyi(q: float, sigma: float, order: int) -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedrec.errors import BudgetExhausted, LedgerTampered, TooManyAborts
+from fedrec.privacy import accounting
 from fedrec.privacy.ledger_account import Account
 from fedrec.privacy.ledger_entries import Budget, Costs, Counting, Entry, Head, Period, total
 from fedrec.privacy.ledger_filters import GdpFilter, RenyiFilter, best_order
@@ -223,8 +224,6 @@ def _filters(account: Account, residual_delta: float) -> tuple[GdpFilter, RenyiF
 
 def _fits_as_fixed(account: Account, schedule: Schedule, residual_delta: float) -> bool:
     """Whether the budget covers a period's only run by the accountant's figure, which is smaller than a filter's."""
-    from fedrec.privacy import accounting  # loads the accountant's library, which most ledgers never need
-
     budget = budget_of(account)
     delta = budget.delta - account.residual_delta - residual_delta
     return delta > 0 and accounting.epsilon(schedule, delta) <= budget.epsilon

@@ -86,7 +86,7 @@ def test_killed_at_any_point_no_more_left_than_was_charged(tmp_path, times):
     Ledger.open(database, "north", budget=Budget(50.0, 1e-5)).close()
     kill_at_random(database, outbox, times, seed=times)
     lines = lines_of(outbox)
-    assert len(lines) > times  # the children did get to send
+    assert len(lines) > times // 4  # the children did get to send
     assert len(set(lines)) < len(lines)  # and some sent again
 
 
