@@ -1,10 +1,11 @@
 """The layer that never leaves the shop: own statistics beside the global ones, a blend, and the choice to join at all.
 
-A shop has up to five components: the *global* model over its catalogue, a *mixed* model (global statistics with its
-own added, solved over its own catalogue), its *local* model, *content* similarity and *popularity*. A blend is a
-weighted sum of components, each standardised per shopper. A shop stays with its local blend unless its own validation
-shoppers say that joining helps (a one-sided paired test), or it is too small to test (a size rule frozen on other data
-sets).
+A shop has these components: the *global* model over its catalogue, a *mixed* model (global statistics with its own
+added, solved over its own catalogue), its *local* model, *content* similarity and *popularity*; with EASE also *wide*
+(released statistics with its own added, solved over the whole shared item space) and *local_wide* (its own alone,
+solved likewise); from a private release also *shared_popularity*, the released counts. A blend is a weighted sum of
+components, each standardised per shopper. A shop stays with its local blend unless its own validation shoppers say that
+joining helps (a one-sided paired test), or it is too small to test (a size rule frozen on other data sets).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ LOCAL_BLENDS: tuple[Blend, ...] = (
     {"local": 0.25, "popularity": 0.75},
     {"popularity": 1.0},
     {"local": 0.5, "content": 0.25, "popularity": 0.25},
+    {"local_wide": 1.0},
+    {"local_wide": 0.75, "popularity": 0.25},
 )
 """What a shop alone may serve; chosen on validation, its own or that of all shops too small to tell."""
 
@@ -43,8 +46,9 @@ JOINED_BLENDS: tuple[Blend, ...] = (
 )
 """What a shop that joins may serve; chosen likewise."""
 
-PRIVATE_BLEND: Blend = {"mixed": 1.0}
-"""What a shop that joins serves under differential privacy: frozen, so that nothing is chosen on private data."""
+PRIVATE_BLENDS: tuple[Blend, ...] = ({"wide": 1.0}, {"mixed": 1.0})
+"""What a shop that joins serves under differential privacy: the first that it has all components of. Frozen, so that
+nothing is chosen on private data."""
 
 PRIVATE_GLOBAL_SHARE = 0.5
 """Share of the released statistics in its mixed model; a private model's own rules weigh what they are added to."""
@@ -197,7 +201,7 @@ class Components:
     """A shop's components, each trained when it is first asked for.
 
     Args:
-        model: name -> trained model for ``global``, ``mixed`` and ``local``; called at most once each.
+        trained: name -> trained model, for ``global``, ``mixed``, ``local`` and others; called at most once each.
         histories: float32 CSR, (num_shoppers, num_items); the shop's training rows, for popularity.
         public: the shop's item space.
     """
@@ -222,6 +226,14 @@ class Components:
     def has(self, name: str) -> bool:
         """Whether the shop has this component."""
         return name in self._trained
+
+    def has_all(self, weights: Blend) -> bool:
+        """Whether the shop has every component of a blend."""
+        return all(map(self.has, weights))
+
+    def private_blend(self) -> Blend:
+        """What the shop serves of a private release if it joins."""
+        return next(blend for blend in PRIVATE_BLENDS if self.has_all(blend))
 
     def blend(self, weights: Blend) -> Scorer:
         """The blend as a scorer; one component alone keeps its own scores."""

@@ -21,7 +21,9 @@ from fedrec.errors import DataError, StoreError
 from fedrec.federation.run_record import write_atomically
 from fedrec.models import load_model, settings_of
 from fedrec.models.content import content_features
+from fedrec.models.popularity import PopularityScorer, take
 from fedrec.models.recommender import PublicInputs, Recommender, Scorer, State, train_alone
+from fedrec.models.whole_space import WholeSpace, released_factor, whole_space_scorer
 from fedrec.shop.personalise import Blend, Components, mixed_scorer
 
 CHOICES_FORMAT = 2
@@ -92,7 +94,7 @@ def open_shop(run_dir: Path, shop: str) -> ServedShop:
     if split.empty:
         raise DataError(f"shop {shop!r}: not in this run; there are: {', '.join(shop_names(run_dir))}")
     catalogue = _read_table(run_dir / "items.parquet", None).set_index("item")
-    features = content_features(catalogue["title"], catalogue["category"])
+    features = content_features(catalogue["title"], catalogue["category"], prices=catalogue["price"])
     parts = split["part"].to_numpy()
     shoppers, rows = np.unique(split["shopper"].astype(str), return_inverse=True)
     keys = split["item"].astype(str).to_numpy()
@@ -139,6 +141,11 @@ def _scorer(
         "global": lambda: shared.fit(state, shared_space).restrict(positions, public),
         "mixed": lambda: mixed_scorer(shared, state, positions, rows, public, global_share=share),
     }
+    whole = WholeSpace(shared_space)
+    trained["local_wide"] = lambda: whole_space_scorer(whole, positions, rows, public)
+    if "released" in state:
+        trained["wide"] = lambda: whole_space_scorer(whole, positions, rows, public, released_factor(state))
+        trained["shared_popularity"] = lambda: PopularityScorer(take(state["popularity"], positions))
     return Components(trained, rows, public).blend(about["blends"][shop])
 
 

@@ -16,7 +16,9 @@ from fedrec.config import SimulationSettings
 from fedrec.evaluation.metrics import hit_matrix, ndcg, relevant_counts
 from fedrec.evaluation.ranking import top_items
 from fedrec.models import load_model, settings_of
+from fedrec.models.popularity import PopularityScorer, take
 from fedrec.models.recommender import Recommender, Scorer, State, train_alone
+from fedrec.models.whole_space import ReleasedFactor, has_whole_space, whole_space_scorer
 from fedrec.shop.personalise import (
     JOINED_BLENDS,
     LOCAL_BLENDS,
@@ -109,6 +111,7 @@ def components(
     state: State,
     scorer: Scorer | None,
     global_share: float,
+    released: ReleasedFactor | None = None,
 ) -> Components:
     """What one shop can blend.
 
@@ -117,6 +120,7 @@ def components(
         state: the shared arrays; empty where the comparison has no shared model.
         scorer: the shared model, solved over the shared item space; None likewise.
         global_share: of the shared arrays in the mixed model, in [0, 1].
+        released: the shared arrays of a private release as a factor, where there is a whole-space model.
     """
     shop, public = world.shops[place], world.shop_public[place]
     rows = training_rows(shop, stage)
@@ -124,6 +128,11 @@ def components(
     if scorer is not None:
         trained["global"] = partial(shared_scorer, world, scorer, place)
         trained["mixed"] = partial(mixed_scorer, shared, state, shop.positions, rows, public, global_share=global_share)
+    if world.whole.is_small_enough and has_whole_space(local):
+        trained["local_wide"] = partial(whole_space_scorer, world.whole, shop.positions, rows, public)
+    if released is not None:
+        trained["wide"] = partial(whole_space_scorer, world.whole, shop.positions, rows, public, released)
+        trained["shared_popularity"] = partial(PopularityScorer, take(state["popularity"], shop.positions))
     return Components(trained, rows, public)
 
 
@@ -182,7 +191,9 @@ class Search:
         self._seed = settings.seed
         self._tune = settings.model.tune
         self._given = frozenset(settings.model.settings)
-        self._local_blends = LOCAL_BLENDS if self._tune else LOCAL_BLENDS[:1]
+        is_wide = world.whole.is_small_enough and has_whole_space(model)
+        local_blends = [blend for blend in LOCAL_BLENDS if is_wide or "local_wide" not in blend]
+        self._local_blends = tuple(local_blends if self._tune else local_blends[:1])
         self._joined_blends = JOINED_BLENDS if self._tune else JOINED_BLENDS[:1]
         self._progress = progress
         limit = settings.evaluation.max_test_shoppers_per_shop

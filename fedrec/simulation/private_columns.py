@@ -21,10 +21,10 @@ from fedrec.federation.terms import Terms
 from fedrec.flower.engines import Trained
 from fedrec.models import load_model
 from fedrec.models.recommender import Recommender, Scorer, State
+from fedrec.models.whole_space import ReleasedFactor, has_whole_space, released_factor
 from fedrec.privacy.settings import epsilon_name
 from fedrec.privacy.spec import UNIT, Mode
 from fedrec.shop.personalise import (
-    PRIVATE_BLEND,
     PRIVATE_GLOBAL_SHARE,
     Blend,
     Choice,
@@ -87,10 +87,21 @@ class PrivateColumns:
 
 
 @dataclass(frozen=True, repr=False)
+class _Released:
+    """One draw's outcome: the private model, its shared arrays, its scorer, and the arrays as a factor."""
+
+    model: Recommender
+    state: State
+    scorer: Scorer
+    factor: ReleasedFactor | None
+
+
+@dataclass(frozen=True, repr=False)
 class _AtShop:
-    """What one draw comes to at one shop: its decision, and by column family its lists and their scores."""
+    """What one draw comes to at one shop: its decision and blend, and by column family its lists and their scores."""
 
     choice: Choice
+    blend: Blend
     items: dict[str, np.ndarray]
     scores: dict[str, np.ndarray]
 
@@ -108,7 +119,7 @@ class _Maker:
         limit, seed = settings.evaluation.max_test_shoppers_per_shop, settings.seed
         self._asked = [queries(shop, Stage.FINAL, limit=limit, seed=seed) for shop in world.shops]
         self._validation = [queries(shop, Stage.CHOOSE, limit=limit, seed=seed) for shop in world.shops]
-        self._alone: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._alone: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # lists of shops that stay local: the same each draw
 
     def run(self, promise: Promise, families: Sequence[str], *, keep_ledgers: bool) -> dict[str, Any]:
         """All draws of one model under one epsilon; what the record says of it."""
@@ -125,10 +136,9 @@ class _Maker:
                 keep_ledgers=keep_ledgers and draw == 0,
                 progress=self._progress,
             )
-            scorer = promise.model.fit(trained.state, self.world.public)
+            released = self._released(promise.model, trained.state, families)
             self._progress.phase(f"epsilon {promise.name}: rank", len(self.world.shops))
-            places = range(len(self.world.shops))
-            draws.append([self._shop(place, promise.model, trained.state, scorer, families) for place in places])
+            draws.append([self._shop(place, released, families) for place in range(len(self.world.shops))])
             if draw == 0:
                 about = promise_record(promise, trained, self._guarantee(promise))
                 self._keep_main(promise, trained, draws[0], families)
@@ -150,67 +160,60 @@ class _Maker:
         """Remember what the main column serves, if it is one of these."""
         for family in families:
             if noisy_column(family, promise.spec.epsilon) == self.main:
-                blends = tuple(self._blend(family, place, at.choice) for place, at in enumerate(first))
+                is_personal = family == "federated_dp_personal"
+                blends = tuple(at.blend if is_personal else {"global": 1.0} for at in first)
                 scores = {shop.name: at.scores[family] for shop, at in zip(self.world.shops, first, strict=True)}
                 self.made.served = Served(promise.model, trained.state, blends, scores, trained.rounds)
 
-    def _shop(self, place: int, model: Recommender, state: State, scorer: Scorer, families: Sequence[str]) -> _AtShop:
+    def _released(self, model: Recommender, state: State, families: Sequence[str]) -> _Released:
+        is_wide = "federated_dp_personal" in families and has_whole_space(model) and self.world.whole.is_small_enough
+        return _Released(model, state, model.fit(state, self.world.public), released_factor(state) if is_wide else None)
+
+    def _shop(self, place: int, released: _Released, families: Sequence[str]) -> _AtShop:
         """What one shop decides and lists from one release."""
-        asked, k = self._asked[place], max(self.settings.evaluation.ks)
-        choice = Choice(True, "", None)
-        if "federated_dp_personal" in families:
-            choice = self._decide(place, model, state, scorer)
+        asked, k, seed = self._asked[place], max(self.settings.evaluation.ks), self.settings.seed
+        parts = self._components(place, Stage.FINAL, released)
+        choice, blend = Choice(True, "", None), parts.private_blend()
+        if "federated_dp_personal" in families and not (choice := self._decide(place, released)).joins:
+            blend = self.chosen.local_blends[place]
         items, scores = {}, {}
         for family in families:
             if not len(asked.rows):
                 listed = np.empty((0, k), np.int32), np.empty((0, k), np.float32)
-            elif family == "federated_dp_personal" and not choice.joins:
-                listed = self._lists_alone(place, model, state, scorer)
+            elif family != "federated_dp_personal":
+                listed = rank(shared_scorer(self.world, released.scorer, place), asked, k, seed=seed)
+            elif choice.joins:
+                listed = rank(parts.blend(blend), asked, k, seed=seed)
             else:
-                served = shared_scorer(self.world, scorer, place)
-                if family == "federated_dp_personal":
-                    served = self._components(place, Stage.FINAL, model, state, scorer).blend(PRIVATE_BLEND)
-                listed = rank(served, asked, k, seed=self.settings.seed)
+                if place not in self._alone:
+                    self._alone[place] = rank(parts.blend(blend), asked, k, seed=seed)
+                listed = self._alone[place]
             items[family], scores[family] = listed
         self._progress.advance()
-        return _AtShop(choice, items, scores)
+        return _AtShop(choice, blend, items, scores)
 
-    def _lists_alone(
-        self, place: int, model: Recommender, state: State, scorer: Scorer
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Lists of a shop that stays local: the same in every draw."""
-        if place not in self._alone:
-            parts = self._components(place, Stage.FINAL, model, state, scorer)
-            served, k = parts.blend(self.chosen.local_blends[place]), max(self.settings.evaluation.ks)
-            self._alone[place] = rank(served, self._asked[place], k, seed=self.settings.seed)
-        return self._alone[place]
-
-    def _blend(self, family: str, place: int, choice: Choice) -> Blend:
-        if family != "federated_dp_personal":
-            return {"global": 1.0}
-        return PRIVATE_BLEND if choice.joins else self.chosen.local_blends[place]
-
-    def _decide(self, place: int, model: Recommender, state: State, scorer: Scorer) -> Choice:
+    def _decide(self, place: int, released: _Released) -> Choice:
         num_shoppers = len(self.world.shops[place].shoppers)
         if not keeps_validation(num_shoppers):
             return Choice(True, "small by its declared size: joins by the size rule", None)
         asked = self._validation[place]
         joined = np.empty(0)
         if asked.targets.nnz:
-            parts = self._components(place, Stage.CHOOSE, model, state, scorer)
-            joined = judge(parts.blend(PRIVATE_BLEND), asked, seed=self.settings.seed)
+            parts = self._components(place, Stage.CHOOSE, released)
+            joined = judge(parts.blend(parts.private_blend()), asked, seed=self.settings.seed)
         return decide(self.chosen.alone[place], joined, self.settings.personalisation)
 
-    def _components(self, place: int, stage: Stage, model: Recommender, state: State, scorer: Scorer) -> Components:
+    def _components(self, place: int, stage: Stage, released: _Released) -> Components:
         return components(
             self.world,
             place,
             stage,
             local=self.chosen.local,
-            shared=model,
-            state=state,
-            scorer=scorer,
+            shared=released.model,
+            state=released.state,
+            scorer=released.scorer,
             global_share=PRIVATE_GLOBAL_SHARE,
+            released=released.factor,
         )
 
     def _decisions(self, choices: Sequence[Sequence[Choice]]) -> dict[str, tuple[str, str]]:

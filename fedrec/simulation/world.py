@@ -22,6 +22,7 @@ from fedrec.data.split import Split, SplitKind
 from fedrec.errors import DataError
 from fedrec.models.content import content_features
 from fedrec.models.recommender import PublicInputs
+from fedrec.models.whole_space import WholeSpace
 from fedrec.shop.personalise import is_too_small
 
 
@@ -60,6 +61,7 @@ class World:
         shop_public: each shop's own item space, same order.
         split: events and their parts.
         account: the record's "data" entry, filled while loading.
+        whole: the public part of models over the whole shared item space.
     """
 
     items: Items
@@ -68,6 +70,7 @@ class World:
     shop_public: tuple[PublicInputs, ...]
     split: Split
     account: dict[str, Any]
+    whole: WholeSpace
 
 
 def training_rows(shop: ShopData, stage: Stage) -> sparse.csr_matrix:
@@ -107,11 +110,12 @@ def prepare(settings: SimulationSettings) -> World:
     if not shops:
         raise DataError("no shop has a training event after the split; choose another split or more data")
     items = loaded.items
-    features = content_features(items.table["title"], items.table["category"])
+    features = content_features(items.table["title"], items.table["category"], prices=items.table["price"])
     positions = items.table.index
     shop_public = tuple(_public(shop.items, features, positions) for shop in shops)
     account = _account(settings, loaded, split, shops, shared_items)
-    return World(items, _public(shared_items, features, positions), shops, shop_public, split, account)
+    public = _public(shared_items, features, positions)
+    return World(items, public, shops, shop_public, split, account, WholeSpace(public))
 
 
 def _public(keys: np.ndarray, features: sparse.csr_matrix | None, index: Any) -> PublicInputs:

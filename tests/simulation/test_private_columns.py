@@ -154,12 +154,12 @@ def test_a_shop_opened_from_the_run_directory_serves_the_private_model(run):
 def test_a_large_epsilon_comes_near_the_model_without_privacy(tmp_path):
     """Noise of almost nothing: what is left between the columns is that rules, not a search, choose settings."""
     settings = with_changes(
-        privacy={"epsilon": 100, "noise_draws": 1, "mode": "local"},
+        privacy={"epsilon": 20, "noise_draws": 1, "mode": "local"},
         evaluation={"columns": ["popularity", "federated", "federated_dp"]},
     )
     scores = fedrec.simulate(settings, out=tmp_path / "huge").record.scores
     means = {column: scores[column]["macro"]["ndcg@10"]["mean"] for column in scores}
-    assert means["federated_dp@100"] > 0.75 * means["federated"]
+    assert means["federated_dp@20"] > 0.75 * means["federated"]
 
 
 def test_worker_processes_and_faults_go_through_the_same_rounds(tmp_path):

@@ -1,0 +1,168 @@
+"""A shop's own model solved over the whole shared item space, though the shop keeps only its own catalogue of it.
+
+EASE over all items with M = lambda (I + r F F^T) + U U^T + X^T X: public content F, released statistics U U^T of low
+rank (the spectral cut leaves few directions), the shop's own scaled rows X. Items that the shop doesn't sell still link
+those that it does. The public part R = (I + r F F^T)^-1 is solved once for all shops; a shop adds its rows by the
+Woodbury identity, which takes milliseconds for a small one. As the noise grows U empties, and what is left is the shop
+alone with content.
+
+Everything here happens inside the shop, or on public and released arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+from scipy.linalg import cho_factor, cho_solve, lapack
+
+from fedrec.models.co_occurrence import blocks, unpack
+from fedrec.models.ease import Ease, PrivateEase
+from fedrec.models.item_item import ItemItemScorer, add_similarity
+from fedrec.models.popularity import binary_rows
+from fedrec.models.recommender import PublicInputs, Recommender, State
+
+MOST_ITEMS = 8_000
+"""Of a larger shared item space the resolvent would exceed 256 MB: there is no whole-space model then."""
+
+RIDGE = 30.0
+"""lambda, in units of the co-occurrence sum of unit-norm rows."""
+
+CONTENT_RATIO = 0.2
+"""r: content's weight against the ridge."""
+
+OWN_WEIGHT = 10.0
+"""What a shop's own unit-norm rows count beside released ones."""
+
+_RELATIVE_RANK = 1e-9
+
+
+@dataclass(frozen=True, repr=False)
+class ReleasedFactor:
+    """Released co-occurrence as U U^T.
+
+    Attributes:
+        items: int64, (K,); positions in the shared item space.
+        factor: float64, (K, k).
+    """
+
+    items: np.ndarray
+    factor: np.ndarray
+
+
+class WholeSpace:
+    """The public part of every whole-space model: solved when first asked for, once for all shops."""
+
+    def __init__(self, public: PublicInputs) -> None:
+        self._public = public
+        self._resolvent: np.ndarray | None = None
+
+    @property
+    def is_small_enough(self) -> bool:
+        """Whether there are whole-space models at all."""
+        return self._public.num_items <= MOST_ITEMS
+
+    def resolvent(self) -> np.ndarray:
+        """float32, (num_items, num_items): R = (I + r F F^T)^-1, symmetric."""
+        if self._resolvent is None:
+            self._resolvent = _resolvent(self._public)
+        return self._resolvent
+
+
+def has_whole_space(model: Recommender) -> bool:
+    """Whether this is the model that the whole space is solved for."""
+    return isinstance(model, Ease | PrivateEase)
+
+
+def released_factor(state: State) -> ReleasedFactor:
+    """The released statistics of an item-item model as a factor; directions of no weight are left out."""
+    items = state["covered"]
+    values, vectors = np.linalg.eigh(unpack(state["co_occurrence"], len(items)))
+    is_kept = values > _RELATIVE_RANK * max(values.max(initial=0.0), 1.0)
+    return ReleasedFactor(items, vectors[:, is_kept] * np.sqrt(values[is_kept]))
+
+
+def whole_space_scorer(
+    space: WholeSpace,
+    positions: np.ndarray,
+    histories: sparse.csr_matrix,
+    public: PublicInputs,
+    released: ReleasedFactor | None = None,
+) -> ItemItemScorer:
+    """A shop's model over its own catalogue, solved over the whole item space.
+
+    Args:
+        positions: int64, (num_shop_items,): place in the shared item space; -1 = known here alone, without links.
+        histories: float32 CSR, (num_shoppers, num_shop_items); the shop's training rows.
+        public: the shop's own item space.
+        released: what the federation released; None = the shop alone.
+    """
+    rows = binary_rows(histories)
+    weights = _weights(space.resolvent(), positions, _scaled(rows), released)
+    counts = np.bincount(rows.indices, minlength=rows.shape[1]).astype(np.float64)
+    covered = np.arange(public.num_items, dtype=np.int64)
+    return ItemItemScorer(public, counts, covered, weights, content_map=lambda: np.zeros((len(covered), 0), np.float32))
+
+
+def _scaled(rows: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Rows of norm sqrt(own weight), float64; empty ones are left out."""
+    lengths = np.diff(rows.indptr)
+    scale = sparse.diags(np.sqrt(OWN_WEIGHT / np.maximum(lengths, 1)))
+    return (scale @ rows.astype(np.float64)).tocsr()[lengths > 0]
+
+
+def _weights(
+    resolvent: np.ndarray, positions: np.ndarray, rows: sparse.csr_matrix, released: ReleasedFactor | None
+) -> np.ndarray:
+    """B float32 (c, c), zero diagonal: -P / diag P with P = M^-1 at the shop's items, up to a scale."""
+    inverse = _at(resolvent, positions, positions)
+    if released is not None and released.factor.shape[1]:
+        linked = _at(resolvent, positions, released.items) @ released.factor  # (c, k)
+        inner = released.factor.T @ (_at(resolvent, released.items, released.items) @ released.factor)
+        inverse -= _correction(linked, inner)
+    if rows.shape[0] <= len(positions):
+        linked = np.asarray(rows @ inverse).T  # (c, n)
+        inverse -= _correction(linked, np.asarray(rows @ linked))
+    else:
+        inverse = _inverse(_inverse(inverse) + (rows.T @ rows).toarray() / RIDGE)
+    weights = (-inverse / inverse.diagonal()).astype(np.float32)
+    np.fill_diagonal(weights, 0)
+    return np.ascontiguousarray(weights)
+
+
+def _correction(linked: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """Z (lambda I + inner)^-1 Z^T, the Woodbury term of Z = ``linked`` (c, k)."""
+    inner = inner.copy()
+    inner[np.diag_indices_from(inner)] += RIDGE
+    factor = cho_factor(inner, lower=True, overwrite_a=True, check_finite=False)
+    return np.asarray(linked @ cho_solve(factor, linked.T, check_finite=False))
+
+
+def _at(matrix: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """float64: the matrix at these rows and columns; an item at -1 is linked to itself alone."""
+    taken = matrix[np.ix_(rows, columns)].astype(np.float64)
+    taken[rows < 0], taken[:, columns < 0] = 0, 0
+    if rows is columns:
+        alone = np.flatnonzero(rows < 0)
+        taken[alone, alone] = 1
+    return taken
+
+
+def _resolvent(public: PublicInputs) -> np.ndarray:
+    matrix = np.zeros((public.num_items, public.num_items), order="F")
+    if public.content is not None:
+        add_similarity(matrix, public.content, CONTENT_RATIO)
+    matrix[np.diag_indices_from(matrix)] += 1
+    return _inverse(matrix).astype(np.float32)
+
+
+def _inverse(matrix: np.ndarray) -> np.ndarray:
+    """Inverse of a positive definite matrix of which the lower triangle is read; both triangles written."""
+    factor, _ = lapack.dpotrf(matrix, lower=1, clean=0)
+    inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
+    for start, stop in blocks(len(inverse)):
+        inverse[start:stop, stop:] = inverse[stop:, start:stop].T
+        square = inverse[start:stop, start:stop]
+        inverse[start:stop, start:stop] = np.tril(square) + np.tril(square, -1).T
+    return np.asarray(inverse)

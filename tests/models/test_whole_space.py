@@ -1,0 +1,96 @@
+"""The shop's model over the whole item space, against plain inverses of the whole matrix."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from fedrec.models.recommender import PublicInputs
+from fedrec.models.whole_space import (
+    CONTENT_RATIO,
+    MOST_ITEMS,
+    OWN_WEIGHT,
+    RIDGE,
+    ReleasedFactor,
+    WholeSpace,
+    released_factor,
+    whole_space_scorer,
+)
+
+NUM_ITEMS = 30
+RNG = np.random.default_rng(0)
+CONTENT = sparse.random(NUM_ITEMS, 12, 0.3, format="csr", rng=RNG, dtype=np.float32)
+PUBLIC = PublicInputs(np.array([f"i{n:02d}" for n in range(NUM_ITEMS)]), CONTENT)
+
+
+def made_rows(num_shoppers: int, num_items: int) -> sparse.csr_matrix:
+    table = (np.random.default_rng(num_shoppers).random((num_shoppers, num_items)) < 0.3).astype(np.float32)
+    table[:, 0] = 1
+    return sparse.csr_matrix(table)
+
+
+def plain(positions: np.ndarray, rows: sparse.csr_matrix, released: ReleasedFactor | None) -> np.ndarray:
+    """B by one inverse of the whole matrix."""
+    matrix = RIDGE * (np.eye(NUM_ITEMS) + CONTENT_RATIO * (CONTENT @ CONTENT.T).toarray())
+    if released is not None:
+        matrix[np.ix_(released.items, released.items)] += released.factor @ released.factor.T
+    own = rows.toarray() / np.sqrt(rows.sum(axis=1))
+    matrix[np.ix_(positions, positions)] += OWN_WEIGHT * np.asarray(own).T @ np.asarray(own)
+    inverse = np.linalg.inv(matrix)[np.ix_(positions, positions)]
+    weights = -inverse / np.diag(inverse)
+    np.fill_diagonal(weights, 0)
+    return weights
+
+
+@pytest.mark.parametrize("num_shoppers", [3, 40])
+@pytest.mark.parametrize("is_joined", [False, True])
+def test_weights_are_those_of_one_inverse_over_all_items(num_shoppers: int, is_joined: bool) -> None:
+    positions = np.array([1, 4, 5, 9, 12, 20, 21, 29])
+    rows = made_rows(num_shoppers, len(positions))
+    released = None
+    if is_joined:
+        released = ReleasedFactor(np.array([0, 4, 7, 12, 25]), np.random.default_rng(1).normal(size=(5, 3)) * 6)
+    shop = PublicInputs(PUBLIC.items[positions], CONTENT[positions])
+    found = whole_space_scorer(WholeSpace(PUBLIC), positions, rows, shop, released)
+    np.testing.assert_allclose(found.weights, plain(positions, rows, released), rtol=1e-3, atol=2e-5)
+
+
+def test_items_that_the_shop_does_not_sell_link_those_that_it_does() -> None:
+    """Items 0 and 2 were only ever bought with item 1, which the shop lacks."""
+    bare = PublicInputs(np.array(["a", "b", "c", "d"]))
+    released = ReleasedFactor(np.array([0, 1, 2]), np.array([[8.0, 0.0], [8.0, 8.0], [0.0, 8.0]]))
+    positions, rows = np.array([0, 2, 3]), sparse.csr_matrix(np.array([[0, 0, 1.0]], np.float32))
+    shop = PublicInputs(bare.items[positions])
+    weights = whole_space_scorer(WholeSpace(bare), positions, rows, shop, released).weights
+    assert abs(weights[0, 1]) > 0.05
+    assert weights[0, 2] == pytest.approx(0)
+
+
+def test_an_item_of_the_shop_alone_is_linked_by_the_shops_own_rows_only() -> None:
+    positions = np.array([3, -1, 8])
+    rows = sparse.csr_matrix(np.array([[1, 1, 0], [0, 0, 1.0]], np.float32))
+    shop = PublicInputs(np.array(["i03", "own", "i08"]))
+    weights = whole_space_scorer(WholeSpace(PUBLIC), positions, rows, shop).weights
+    assert weights[0, 1] > 0.1
+    assert np.isfinite(weights).all()
+
+
+def test_a_shop_without_rows_and_a_shopper_without_history_have_scores() -> None:
+    positions = np.arange(5)
+    shop = PublicInputs(PUBLIC.items[:5], CONTENT[:5])
+    scorer = whole_space_scorer(WholeSpace(PUBLIC), positions, sparse.csr_matrix((2, 5), dtype=np.float32), shop)
+    scores = scorer.scores(sparse.csr_matrix((1, 5), dtype=np.float32))
+    assert np.isfinite(scores).all()
+
+
+def test_a_factor_gives_the_released_matrix_back_without_empty_directions() -> None:
+    factor = np.random.default_rng(3).normal(size=(6, 2))
+    gram = factor @ factor.T
+    packed = np.concatenate([np.r_[gram[n, n], np.sqrt(2) * gram[n, n + 1 :]] for n in range(6)])
+    found = released_factor({"covered": np.arange(6), "co_occurrence": packed})
+    assert found.factor.shape == (6, 2)
+    np.testing.assert_allclose(found.factor @ found.factor.T, gram, atol=1e-9)
+
+
+def test_a_huge_item_space_has_no_whole_space_model() -> None:
+    assert WholeSpace(PUBLIC).is_small_enough
+    assert not WholeSpace(PublicInputs(np.arange(MOST_ITEMS + 1).astype(str))).is_small_enough
