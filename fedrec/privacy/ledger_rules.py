@@ -87,12 +87,17 @@ def epsilon(account: Account, costs: Costs) -> float:
 def figures(account: Account, *, rollback_detectable: bool) -> Spent:
     """An account in figures."""
     runs, outstanding = account.runs.values(), account.outstanding
+    now, committed = epsilon(account, account.spent), epsilon(account, account.spent + outstanding)
+    lifetime = epsilon(account, account.lifetime)
+    if account.counting is Counting.FIXED and not account.was_recovered:
+        now, committed = _fixed_epsilons(account)
+        lifetime = now if account.lifetime == account.spent else lifetime
     return Spent(
         budget=budget_of(account),
         counting=account.counting,
-        epsilon=epsilon(account, account.spent),
-        committed_epsilon=epsilon(account, account.spent + outstanding),
-        lifetime_epsilon=epsilon(account, account.lifetime),
+        epsilon=now,
+        committed_epsilon=committed,
+        lifetime_epsilon=lifetime,
         period_costs=account.spent,
         lifetime_costs=account.lifetime,
         outstanding_costs=outstanding,
@@ -227,6 +232,14 @@ def _fits_as_fixed(account: Account, schedule: Schedule, residual_delta: float) 
     budget = budget_of(account)
     delta = budget.delta - account.residual_delta - residual_delta
     return delta > 0 and accounting.epsilon(schedule, delta) <= budget.epsilon
+
+
+def _fixed_epsilons(account: Account) -> tuple[float, float]:
+    """The accountant's figures of a period's only run: charged so far, and all of it, which stays taken."""
+    run = next(run for run in reversed(account.runs.values()) if run.counting is Counting.FIXED)
+    charged = tuple(release for i, release in enumerate(run.schedule) if i in run.charged)
+    delta = budget_of(account).delta - account.residual_delta
+    return accounting.epsilon(charged, delta) if charged else 0.0, accounting.epsilon(run.schedule, delta)
 
 
 def _refusal(account: Account, counting: Counting, asked: Costs, what: str) -> str:

@@ -279,7 +279,10 @@ def test_a_periods_only_run_may_take_the_accountants_smaller_figure_and_then_not
     book = ledger(epsilon=1.02 * exact)
     book.reserve("only", SPEC, schedule)
     book.charge("only", 0, PLAN, schedule[0], b"x")
-    assert book.spent().counting is Counting.FIXED
+    spent = book.spent()
+    assert spent.counting is Counting.FIXED
+    assert spent.committed_epsilon == pytest.approx(exact)
+    assert spent.lifetime_epsilon == spent.epsilon == pytest.approx(accounting.epsilon(schedule[:1], 1e-5))
     with pytest.raises(BudgetExhausted):
         book.charge("only", 0, OTHER, schedule[0], b"x")
     book.finish("only")
