@@ -68,7 +68,7 @@ class TerminalProgress:
 
 
 class PlainProgress:
-    """One line for each finished phase, for logs and pipes; see `fedrec.simulation.progress`. Use it in a ``with`` block."""
+    """One line for each finished phase, for logs and pipes; see `fedrec.simulation.progress`. For ``with``."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -43,6 +43,8 @@ def column_table(record: Record, *, is_wide: bool = True) -> Table:
     """Column × NDCG@10 with interval, HR@10 and coverage; macro means over shops."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), header_style="bold")
     side = {"HR@10": "hr@10", "MRR@10": "mrr@10", "cover@10": "coverage@10"}
+    if not is_wide:
+        del side["cover@10"]
     table.add_column("column", no_wrap=True)
     table.add_column("NDCG@10", justify="right", no_wrap=True)
     if is_wide:
@@ -55,7 +57,7 @@ def column_table(record: Record, *, is_wide: bool = True) -> Table:
     for name in record["columns"]:
         is_main = name == record["main_column"]
         table.add_row(
-            summary.title_of(name),
+            summary.title_of(name) if is_wide else summary.short_title_of(name),
             summary.score(means[name]),
             *([Text(bar(means[name] or 0.0, top), style="green" if is_main else "cyan")] if is_wide else []),
             summary.interval(summary.estimate(record, name, "ndcg@10")),

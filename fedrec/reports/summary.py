@@ -39,6 +39,11 @@ def title_of(column: str) -> str:
     return column.replace("_", " ") if title is None else title.format(epsilon=epsilon_of(column))
 
 
+def short_title_of(column: str) -> str:
+    """The same for narrow terminals: "DP(ε 2) + personal"."""
+    return title_of(column).removeprefix("federated ") if epsilon_of(column) else title_of(column)
+
+
 def note_of(column: str) -> str:
     """What a column is; "" for columns that are not built in."""
     return COLUMN_NOTES.get(family_of(column), "")
