@@ -52,7 +52,7 @@ def make_split(
       ..., without what came after. New items that nobody else trains on are left out of test (dropped) or
       kept in training (validation).
     - ``random-share``: ``test_share`` (0.2) of each shopper's items at random, then ``validation_share``
-      (0.1) of the rest, rounded half up; every shopper keeps one item for training.
+      (0.1; 0 = none) of the rest, rounded half up; every shopper keeps one item for training.
     - ``temporal``: items first bought at or after ``test_from`` (a date) are test, at or after
       ``validation_from`` validation; without dates the cuts are quantiles so that the latest ``test_share``
       (0.1) of all events, and ``validation_share`` (0.1) of those before, lie behind them. Unknown

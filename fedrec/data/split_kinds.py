@@ -125,7 +125,7 @@ def _random_share(
     num_test = _round_share(pairs.sizes, _share(settings, "test_share"))
     parts = np.where(pairs.place < num_test[pairs.account], Part.TEST, Part.TRAIN).astype(np.int8)
     if validation:
-        num_validation = _round_share(pairs.sizes - num_test, _share(settings, "validation_share"))
+        num_validation = _round_share(pairs.sizes - num_test, _share(settings, "validation_share", may_be_none=True))
         is_chosen = (pairs.place >= num_test[pairs.account]) & (
             pairs.place < (num_test + num_validation)[pairs.account]
         )
@@ -266,9 +266,10 @@ def _iso(seconds: float) -> str:
     return pd.Timestamp(seconds, unit="s", tz="UTC").isoformat()
 
 
-def _share(settings: dict[str, object], name: str) -> float:
+def _share(settings: dict[str, object], name: str, *, may_be_none: bool = False) -> float:
     value = settings[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+    is_none = may_be_none and value == 0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < 1 or is_none):
         raise ConfigError(f"{name} is {value}; it must be a share, above 0 and below 1")
     return float(value)
 
