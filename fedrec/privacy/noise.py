@@ -1,10 +1,11 @@
 """Gaussian noise in whole grid units, from the operating system's randomness alone.
 
-The integers are the roundings of exact Gaussians. AES-256-CTR gives every uniform as its first 64 binary digits; float64
-Box-Muller turns them into normals, with a bound on how far they are from what all the digits would give. Where that
-bound leaves open to which integer a value rounds (one pair in about 60,000, the deep tail and the centre included), more
-digits are drawn and the pair is computed again in decimals of 60 places. So the distribution owes nothing to float64, a
-uniform has as many digits as it needs however close to 0 it is, and the integers of a key are the same on every machine.
+The integers are the roundings of exact Gaussians. AES-256-CTR gives the first 64 binary digits of every uniform;
+float64 Box-Muller turns them into normals, with a bound on how far these are from what all digits would give. Where
+the bound leaves open to which integer a value rounds, and for radii close to 0 or beyond 5.1 (a few pairs in a
+million), more digits are drawn and the pair is computed again in decimals of 60 places. So the distribution owes
+nothing to float64, a uniform has as many digits as it needs however close to 0 it is, and a key's integers are the
+same on every machine.
 """
 
 from __future__ import annotations
@@ -27,19 +28,17 @@ MIN_SD_UNITS = 3.0
 MAX_SD_UNITS = 2.0**36
 
 _KEY_BYTES = 32
-_PAIRS = 8192
+_PAIRS = 16384
 """Pairs of normals per chunk: all buffers stay in the second-level cache."""
 _NORMALS, _DIGITS, _COINS = range(3)
 """First word of the counter block: streams of one key never meet."""
 _DIGIT_BYTES = 24
 """Further digits of one uniform: 192 after its first 64."""
-_SLACK = 2.0**-39
-"""Bound on the error of a normal from 64 digits in float64; see `_round_normals`."""
-_LOW, _HIGH = 2**44, 2**64 - 2**45
-"""First uniforms outside have too few digits for `_SLACK`: below, the tail past 5.2; above, radii under 2^-9."""
-_UNIFORM = 2.0**-64
-# sqrt(2) sin(pi v / 4) / v and 2 cos(pi v / 4) as polynomials in v^2 for -1 <= v <= 1: Chebyshev interpolation, off by
-# at most 2^-47 and 2^-53. The factors save two multiplications on the way to the full angle.
+_SIGN_BIT = np.int64(-(2**63))
+_SLACK = 2.0**-40
+"""Bound on the error of a normal from 63 digits in float64; see `_round_normals`."""
+_SHORTEST, _LONGEST = 2.0**-9, 5.1
+"""Radii outside need more digits for `_SLACK`."""
 _SIN = (
     1.1107207345395869,
     -0.11419139843708628,
@@ -48,15 +47,7 @@ _SIN = (
     4.4312742661743144e-07,
     -2.4558055092412323e-09,
 )
-_COS = (
-    2.0,
-    -0.6168502750680757,
-    0.031708688487483094,
-    -0.0006519837729670803,
-    7.181718359700476e-06,
-    -4.9219014188056233e-08,
-    2.2730938415462706e-10,
-)
+"""sqrt(2) sin(pi w / 4) / w in powers of w^2 for |w| <= 1: Chebyshev interpolation, off by at most 2^-47.5."""
 _PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803482534211706798")
 _PRECISION = Context(prec=60)
 
@@ -193,17 +184,16 @@ def noise_residual_tv(sd_units: float, num_values: int, *, num_shops: int = 1) -
         (epsilon, delta + (1 + e^epsilon) tau)-DP; the terms of several releases add up.
     Raises:
         BadAssumption: sd_units is out of range or NaN.
-    Guarantee: the sum of four parts.
+    Guarantee: the sum of these parts.
         *Rounding*: data lie on the grid, so rounding one Gaussian is post-processing and costs nothing. Of several
         shops the sum of rounded Gaussians differs from a rounded one by 0.4 exp(-pi^2 s^2) a value (Poisson summation,
-        worst for two), and each further shop adds at most as much.
-        *float64 and mantissa*: nothing. A value whose rounding is not certain within the error bound is computed again.
-        *Decimals*: the first uniform has 256 digits. Outside of two events of probability 2^-128 and 2^-121 (U below
-        2^-128, radius below 2^-60) the value is then known to 10^-39 s, and rounds differently with probability of at
+        worst for two shops), and each further shop adds at most as much.
+        *float64, mantissa, tail*: nothing. What is not certain within the error bound is computed again.
+        *Decimals*: a uniform has 255 digits and a sign. Outside of two events of probability 2^-128 and 2^-121 (U below
+        2^-128, radius below 2^-60) a value is known to 10^-39 s, and rounds differently with probability of at
         most 2.1 x 10^-39 s.
-        *Tail*: none is cut but U < 2^-256, which is part of the first event.
-        *AES*: blocks of a permutation never repeat: B blocks differ from random ones by at most B^2 / 2^129. That AES is
-        a random permutation is assumed.
+        *AES*: blocks of a permutation never repeat: B blocks differ from random ones by at most B^2 / 2^129. That
+        AES-256 is a random permutation to everyone is assumed.
     Source: the rounding part after Canonne, Kamath, Steinke 2020, arXiv:2004.00010, Lemma on Poisson summation.
     """
     if not MIN_SD_UNITS <= sd_units <= MAX_SD_UNITS:
@@ -237,64 +227,67 @@ class _AesStream:
 def _rounded_gaussians(words: _AesStream, digits: _AesStream, sd: float, size: int) -> np.ndarray:
     """Fill chunk by chunk; an odd last value has a partner that is dropped."""
     out = np.empty(size, dtype=np.int64)
-    room = _Buffers()
-    for start in range(0, size, 2 * _PAIRS):
-        stop = min(start + 2 * _PAIRS, size)
-        pairs = (stop - start + 1) // 2
-        chunk = room.words[:, :pairs] if pairs == _PAIRS else np.empty((2, pairs), dtype="<u8")
-        words.fill(chunk)
-        rounded = _round_normals(chunk, sd, digits.integer, room)
-        np.copyto(out[start:stop], rounded.reshape(-1)[: stop - start], casting="unsafe")
+    pairs = min(_PAIRS, (size + 1) // 2)
+    room = np.empty((6, pairs))
+    with np.errstate(divide="ignore"):
+        for start in range(0, size, 2 * _PAIRS):
+            stop = min(start + 2 * _PAIRS, size)
+            if (stop - start + 1) // 2 != pairs:
+                pairs = (stop - start + 1) // 2
+                room = np.empty((6, pairs))
+            chunk = room[0:2].view("<i8")
+            words.fill(chunk)
+            rounded = _round_normals(chunk, sd, digits.integer, room[2:])
+            np.copyto(out[start:stop], rounded.reshape(-1)[: stop - start], casting="unsafe")
     return out
 
 
-class _Buffers:
-    """Memory of one chunk, used again by the next."""
-
-    def __init__(self) -> None:
-        self.words = np.empty((2, _PAIRS), dtype="<u8")
-        self.floats = np.empty((6, _PAIRS))
-
-
-def _round_normals(words: np.ndarray, sd: float, digits: Callable[[int], int], room: _Buffers) -> np.ndarray:
+def _round_normals(words: np.ndarray, sd: float, digits: Callable[[int], int], room: np.ndarray) -> np.ndarray:
     """Rounded normals of one chunk.
 
-    Why `_SLACK` is enough, in units of sd: with u = w / 2^64 and r = sqrt(-2 ln u), digits that are missing and roundings
-    of u move r by at most 2^-44 / r where w < 2^53 (then r > 3.9) and 2^-51 / r elsewhere (r > 2^-9.1): at most 2^-41.9.
-    log and sqrt, each within 4 ulp, move it by less than 2^-48. The sine's polynomial is off by 2^-47 of sqrt(2), the
-    doubled angle by twice and the full angle by four times that: with r < 5.3, 2^-43.1; its roundings less than 2^-46.
-    Together less than 2^-41, a quarter of `_SLACK`.
+    With v, w uniform in [-1, 1): radius r = sqrt(-ln v^2), its sign that of v, angle pi w / 2, which with the sign is
+    the full circle; for s = sqrt(2) sin(pi w / 4) its cosine is 1 - s^2 and its sine s sqrt(2 - s^2).
+
+    Why `_SLACK` is enough, in units of sd, for 2^-9 < r < 5.2: missing digits and roundings of v^2 and its logarithm
+    (within 4 ulp) move r by less than 2^-42; the polynomial and roundings of the angle move its sine and cosine by less
+    than 2^-46, and so a value by 2^-43; the other roundings are less than 2^-47. Together less than 2^-41.
 
     Args:
-        words: uint64, (2, pairs); first digits of the uniforms, overwritten.
+        words: int64, (2, pairs); first digits of v and w.
         sd: in units.
         digits: further ones, as a number of so many bytes.
-        room: memory; the result lies in it.
+        room: float64, (4, pairs); memory, the result lies in it.
     Returns:
         float64, (2, pairs); whole numbers.
     """
-    pairs = words.shape[1]
-    radius, sine, cosine, square = (room.floats[i, :pairs] for i in range(4))
-    normals = room.floats[4:, :pairs]
-    is_extreme = (words[0] - np.uint64(_LOW)) > np.uint64(_HIGH - _LOW)  # wraps below _LOW
-    extreme = np.flatnonzero(is_extreme)
-    exact = _digits_of(words, extreme)
-    words[0, extreme] = 2**63
-    np.multiply(words[0], _UNIFORM, out=radius)
+    radius, sine, square = room[0], room[1], room[2]
+    np.multiply(words, 2.0**-63, out=room[2:])
+    np.multiply(room[2], room[2], out=radius)
     np.log(radius, out=radius)
-    np.multiply(radius, -2 * sd * sd, out=radius)
+    np.multiply(radius, -sd * sd, out=radius)
     np.sqrt(radius, out=radius)
-    np.multiply(words[1].view("<i8"), 2.0**-63, out=normals[0])
-    _unit_circle(normals[0], sine, cosine, square)
-    np.multiply(radius, cosine, out=normals[0])
-    np.multiply(radius, sine, out=normals[1])
-    rounded, distance = room.floats[0:2, :pairs], room.floats[2:4, :pairs]
+    exact: dict[int, tuple[int, int]] = {}
+    if radius.max() > _LONGEST * sd or radius.min() < _SHORTEST * sd:
+        extreme = np.flatnonzero((radius > _LONGEST * sd) | (radius < _SHORTEST * sd))
+        exact = _digits_of(words, extreme)
+        radius[extreme] = sd
+    _give_sign(radius, words[0], room[2])
+    np.multiply(room[3], room[3], out=square)
+    _polynomial(_SIN, square, sine)
+    np.multiply(sine, room[3], out=sine)
+    np.multiply(sine, sine, out=square)
+    np.multiply(sine, radius, out=sine)
+    np.subtract(2.0, square, out=room[3])
+    np.sqrt(room[3], out=room[3])
+    np.multiply(room[3], sine, out=room[3])
+    np.subtract(1.0, square, out=square)
+    np.multiply(square, radius, out=square)
+    normals, rounded = room[2:4], room[0:2]
     np.rint(normals, out=rounded)
-    np.subtract(normals, rounded, out=distance)
-    np.abs(distance, out=distance)
-    if distance.max() > 0.5 - _SLACK * sd:
-        uncertain = np.flatnonzero((distance > 0.5 - _SLACK * sd).any(axis=0))
-        exact = _digits_of(words, uncertain) | exact
+    np.subtract(normals, rounded, out=normals)
+    np.abs(normals, out=normals)
+    if normals.max() > 0.5 - _SLACK * sd:
+        exact = _digits_of(words, np.flatnonzero((normals > 0.5 - _SLACK * sd).any(axis=0))) | exact
     for pair in sorted(exact):
         rounded[:, pair] = _exact_pair(*exact[pair], sd, digits)
     return rounded
@@ -305,19 +298,10 @@ def _digits_of(words: np.ndarray, pairs: np.ndarray) -> dict[int, tuple[int, int
     return dict(zip(pairs.tolist(), zip(first, second, strict=True), strict=True))
 
 
-def _unit_circle(turn: np.ndarray, sine: np.ndarray, cosine: np.ndarray, square: np.ndarray) -> None:
-    """cos and sin of pi x turn, -1 <= turn <= 1, from polynomials for a quarter of the angle, doubled twice."""
-    np.multiply(turn, turn, out=square)
-    _polynomial(_SIN, square, sine)
-    np.multiply(sine, turn, out=sine)  # sqrt(2) sin(a)
-    _polynomial(_COS, square, cosine)  # 2 cos(a)
-    np.multiply(sine, cosine, out=cosine)  # sqrt(2) sin(2a)
-    np.multiply(sine, sine, out=sine)
-    np.subtract(1.0, sine, out=sine)  # cos(2a)
-    np.multiply(sine, cosine, out=sine)
-    np.multiply(sine, math.sqrt(2), out=sine)  # sin(4a)
-    np.multiply(cosine, cosine, out=cosine)
-    np.subtract(1.0, cosine, out=cosine)  # cos(4a)
+def _give_sign(lengths: np.ndarray, words: np.ndarray, room: np.ndarray) -> None:
+    """Negate where a word is negative, by its highest bit: twice as fast as ``np.copysign``."""
+    np.bitwise_and(words, _SIGN_BIT, out=room.view("<i8"))
+    np.bitwise_or(lengths.view("<i8"), room.view("<i8"), out=lengths.view("<i8"))
 
 
 def _polynomial(coefficients: tuple[float, ...], x: np.ndarray, out: np.ndarray) -> None:
@@ -330,26 +314,26 @@ def _polynomial(coefficients: tuple[float, ...], x: np.ndarray, out: np.ndarray)
 
 
 def _exact_pair(first: int, second: int, sd: float, digits: Callable[[int], int]) -> tuple[int, int]:
-    """The same two values from 256 digits of each uniform, in decimals.
+    """The same two values from 255 digits of each uniform, in decimals.
 
     Args:
-        first, second: first 64 digits as they stood in the stream.
+        first, second: first 63 digits and sign, as they stood in the stream.
         sd, digits: as in `_round_normals`.
     """
     bits = 8 * _DIGIT_BYTES
-    uniform = (first << bits) + digits(_DIGIT_BYTES)
-    signed = second - 2**64 if second >= 2**63 else second
-    turn = (signed << bits) + digits(_DIGIT_BYTES)
+    # Twice the middle of the last digit's interval: odd, so never 0 and never the whole.
+    across = 2 * ((first << bits) + digits(_DIGIT_BYTES)) + 1
+    along = 2 * ((second << bits) + digits(_DIGIT_BYTES)) + 1
     with localcontext(_PRECISION):
-        # The middle of the last digit's interval: never 0, never 1.
-        logarithm = (Decimal(2 * uniform + 1) / Decimal(2 ** (65 + bits))).ln()
-        radius = Decimal(sd) * (-2 * logarithm).sqrt()
-        cosine, sine = _decimal_circle(_PI * Decimal(turn) / Decimal(2 ** (63 + bits)))
-        return int((radius * cosine).to_integral_value()), int((radius * sine).to_integral_value())
+        whole = Decimal(2 ** (64 + bits))
+        radius = Decimal(sd) * (-2 * (Decimal(abs(across)) / whole).ln()).sqrt()
+        cosine, sine = _decimal_circle(_PI / 2 * Decimal(along) / whole)
+        signed = radius.copy_sign(Decimal(across))
+        return int((signed * cosine).to_integral_value()), int((signed * sine).to_integral_value())
 
 
 def _decimal_circle(angle: Decimal) -> tuple[Decimal, Decimal]:
-    """cos and sin by their series for |angle| <= pi, in the precision of the context and a few places less."""
+    """cos and sin by their series for |angle| <= pi / 2, in the precision of the context and a few places less."""
     cosine, sine = Decimal(0), Decimal(0)
     term, order = Decimal(1), 0
     while abs(term) > Decimal("1e-60"):
