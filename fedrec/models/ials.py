@@ -9,7 +9,7 @@ normal equations need; the coordinator solves the items.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -170,6 +170,7 @@ class IalsScorer:
         popularity: float64, (num_items,); breaks ties, and orders a cold shopper's list.
         settings: of the model.
         public: the item space.
+        popularity_weight: added to a score for each unit of popularity; None = only as much as breaks ties.
     """
 
     item_factors: np.ndarray
@@ -178,6 +179,7 @@ class IalsScorer:
     popularity: np.ndarray
     settings: IalsSettings
     public: PublicInputs
+    popularity_weight: float | None = None
 
     @cached_property
     def _float32_factors(self) -> np.ndarray:
@@ -190,7 +192,9 @@ class IalsScorer:
         )
         scores = shoppers.astype(np.float32) @ self._float32_factors
         top = self.popularity.max(initial=0)
-        if top > 0:
+        if self.popularity_weight is not None:
+            scores += (self.popularity * self.popularity_weight).astype(np.float32)
+        elif top > 0:
             scores += (self.popularity * (_TIE_BREAK / top)).astype(np.float32)
         return scores
 
@@ -198,7 +202,7 @@ class IalsScorer:
         """The same factors for a shop's own items; unknown items get those of items with similar content."""
         popularity = take(self.popularity, positions)
         factors = with_content(take(self.item_factors, positions), positions >= 0, popularity, public)
-        return IalsScorer(factors, self.gram, self.num_model_items, popularity, self.settings, public)
+        return replace(self, item_factors=factors, popularity=popularity, public=public)
 
 
 @dataclass(frozen=True)
@@ -261,6 +265,7 @@ class Ials:
                 sweeps=len(outlook.schedule) - 1,
                 released_items=rules.released_items,
                 own_weight=rules.own_weight,
+                popularity_weight=rules.popularity_weight,
                 tail_share=rules.tail_share,
                 init_seed=self.settings.init_seed,
             )

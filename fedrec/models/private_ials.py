@@ -13,7 +13,8 @@ Krichene et al. 2023, "Multi-Task Differential Privacy Under Distribution Skew",
 items spend their whole bound, and a choice of items that favours the tail. Deviations: implicit feedback (Hu et al.
 2008); the rarest m items by released popularity are kept instead of m drawn at random; no left-hand side is released
 for each item (its d (d + 1) / 2 values drown what is learnt): an item's is taken in proportion to its popularity; the
-first factors come from public item content.
+noisy right-hand sides are shrunk to the directions that stand out; the first factors come from released popularity and
+public item content.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from fedrec.models.least_squares import solve_rows
 from fedrec.models.popularity import ItemCounts, binary_rows, popularity_round, powers, take
 from fedrec.models.private_rules import popularity_share
 from fedrec.models.recommender import Contributions, Layout, PublicInputs, RoundKind, RoundSpec, State
+from fedrec.models.spectral import denoise_rectangle
 from fedrec.privacy.mechanisms import ReleaseRequest
 
 GRAM_SHARE = 0.1
@@ -65,6 +67,7 @@ class PrivateIalsSettings:
         items_per_shopper: m, at most so many of a shopper's items count, the rarest of them; >= 1.
         alpha: a bought item weighs 1 + alpha against 1 for every item not bought; > 0.
         own_weight: what a shop's own sums count beside the noisy ones in the mixed model; > 0.
+        popularity_weight: added to an item's score for each unit of its noisy popularity; >= 0.
         tail_share: in [0, 1]; items without factors take this much of those of items with similar content.
         init_seed: public seed of what content does not say about the first factors.
     """
@@ -75,6 +78,7 @@ class PrivateIalsSettings:
     items_per_shopper: int = 300
     alpha: float = 1.0
     own_weight: float = 10.0
+    popularity_weight: float = 1e-4
     tail_share: float = 0.02
     init_seed: int = 0
 
@@ -88,6 +92,8 @@ class PrivateIalsSettings:
         for name in ("alpha", "own_weight"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give a number above 0")
+        if not 0 <= self.popularity_weight < math.inf:
+            raise ConfigError(f"popularity_weight = {self.popularity_weight}: give a number of at least 0")
         if not 0 <= self.tail_share <= 1:
             raise ConfigError(f"tail_share = {self.tail_share}: give a number from 0 to 1")
         if not self.init_seed >= 0:
@@ -156,7 +162,7 @@ class PrivateIals:
 
     name: ClassVar[str] = "private-ials"
     is_iterative: ClassVar[bool] = True
-    fit_fields: ClassVar[tuple[str, ...]] = ("own_weight", "tail_share")
+    fit_fields: ClassVar[tuple[str, ...]] = ("own_weight", "popularity_weight", "tail_share")
     settings: PrivateIalsSettings = field(default_factory=PrivateIalsSettings)
 
     def plan_round(self, index: int, state: State, public: PublicInputs) -> RoundSpec | None:
@@ -168,7 +174,7 @@ class PrivateIals:
         covered = state.get("covered", most_popular(state["popularity"], self.settings.released_items))
         factors = state.get("item_factors")
         if factors is None:
-            factors = first_factors(covered, public, self.settings)
+            factors = first_factors(covered, state["popularity"][covered], public, self.settings)
         inputs = {"covered": covered, "popularity": state["popularity"][covered], "item_factors": factors}
         return RoundSpec(RoundKind.STATISTICS, "factors", _layout(len(covered), self.settings.factors), inputs)
 
@@ -207,7 +213,7 @@ class PrivateIals:
             "covered": covered,
             "released": covered,
             "gram": sums["gram"] / math.sqrt(GRAM_SHARE),
-            "right": sums["right"] / math.sqrt(1 - GRAM_SHARE),
+            "right": denoise_rectangle(sums["right"], noise_sd) / math.sqrt(1 - GRAM_SHARE),
             "previous_factors": np.asarray(spec.inputs["item_factors"], np.float64),
             "ridge": np.array([noise_sd * math.sqrt(max(len(covered), 1) / (1 - GRAM_SHARE))]),
         }
@@ -229,7 +235,8 @@ class PrivateIals:
             regularisation=_shopper_ridge(gram),
             frequency_exponent=0.0,
         )
-        return IalsScorer(factors, gram, public.num_items, popularity, settings, public)
+        weight = self.settings.popularity_weight
+        return IalsScorer(factors, gram, public.num_items, popularity, settings, public, popularity_weight=weight)
 
     def project(self, state: State, positions: np.ndarray, public: PublicInputs) -> State:
         """Sums and factors over all items of the shop: zeros for what has none."""
@@ -314,16 +321,20 @@ def rarest(rows: sparse.csr_matrix, popularity: np.ndarray, most: int) -> sparse
     return sparse.csr_matrix((rows.data[kept], rows.indices[kept], indptr), shape=rows.shape)
 
 
-def first_factors(covered: np.ndarray, public: PublicInputs, settings: PrivateIalsSettings) -> np.ndarray:
-    """float64, (K, d): the main directions of the covered items' public content, and a little seeded noise."""
+def first_factors(
+    covered: np.ndarray, popularity: np.ndarray, public: PublicInputs, settings: PrivateIalsSettings
+) -> np.ndarray:
+    """float64, (K, d): released popularity, the main directions of the items' public content, a little seeded noise."""
     num_items, d = len(covered), settings.factors
     factors = np.random.default_rng(settings.init_seed).standard_normal((num_items, d)) * (0.3 / math.sqrt(d))
+    mean = float(np.abs(popularity).mean()) if num_items else 0.0
+    factors[:, 0] += np.maximum(popularity, 0) / mean if mean > 0 else 1.0
     if public.content is None:
         return factors
     features = public.content[covered].astype(np.float64)
     values, vectors = np.linalg.eigh((features @ features.T).toarray())
-    top = min(d, num_items)
-    factors[:, :top] += vectors[:, ::-1][:, :top] * np.sqrt(np.maximum(values[::-1][:top], 0))
+    top = min(d - 1, num_items)
+    factors[:, 1 : 1 + top] += vectors[:, ::-1][:, :top] * np.sqrt(np.maximum(values[::-1][:top], 0))
     return factors
 
 

@@ -39,6 +39,26 @@ def denoise(packed: np.ndarray, num_items: int, noise_sd: float, direction: np.n
     return factor @ factor.T
 
 
+def denoise_rectangle(matrix: np.ndarray, noise_sd: float) -> np.ndarray:
+    """The matrix closest (in expected Frobenius norm) to the one under independent noise in every value.
+
+    Args:
+        matrix: float64, (num_rows, num_columns), num_rows >= num_columns. Not changed.
+        noise_sd: standard deviation of the noise in each value; 0 = none, then a copy comes back.
+    Returns:
+        float64, of the same shape; zeros where no singular value stands out.
+    """
+    num_rows, num_columns = matrix.shape
+    if noise_sd == 0 or matrix.size == 0:
+        return matrix.copy()
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    aspect, unit = num_columns / num_rows, noise_sd * math.sqrt(num_rows)
+    seen = values / unit
+    inside = np.maximum((seen**2 - aspect - 1) ** 2 - 4 * aspect, 0)
+    kept = np.where(seen > 1 + math.sqrt(aspect), np.sqrt(inside) / np.maximum(seen, 1e-12), 0.0)
+    return (left * (kept * unit)) @ right
+
+
 def signal(packed: np.ndarray, num_items: int, noise_sd: float, direction: np.ndarray | None = None) -> np.ndarray:
     """U of U U^T, the positive semi-definite matrix closest (in expected Frobenius norm) to the one under the noise.
 

@@ -59,9 +59,12 @@ def test_more_noise_means_smaller_factors():
     assert sizes[2] < 0.2 * sizes[0]
 
 
-def test_first_factors_follow_public_content():
+def test_first_factors_follow_released_popularity_and_public_content():
     world, model = plant_world(), PrivateIals(PrivateIalsSettings(factors=4))
-    factors = model.plan_round(1, {"popularity": np.ones(33)}, world.public).inputs["item_factors"]
+    popularity = np.arange(33.0) - 3
+    factors = model.plan_round(1, {"popularity": popularity}, world.public).inputs["item_factors"]
+    assert np.corrcoef(factors[:, 0], np.maximum(popularity, 0))[0, 1] > 0.9
+    factors = factors[:, 1:]
     unit = factors / np.linalg.norm(factors, axis=1, keepdims=True)
     has_content = np.arange(33) % 7 != 6
     cosine = unit @ unit.T
@@ -108,7 +111,7 @@ def test_arrays_that_do_not_fit_are_refused():
         *(("released_items", value) for value in (0, 12_001)),
         *(("factors", 0), ("items_per_shopper", 0), ("init_seed", -1)),
         *((name, value) for name in ("alpha", "own_weight") for value in (0.0, float("nan"))),
-        *(("tail_share", value) for value in (-0.1, float("nan"))),
+        *((name, value) for name in ("tail_share", "popularity_weight") for value in (-0.1, float("nan"))),
     ],
 )
 def test_settings_out_of_range_are_refused(field, value):

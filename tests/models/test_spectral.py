@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedrec.models.co_occurrence import pack_lower, packed_size, unpack
-from fedrec.models.spectral import denoise, noise_edge
+from fedrec.models.spectral import denoise, denoise_rectangle, noise_edge
 
 
 def noise(num_items: int, sd: float, seed: int) -> np.ndarray:
@@ -85,3 +85,25 @@ def test_a_known_direction_is_not_lost_in_the_noise():
     found = denoise(packed, 400, 1.0, direction)
     np.testing.assert_allclose(direction @ found @ direction, edge / 3, atol=4)
     np.testing.assert_allclose(found, found[0, 0], atol=1e-12)
+
+
+def test_a_rectangle_of_pure_noise_leaves_nothing_and_a_shrunk_spike_errs_least():
+    rng = np.random.default_rng(0)
+    left, right = (vector / np.linalg.norm(vector) for vector in (rng.standard_normal(400), rng.standard_normal(12)))
+    edge = 2.0 * (np.sqrt(400) + np.sqrt(12))
+    errors = np.zeros(3)
+    for _ in range(5):
+        noise_alone = 2.0 * rng.standard_normal((400, 12))
+        assert np.linalg.norm(denoise_rectangle(noise_alone, 2.0)) < edge / 2
+        truth = 1.3 * edge * np.outer(left, right)
+        seen = truth + noise_alone
+        u, values, v = np.linalg.svd(seen, full_matrices=False)
+        tries = (denoise_rectangle(seen, 2.0), values[0] * np.outer(u[:, 0], v[0]), seen)
+        errors += [np.linalg.norm(matrix - truth) for matrix in tries]
+    assert errors[0] < 0.97 * errors[1] < errors[2]
+
+
+def test_a_rectangle_without_noise_stays_as_it_is():
+    matrix = np.random.default_rng(0).standard_normal((7, 3))
+    np.testing.assert_array_equal(denoise_rectangle(matrix, 0.0), matrix)
+    assert denoise_rectangle(np.zeros((0, 3)), 1.0).shape == (0, 3)
