@@ -186,8 +186,8 @@ def noise_residual_tv(sd_units: float, num_values: int, *, num_shops: int = 1) -
         BadAssumption: sd_units is out of range or NaN.
     Guarantee: the sum of these parts.
         *Rounding*: data lie on the grid, so rounding one Gaussian is post-processing and costs nothing. Of several
-        shops the sum of rounded Gaussians differs from a rounded one by 0.4 exp(-pi^2 s^2) a value (Poisson summation,
-        worst for two shops), and each further shop adds at most as much.
+        shops the sum of rounded Gaussians differs from rounding one Gaussian plus uniforms by 0.4 exp(-pi^2 s^2) a
+        value (Poisson summation, worst for two shops), and each further shop adds at most as much.
         *float64, mantissa, tail*: nothing. What is not certain within the error bound is computed again.
         *Decimals*: a uniform has 255 digits and a sign. Outside of two events of probability 2^-128 and 2^-121 (U below
         2^-128, radius below 2^-60) a value is known to 10^-39 s, and rounds differently with probability of at
@@ -199,9 +199,14 @@ def noise_residual_tv(sd_units: float, num_values: int, *, num_shops: int = 1) -
     if not MIN_SD_UNITS <= sd_units <= MAX_SD_UNITS:
         raise BadAssumption(f"noise of {sd_units} grid units: must be from {MIN_SD_UNITS:g} to 2^36")
     decimals = 2.1e-39 * sd_units + 2.0**-120
-    rounding = 0.4 * math.exp(-((math.pi * sd_units) ** 2)) * (num_shops - 1)
+    rounding = _rounding_tv(sd_units, num_shops)
     blocks = num_values / 2 + 1
     return num_values * (decimals * num_shops + rounding) + num_shops * blocks**2 * 2.0**-129
+
+
+def _rounding_tv(sd_units: float, num_shops: int) -> float:
+    """Distance of a sum of rounded Gaussians from post-processing of one Gaussian, per value."""
+    return 0.4 * math.exp(-((math.pi * sd_units) ** 2)) * (num_shops - 1)
 
 
 class _AesStream:
