@@ -194,6 +194,41 @@ class LedgerStore:
             raise StoreError(f"{self._name}: the ledger cannot be used ({reason})") from error
 
 
+def shops_in(place: str | Path) -> tuple[str, ...]:
+    """Whose ledgers a database holds, in order of their names; makes neither a file nor tables.
+
+    Args:
+        place: as in `LedgerStore`.
+    Raises:
+        ConfigError: the URL or its driver does not work.
+        StoreError: there is no such database, or no ledger in it.
+    """
+    url = str(place) if "://" in str(place) else f"sqlite:///{place}"
+    try:
+        address = sa.make_url(url)
+        name = address.render_as_string(hide_password=True)
+        is_file = address.get_backend_name() == "sqlite" and address.database not in (None, "", ":memory:")
+        if is_file and not Path(str(address.database)).is_file():
+            raise StoreError(f"{address.database}: there is no such file; give a run directory or a ledger's database")
+        engine = sa.create_engine(address)
+        try:
+            with engine.connect() as connection:
+                query = sa.select(_ENTRIES.c.shop).distinct().order_by(_ENTRIES.c.shop)
+                found = list(connection.execute(query).scalars()) if sa.inspect(engine).has_table(_ENTRIES.name) else []
+        finally:
+            engine.dispose()
+    except sa.exc.ArgumentError as error:
+        raise ConfigError("the ledger's URL cannot be read; write it as sqlite:///ledger.db") from error
+    except ImportError as error:
+        raise ConfigError(f"{url}: the driver {error.name} is not installed; pip install it") from error
+    except sa.exc.SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        raise StoreError(f"{name}: holds no privacy ledger that can be read ({reason})") from error
+    if not found:
+        raise StoreError(f"{name}: holds no privacy ledger")
+    return tuple(found)
+
+
 def _dispose(engine: sa.Engine, pid: int) -> None:
     engine.dispose(close=os.getpid() == pid)  # a forked child leaves its parent's connections alone
 

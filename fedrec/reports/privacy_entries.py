@@ -1,0 +1,167 @@
+"""Copies of shops' privacy ledgers, as a report carries them: every entry in full, so that anybody can count again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from fedrec.errors import BadMessage, ConfigError, LedgerTampered, StoreError
+from fedrec.federation.anchors import Receipt
+from fedrec.federation.run_record import read_record
+from fedrec.privacy import ledger_rules as rules
+from fedrec.privacy.ledger import Ledger
+from fedrec.privacy.ledger_account import Account
+from fedrec.privacy.ledger_entries import START, Entry, Kind, read_entry
+
+_RUN_LEDGERS = "privacy/eps-*/ledger.sqlite"
+
+
+@dataclass(frozen=True, repr=False)
+class ShopLedger:
+    """One shop's ledger.
+
+    Attributes:
+        shop: whose.
+        entries: all of them, in order.
+        receipts: the latest countersignature of each anchor, as the shop keeps them.
+    """
+
+    shop: str
+    entries: tuple[Entry, ...]
+    receipts: tuple[Receipt, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values: of each entry its text as it was hashed, and its hash."""
+        return {
+            "shop": self.shop,
+            "entries": [
+                {"sequence": entry.sequence, "text": entry.text().decode(), "hash": entry.hash.hex()}
+                for entry in self.entries
+            ],
+            "receipts": [json.loads(receipt.to_bytes()) for receipt in self.receipts],
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`; the chain is checked on the way.
+
+        Raises:
+            BadMessage: not such JSON.
+            LedgerTampered, LedgerTooNew: the chain does not hold.
+        """
+        try:
+            shop, previous, entries = str(fields["shop"]), START, []
+            for one in fields["entries"]:
+                own, text = bytes.fromhex(one["hash"]), one["text"].encode()
+                entries.append(read_entry(shop, int(one["sequence"]), text, own, previous))
+                previous = own
+            receipts = tuple(Receipt.from_bytes(json.dumps(one).encode()) for one in fields["receipts"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BadMessage(f"not the copy of a ledger ({type(error).__name__})") from error
+        return cls(shop, tuple(entries), receipts)
+
+
+@dataclass(frozen=True, repr=False)
+class Book:
+    """The ledgers that one database holds; each book of a report is a promise of its own.
+
+    Attributes:
+        name: of the database within what is reported.
+        shops: their ledgers.
+    """
+
+    name: str
+    shops: tuple[ShopLedger, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"name": self.name, "shops": [shop.to_json() for shop in self.shops]}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`.
+
+        Raises:
+            BadMessage: not such JSON.
+            LedgerTampered, LedgerTooNew: a chain does not hold.
+        """
+        try:
+            return cls(str(fields["name"]), tuple(ShopLedger.from_json(one) for one in fields["shops"]))
+        except (KeyError, TypeError) as error:
+            raise BadMessage(f"not the copy of a book of ledgers ({type(error).__name__})") from error
+
+
+def counted(copy: ShopLedger) -> Account:
+    """What a copy's entries add up to.
+
+    Raises:
+        LedgerTampered: an entry does not follow from those before, or a cost not from its parameters.
+    """
+    account = Account(copy.shop)
+    for entry in copy.entries:
+        account.apply(entry)
+        if entry.kind is Kind.RESERVE:
+            rules.check_costs(account, entry)
+    if account.budget is None:
+        raise LedgerTampered(f"the ledger of shop {copy.shop!r} has lost its first entry")
+    return account
+
+
+def read_source(source: str, shop: str | None = None) -> tuple[Book, ...]:
+    """All ledgers of a run directory, or of a database.
+
+    Args:
+        source: a run directory, a SQLite file, or a database's URL.
+        shop: this one's alone.
+    Raises:
+        ConfigError: a run that promises nothing, or no such shop.
+        StoreError: nothing can be read there.
+        LedgerTampered, LedgerTooNew: a ledger is not to be trusted, or cannot be read.
+    """
+    path = Path(source)
+    if "://" in source or not path.is_dir():
+        return (_read_book("ledger", source, shop),)
+    files = sorted(path.glob(_RUN_LEDGERS), key=_epsilon_of_folder)
+    if not files:
+        _refuse_run(path)
+    return tuple(_read_book(file.parent.name, str(file), shop) for file in files)
+
+
+def _read_book(name: str, place: str, shop: str | None) -> Book:
+    from fedrec.privacy.ledger_store import shops_in  # so that nothing else waits for the database library
+
+    found = shops_in(place)
+    if shop is not None and shop not in found:
+        raise ConfigError(f"no ledger of shop {shop!r} there; there are {', '.join(map(repr, found[:10]))}")
+    return Book(name, tuple(_read_shop(place, one) for one in (found if shop is None else (shop,))))
+
+
+def _read_shop(place: str, shop: str) -> ShopLedger:
+    ledger = Ledger.open(place, shop)
+    try:
+        ledger.verify()
+        return ShopLedger(shop, ledger.entries(), tuple(Receipt.from_bytes(one) for one in ledger.receipts()))
+    finally:
+        ledger.close()
+
+
+def _refuse_run(path: Path) -> None:
+    if not (path / "run.json").is_file():
+        raise StoreError(f"{path}: holds neither a run nor a ledger; give a run directory or a ledger's database")
+    if read_record(path / "run.json").privacy is None:
+        raise ConfigError(
+            f"{path}: this run promises nothing, so there is no ledger to report; a private one is made by fedrec "
+            "simulate --epsilon NUMBER --delta NUMBER"
+        )
+    raise StoreError(f"{path}: this run left no ledgers (its wanted columns keep none, or they were removed)")
+
+
+def _epsilon_of_folder(file: Path) -> tuple[float, str]:
+    name = file.parent.name
+    try:
+        return float(name.removeprefix("eps-")), name
+    except ValueError:
+        return float("inf"), name
