@@ -18,7 +18,12 @@ from scipy.linalg import lapack
 from fedrec.errors import ConfigError
 from fedrec.models.co_occurrence import blocks, packed_diagonal, unpack_lower
 from fedrec.models.item_item import ItemItemModel, ItemItemScorer, add_similarity, check_item_item, scaled_content
-from fedrec.models.private_item_item import PrivateItemItem, PrivateItemItemSettings, item_item_requests
+from fedrec.models.private_item_item import (
+    PrivateItemItem,
+    PrivateItemItemSettings,
+    item_item_requests,
+    over_all_items,
+)
 from fedrec.models.private_rules import item_item_rules
 from fedrec.models.recommender import PublicInputs, State
 from fedrec.privacy.mechanisms import Outlook, ReleaseRequest
@@ -122,11 +127,15 @@ class PrivateEase(PrivateItemItem):
     def fit(self, state: State, public: PublicInputs) -> ItemItemScorer:
         """As `Ease.fit`, with lambda and rho in the units of the sum itself, and popularity added to the scores.
 
+        With content all items are solved together, those without statistics on content alone, up to ``max_items``.
+
         Raises:
             ConfigError: the statistics are no Gram matrix for this lambda.
         """
         settings = self.settings
         ridge, weight = (float(state[name][0]) for name in ("ridge", "content_weight"))
+        if public.content is not None and weight > 0 and public.num_items <= settings.max_items:
+            state = over_all_items(state)
         scale = self._content_scale(state)
         scorer = _scorer(
             self._ranked(state),

@@ -58,9 +58,10 @@ class PrivateItemItemSettings:
         popularity_weight: added to an item's score for each unit of its noisy popularity; >= 0. Decides for shoppers
             of whom the model knows nothing else.
         own_weight: w, what a shop's own pairs count beside the noisy sum in the mixed model; > 0.
-        tail_share: in [0, 1]; content links of items outside the K, which no sum has tempered, count this much of
-            what the solved model would give them.
-        max_items: at home, a shop's own pairs cover this many of its items, most popular first; 1 to 12,000.
+        tail_share: in [0, 1]; content links of items that were not solved with the others count this much of what the
+            solved ones would give them.
+        max_items: so many items are solved together at most; at home, a shop's own pairs cover this many of its items,
+            most popular first; 1 to 12,000.
     """
 
     released_items: int = 600
@@ -229,6 +230,15 @@ class PrivateItemItem(ItemItemModel):
     def candidates(self) -> dict[str, tuple[Any, ...]]:
         """None: trying settings on shoppers' data would have to be paid for."""
         return {}
+
+
+def over_all_items(state: State) -> State:
+    """The state with every item covered: zeros in the co-occurrence for those that were not."""
+    num_items, covered = len(state["popularity"]), state["covered"]
+    place = np.full(num_items, -1, np.int64)
+    place[covered] = np.arange(len(covered))
+    packed = take_packed(state["co_occurrence"], len(covered), place)
+    return {**state, "covered": np.arange(num_items, dtype=np.int64), "co_occurrence": packed}
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:

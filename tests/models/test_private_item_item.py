@@ -206,7 +206,7 @@ def test_own_pairs_are_added_with_their_weight_and_reach_beyond_the_released_ite
 
 def test_tail_share_scales_what_content_says_of_other_items():
     world = plant_world(num_items=12)
-    model = PrivateEase(PrivateEaseSettings(released_items=8, tail_share=1.0, regularisation=1.0))
+    model = PrivateEase(PrivateEaseSettings(released_items=8, max_items=8, tail_share=1.0, regularisation=1.0))
     state = train_alone(model, world.histories, world.public)
     tail = np.setdiff1d(np.arange(12), state["covered"])
     known = tail[np.diff(world.public.content.indptr)[tail] > 0]
@@ -293,3 +293,19 @@ def test_a_shopper_without_known_items_is_ranked_by_popularity():
     nobody = sparse.csr_matrix((1, 33), dtype=np.float32)
     scores = model.fit(state, world.public).scores(nobody)[0]
     np.testing.assert_allclose(scores, 1e-4 * state["popularity"], rtol=1e-5)
+
+
+def test_items_without_statistics_are_solved_on_content_with_the_others():
+    """As the plain formula does it, with zeros in the co-occurrence."""
+    world = plant_world(num_items=12)
+    settings = PrivateEaseSettings(released_items=8, regularisation=2.0, content_weight=1.5, content_tilt=0.0)
+    model = PrivateEase(replace(settings, popularity_weight=0.0))
+    state = train_alone(model, world.histories, world.public)
+    gram = np.zeros((12, 12))
+    gram[np.ix_(state["covered"], state["covered"])] = unpack(state["co_occurrence"], 8)
+    features = world.public.content.toarray().astype(float)
+    inverse = np.linalg.inv(gram + 1.5 * features @ features.T + 2.0 * np.eye(12))
+    weights = -inverse / inverse.diagonal()
+    np.fill_diagonal(weights, 0)
+    scores = model.fit(state, world.public).scores(world.histories)
+    np.testing.assert_allclose(scores, world.histories.toarray() @ weights, atol=1e-5)
