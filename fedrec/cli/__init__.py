@@ -11,6 +11,7 @@ import typer
 from fedrec.cli.data import data_app
 from fedrec.cli.models import models
 from fedrec.cli.recommend import recommend
+from fedrec.cli.report import report_app
 from fedrec.cli.simulate import simulate
 from fedrec.errors import FedrecError
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command()(simulate)
 app.command()(recommend)
 app.command()(models)
+app.add_typer(report_app, name="report")
 app.add_typer(data_app, name="data")
 
 REFUSED = 2

@@ -14,13 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedrec.errors import BadAssumption, PrivacyError
+from fedrec.models.private_rules import popularity_share
 from fedrec.privacy.mechanisms import ReleaseRequest, Schedule, calibrate, residual_delta, sum_noise_sd
 from fedrec.privacy.settings import PrivacySettings
 from fedrec.privacy.spec import Mode, PrivacySpec
 from fedrec.reports.privacy_figures import ACCOUNTS, epsilon_of_person, odds
-
-POPULARITY_SHARE = 0.1
-"""Part of 1 / sigma^2 that picks the items, where there is more than one round."""
 
 RELEASED_ITEMS = 300
 """Width of the sum for which `_GAINS` was read off."""
@@ -148,7 +146,7 @@ def answer(question: Question) -> Answer:
         PrivacyError: no such promise can be made.
     """
     spec = question.spec
-    requests = _requests(question.rounds)
+    requests = _requests(question, spec)
     schedule = calibrate(requests, spec)
     most = spec.max_shops_per_person
     found = odds(schedule)
@@ -169,7 +167,7 @@ def alternatives(question: Question) -> list[tuple[str, Expectation, float]]:
     rows = []
     for name, other in _others(question):
         spec = other.spec
-        rows.append((name, _expect(other, spec, calibrate(_requests(other.rounds), spec)), spec.delta))
+        rows.append((name, _expect(other, spec, calibrate(_requests(other, spec), spec)), spec.delta))
     return rows
 
 
@@ -185,17 +183,19 @@ def usefulness(gain: float) -> str:
         return "popularity only"
     if gain < 0.25:
         return "strongest tastes"
-    return "up to half of the non-private gain" if gain < 0.5 else "most of the non-private gain"
+    return "up to half of the gain" if gain < 0.5 else "most of the gain"
 
 
-def _requests(rounds: int) -> tuple[ReleaseRequest, ...]:
-    """Popularity picks the items; the other rounds share the rest evenly."""
-    if rounds == 1:
-        return (ReleaseRequest("statistics", 1.0, clip_norm=1.0),)
-    rest = (1 - POPULARITY_SHARE) / (rounds - 1)
+def _requests(question: Question, spec: PrivacySpec) -> tuple[ReleaseRequest, ...]:
+    """As private models split a budget: popularity picks the items, the other rounds share the rest evenly."""
+    whole = ReleaseRequest("statistics", 1.0, clip_norm=1.0)
+    if question.rounds == 1:
+        return (whole,)
+    share = popularity_share(spec.public_shoppers / sum_noise_sd(calibrate((whole,), spec)[0], spec, question.shops))
+    rest = (1 - share) / (question.rounds - 1)
     return (
-        ReleaseRequest("popularity", POPULARITY_SHARE, clip_norm=1.0),
-        ReleaseRequest("statistics", rest, clip_norm=1.0, repeats=rounds - 1),
+        ReleaseRequest("popularity", share, clip_norm=1.0),
+        ReleaseRequest("statistics", rest, clip_norm=1.0, repeats=question.rounds - 1),
     )
 
 

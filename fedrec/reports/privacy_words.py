@@ -96,8 +96,8 @@ def _simulated(books: Sequence[Figures]) -> Iterable[str]:
     if len(books) > 1:
         yield (
             f"{len(books)} promises ({', '.join(title_of(book['name']) for book in books)}), each counted as if it "
-            "were the only one: only a simulation may make them over the same shoppers. A shop that did would have spent "
-            "more than any of them."
+            "were the only one: only a simulation may make them over the same shoppers. A shop that did would have "
+            "spent more than any of them."
         )
 
 
