@@ -28,7 +28,7 @@ CONTENT_RATIOS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
 _FIRST_RATIO = 3
 _SPLIT = 0.5
 _NUM_SPLITS = 2
-_MANY_ITEMS = 1500
+_MANY_ITEMS = 1000
 """From so many items on one split is enough: each costs K^3, and its figure is a mean over K items."""
 _SEED = 0
 
