@@ -31,10 +31,11 @@ def print_report(report: Report, page: Path, file: Path, console: Console) -> No
     console.print(Text(headline(report), style="bold"))
     console.print(Text(subtitle(report)))
     for text in texts["warnings"]:
-        console.print(Padding(Text(f"! {text}", style="yellow"), (0, 0, 0, 0)))
+        console.print(Text(f"! {text}", style="yellow"))
     console.print(shop_table(books))
     if any(book["runs"] for book in books):
         console.print(run_table(books))
+        console.print(accountant_table(books))
         console.print(mechanism_table(books))
     for title, name in (
         ("promised", "promise"),
@@ -50,71 +51,82 @@ def print_report(report: Report, page: Path, file: Path, console: Console) -> No
 
 
 def shop_table(books: Sequence[Figures]) -> Table:
-    """Shop × budget, spent, reserved, left, lifetime; shops with the same figures share a line."""
-    table = _table(book=len(books) > 1)
-    table.add_column("shop")
-    for title in ("budget ε", "δ", "spent", "reserved", "left", "lifetime", "releases", "repeats"):
+    """Shop × budget, spent, left, lifetime; shops with the same figures share a line."""
+    shops = [shop for book in books for shop in book["shops"]]
+    is_open = any(shop["committed"] != shop["spent"] for shop in shops)
+    is_repeated = any(shop["repeats"] for shop in shops)
+    table = _table()
+    table.add_column("shop", no_wrap=True)
+    titles = ["budget", "δ", "spent", *(["reserved"] if is_open else []), "left", "lifetime", "sums"]
+    for title in [*titles, *(["repeats"] if is_repeated else [])]:
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("rollback")
+    table.add_column("anchor", no_wrap=True)
     for book in books:
         for found, shop in words.alike(book["shops"]):
             budget = shop["budget"]
             period = "" if budget["period"] == "lifetime" else f" a year ({shop['years']})"
             table.add_row(
-                *([words.title_of(book["name"])] if len(books) > 1 else []),
-                words.names(found, 2),
+                _who(found, book),
                 f"{budget['epsilon']:g}{period}",
                 f"{budget['delta']:g}",
                 Text(words.number(shop["spent"]), style="bold"),
-                words.number(shop["committed"]),
+                *([words.number(shop["committed"])] if is_open else []),
                 words.number(shop["left"]),
                 words.number(shop["lifetime"]),
                 str(shop["releases"]),
-                str(shop["repeats"]),
-                "detectable" if shop["rollback_detectable"] else Text("not detectable", style="yellow"),
+                *([str(shop["repeats"])] if is_repeated else []),
+                f"entry {shop['anchored_sequence']}" if shop["rollback_detectable"] else Text("no", style="yellow"),
             )
     return table
 
 
 def run_table(books: Sequence[Figures]) -> Table:
-    """Run × promised epsilon, epsilon of one, two, three accounts, and what the other accountants say."""
-    table = _table(book=len(books) > 1)
-    table.add_column("run", overflow="ellipsis", no_wrap=True, max_width=26)
+    """Run × promised epsilon, epsilon of one, two, three accounts, and against a coordinator that sees each sum."""
+    table = _table()
+    table.add_column("run", no_wrap=True)
     table.add_column("mode", no_wrap=True)
-    titles = ("promised", "1 account", "2", "3", "coordinator", "RDP", "PRV", "exact")
-    for title in titles:
+    for title in ("ε", "k = 1", "k = 2", "k = 3", "coord."):
         table.add_column(title, justify="right", no_wrap=True)
-    for book in books:
-        for run in book["runs"]:
-            spec, accounts, others = run["terms"]["spec"], run["epsilon_by_accounts"], run["accountants"]
-            seen = run["epsilon_of_coordinator"]
-            table.add_row(
-                *([words.title_of(book["name"])] if len(books) > 1 else []),
-                run["run"],
-                spec["mode"],
-                f"{spec['epsilon']:g}",
-                Text(words.number(accounts["1"]), style="bold"),
-                words.number(accounts["2"]),
-                words.number(accounts["3"]),
-                words.number(accounts["1"]) if seen is None else Text(words.number(seen), style="yellow"),
-                *(words.number(others[name]) for name in ("rdp", "prv", "exact")),
-            )
+    table.caption = "k: accounts of one person; coord.: what a coordinator reaches that sees each shop's sum"
+    table.caption_style, table.caption_justify = "dim", "left"
+    for run in _runs(books):
+        spec, accounts, seen = run["terms"]["spec"], run["epsilon_by_accounts"], run["epsilon_of_coordinator"]
+        table.add_row(
+            _shortened(run["run"]),
+            spec["mode"],
+            f"{spec['epsilon']:g}",
+            Text(words.number(accounts["1"]), style="bold"),
+            words.number(accounts["2"]),
+            words.number(accounts["3"]),
+            words.number(accounts["1"]) if seen is None else Text(words.number(seen), style="yellow"),
+        )
+    return table
+
+
+def accountant_table(books: Sequence[Figures]) -> Table:
+    """Run × what each accountant says."""
+    table = _table()
+    table.add_column("ε counted by", no_wrap=True)
+    for title in ("PLD", "Rényi", "PRV", "closed form"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for run in _runs(books):
+        found = run["accountants"]
+        table.add_row(_shortened(run["run"]), *(words.number(found[name]) for name in ("pld", "rdp", "prv", "exact")))
     return table
 
 
 def mechanism_table(books: Sequence[Figures]) -> Table:
-    """Sum × how often, with how much noise, epsilon by itself, share of everything that was spent."""
-    table = _table(book=len(books) > 1)
-    table.add_column("shop")
+    """Sum × how often, epsilon by itself, share of everything that was spent."""
+    table = _table()
+    table.add_column("shop", no_wrap=True)
     table.add_column("sum", no_wrap=True)
-    for title in ("releases", "ε by itself", "share of all spent"):
+    for title in ("times", "ε by itself", "share"):
         table.add_column(title, justify="right", no_wrap=True)
     for book in books:
         for found, shop in words.alike(book["shops"]):
             for one in shop["mechanisms"]:
                 table.add_row(
-                    *([words.title_of(book["name"])] if len(books) > 1 else []),
-                    words.names(found, 2),
+                    _who(found, book),
                     one["name"],
                     str(one["releases"] or "–"),
                     words.number(one["epsilon_alone"]),
@@ -189,7 +201,7 @@ def _plan_lines(plan: Answer) -> Iterable[str]:
 
 
 def _sum_table(plan: Answer) -> Table:
-    table = _table(book=False)
+    table = _table()
     table.add_column("sum", no_wrap=True)
     for title in ("rounds", "budget", "σ needed", "noise of each shop", "noise of the sum"):
         table.add_column(title, justify="right")
@@ -216,7 +228,7 @@ def _expectation_line(found: Expectation) -> str:
 
 
 def _others_table(others: Sequence[tuple[str, Expectation, float]]) -> Table:
-    table = _table(book=False)
+    table = _table()
     table.add_column("what if", no_wrap=True)
     for title in ("signal over noise edge", "part of the gain"):
         table.add_column(title, justify="right")
@@ -227,11 +239,24 @@ def _others_table(others: Sequence[tuple[str, Expectation, float]]) -> Table:
     return table
 
 
-def _table(*, book: bool) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, header_style="bold")
-    if book:
-        table.add_column("promise", no_wrap=True)
-    return table
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, header_style="bold")
+
+
+def _runs(books: Sequence[Figures]) -> list[Figures]:
+    return [run for book in books for run in book["runs"]]
+
+
+def _who(found: Sequence[str], book: Figures) -> str:
+    """The shops of a line, and which promise it is, where there are several."""
+    everybody = len(found) > 1 and len(found) == len(book["shops"])
+    shops = f"all {len(found)} shops" if everybody else words.names(found, 2)
+    return shops if book["name"] == "ledger" else f"{words.title_of(book['name'])}: {shops}"
+
+
+def _shortened(run: str, most: int = 20) -> str:
+    """The end of a run's name, which tells runs of one federation apart."""
+    return run if len(run) <= most else f"…{run[1 - most :]}"
 
 
 def _print_list(title: str, texts: Sequence[str], console: Console) -> None:

@@ -74,9 +74,8 @@ def differences(stored: Any, computed: Any, path: str = "") -> list[str]:
             return [f"{path}: {len(stored)} entries in place of {len(computed)}"]
         pairs = enumerate(zip(stored, computed, strict=True))
         return [line for i, (one, other) in pairs for line in differences(one, other, f"{path}[{i}]")]
-    if isinstance(computed, float) and isinstance(stored, float) and _is_same_figure(stored, computed):
-        return []
-    if type(stored) is type(computed) and stored == computed:
+    is_figure = isinstance(computed, float) and isinstance(stored, float)
+    if type(stored) is type(computed) and (_is_same_figure(stored, computed) if is_figure else stored == computed):
         return []
     return [f"{path}: {_shown(stored)} in place of {_shown(rounded(computed))}"]
 

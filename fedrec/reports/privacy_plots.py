@@ -53,7 +53,9 @@ def _spent(books: Sequence[Figures]) -> Picture | None:
     ]
     if not groups:
         return None
-    groups.sort(key=lambda group: -group[1]["lifetime"])
+    num_groups = len(groups)
+    most = sorted((shop["lifetime"] for _, shop in groups), reverse=True)[: len(_LINES)]
+    groups = [(label, shop) for label, shop in groups if shop["lifetime"] >= most[-1]][: len(_LINES)]
     times = {id(shop): _times(shop) for _, shop in groups}
     is_short = all((when[-1] - when[0]).total_seconds() < _SHORT_S for when in times.values())
     with mpl.rc_context(STYLE):
@@ -66,7 +68,7 @@ def _spent(books: Sequence[Figures]) -> Picture | None:
         axes.set_ylim(bottom=0)
         axes.set_ylabel("ε")
         axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=2, handletextpad=0.5, columnspacing=1.2)
-        _, worst = groups[0]
+        worst = max((shop for _, shop in groups), key=lambda shop: shop["lifetime"])
         alt = (
             f"Epsilon spent over {len(worst['history']) - 1} releases, up to {words.number(worst['spent'])} of "
             f"{worst['budget']['epsilon']:g}."
@@ -77,8 +79,8 @@ def _spent(books: Sequence[Figures]) -> Picture | None:
         )
         if any(shop["budget"]["period"] == "year" for _, shop in groups):
             text += " Dotted: the lifetime, which a new budget year does not reset."
-        if len(groups) > len(_LINES):
-            text += f" Shown are {len(_LINES)} of {len(groups)}, those that spent most."
+        if num_groups > len(groups):
+            text += f" Shown are {len(groups)} of {num_groups}, those that spent most."
         return Picture("spent", "ε spent and left", text, inline_svg(figure, "spent", alt, _COLOURS))
 
 

@@ -25,7 +25,7 @@ _ASSUMED = (
     "this report.",
     "The declared numbers (shoppers of the federation, catalogue, shops) were not computed from shoppers' events.",
     "The operating system's randomness is not to be guessed, and AES-256 is what it is held to be. How the noise is "
-    "drawn costs a part of δ that is counted in.",
+    "drawn costs a part of δ, which is counted.",
 )
 
 Figures = Mapping[str, Any]
@@ -165,8 +165,8 @@ def _means(runs: Sequence[Figures]) -> Iterable[str]:
             f"{which} at ε {spec['epsilon']:g}: whoever sees {sees} is right about whether a given shopper was "
             f"there at most {of_hundred(run['odds']['right_of_coin'])} times in 100 (a coin: 50). Accusing 1 "
             f"absent shopper in 100, he finds at most {found} in 100 who were there (by guessing: 1). Where he held "
-            f"it for 10 % likely before, he may hold it for at most "
-            f"{of_hundred(posterior(0.1, spec['epsilon']))} % afterwards, but with probability δ = {spec['delta']:g}."
+            f"it for 10 % likely before, he may hold it for at most {of_hundred(posterior(0.1, spec['epsilon']))} % "
+            f"afterwards, except with probability δ = {spec['delta']:g}."
         )
 
 
