@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+import numpy as np
+
 from fedrec.errors import BadAssumption, ConfigError, RoundRefused
 from fedrec.models.recommender import RoundKind, RoundSpec
 from fedrec.privacy.grid import SCALE, Grid, choose_grid
@@ -131,7 +133,8 @@ class Terms:
         """
         spec, _ = self._private(index)
         distance = noise_residual_tv(self.shop_noise_units(index), num_values, num_shops=len(self.roster))
-        if not (1 + math.exp(spec.epsilon)) * distance * len(self.schedule) <= self.residual_delta:
+        cost = math.log(distance) + float(np.logaddexp(0.0, spec.epsilon)) + math.log(len(self.schedule))
+        if not cost <= math.log(self.residual_delta):
             raise RoundRefused(
                 f"round {index}: {num_values:,} values of noise of {self.shop_noise_units(index):.3g} grid units are "
                 f"{distance:.2g} from exact Gaussians, more than delta {spec.delta:g} has room for"

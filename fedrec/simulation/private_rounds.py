@@ -34,6 +34,7 @@ from fedrec.simulation.world import Stage, World, training_rows
 
 PRIVACY_FOLDER = "privacy"
 LEDGER_FILE = "ledger.sqlite"
+ANCHORS_FOLDER = "anchors"
 _ACCOUNTS_SHOWN = (1, 2, 3)
 
 
@@ -125,7 +126,8 @@ def run_draw(
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         url = f"sqlite:///{(folder / LEDGER_FILE).absolute()}"
-    federation = Federation(promise.model, world.public, terms, rows, ledger_url=url)
+    anchors = folder / ANCHORS_FOLDER if keep_ledgers and not is_shared else None
+    federation = Federation(promise.model, world.public, terms, rows, ledger_url=url, anchor_dir=anchors)
     try:
         return run_rounds(settings, federation, RunOptions(on_reply=on_reply), run_dir)
     finally:
