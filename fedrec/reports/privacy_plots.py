@@ -8,8 +8,8 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-from matplotlib.ticker import FuncFormatter
+from matplotlib.dates import num2date
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedrec.reports import privacy_words as words
 from fedrec.reports.drawing import FAINT, INK, STYLE, Picture, canvas, inline_svg
@@ -108,9 +108,10 @@ def _time_axis(axes: Axes, is_short: bool) -> None:
         axes.set_xlabel("seconds since the ledger began")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         return
-    locator = AutoDateLocator(maxticks=6)
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    days = axes.get_xlim()[1] - axes.get_xlim()[0]
+    form = "%Y-%m-%d" if days > 2 else "%d %b %H:%M"
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=days > 4))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{num2date(value):{form}}"))
 
 
 def _curve(runs: Sequence[Figures]) -> Picture | None:

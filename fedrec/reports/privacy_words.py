@@ -52,7 +52,7 @@ def of_hundred(share: float) -> str:
     """A probability as "so many times in 100": 59.9, 1.63, 0.042, 99.998; never rounded to certainty."""
     value = 100 * share
     if 99.95 <= value < 100:
-        return f"{value:.{min(9, 1 - math.floor(math.log10(100 - value)))}f}"
+        return f"{value:.{min(9, -math.floor(math.log10(100 - value)))}f}"
     return f"{value:.3g}"
 
 
