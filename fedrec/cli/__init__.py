@@ -8,6 +8,7 @@ import sys
 import click
 import typer
 
+from fedrec.cli.audit import audit
 from fedrec.cli.data import data_app
 from fedrec.cli.models import models
 from fedrec.cli.recommend import recommend
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command()(simulate)
 app.command()(recommend)
 app.command()(models)
+app.command()(audit)
 app.add_typer(report_app, name="report")
 app.add_typer(data_app, name="data")
 
