@@ -261,5 +261,7 @@ def _shortened(run: str, most: int = 20) -> str:
 
 def _print_list(title: str, texts: Sequence[str], console: Console) -> None:
     console.print(Text(f"{title}:", style="bold"))
+    table = Table.grid(padding=(0, 1))
     for text in texts:
-        console.print(Padding(Text(f"- {text}"), (0, 0, 0, 2)))
+        table.add_row(Text("-"), Text(text))
+    console.print(Padding(table, (0, 0, 0, 2)))

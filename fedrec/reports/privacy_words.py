@@ -185,12 +185,12 @@ def _assumed_of(run: Figures) -> str:
     spec = run["terms"]["spec"]
     most = spec["max_shops_per_person"]
     person = "one shop" if most == 1 else f"{most} shops, to which contributions were clipped"
-    text = (
-        f"ε {spec['epsilon']:g}: at least {spec['min_shops']} {'shop' if spec['min_shops'] == 1 else 'shops'} in every "
-        "sum"
-    )
+    text = f"ε {spec['epsilon']:g}: nothing about other shops"
     if spec["mode"] == "distributed":
-        text += f", of which at most {spec['colluders']} may tell the coordinator their noise"
+        text = (
+            f"ε {spec['epsilon']:g}: at least {spec['min_shops']} shops in every sum, of which at most "
+            f"{spec['colluders']} may tell the coordinator their noise"
+        )
     return (
         f"{text}; {spec['public_shoppers']:,} shoppers declared, {spec['max_shoppers']:,} at most; a person has an "
         f"account in at most {person}."
