@@ -28,7 +28,7 @@ def audit(
 ) -> int:
     """Attack this build's releases: is the noise as claimed, can one shopper move a sum too far, what do lists tell?
 
-    Exits with 0 if every audit passes and with 1 if one fails. A correct build fails about once in 2,000 runs.
+    Exits with 0 if every audit passes and with 1 if one fails. A correct build fails about once in 200,000 runs.
 
     \b
     [bold]Examples[/]
@@ -84,6 +84,8 @@ def _print(settings: AuditSettings, findings: list[Finding]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from fedrec.privacy.audit import FALSE_ALARM
+
     console = Console()
     console.print(
         Text(
@@ -101,6 +103,7 @@ def _print(settings: AuditSettings, findings: list[Finding]) -> None:
         verdict = Text(f"{marks[finding.is_passed]}: {finding.verdict}", style=styles[finding.is_passed])
         table.add_row(Text(finding.audit), Text(finding.claimed), Text(finding.found), verdict)
     console.print(table)
+    console.print(Text(f"Each interval misses the truth with probability {FALSE_ALARM:g}.", style="dim"))
     failed = _failed(findings)
     console.print(
         Text(
