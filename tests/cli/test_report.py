@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fedrec.privacy import accounting
+from fedrec.privacy.mechanisms import ReleaseRequest, calibrate
+from fedrec.privacy.spec import Mode, PrivacySpec
+from fedrec.reports.privacy_figures import odds
 from fedrec.secure_aggregation.keys import IdentityKey
 
 from ..reports.privacy_ledgers import SCHEDULE, anchor, charge, make_shop, open_ledger
@@ -204,3 +212,34 @@ def test_a_plan_that_cannot_be_is_refused_in_one_line(fedrec: Command, options, 
     said = fedrec("report", "plan", "--epsilon", 2, "--rounds", 5, "--shoppers", 6000, *options)
     assert (said.status, said.out, said.err.count("\n")) == (2, "", 1)
     assert words in said.err
+
+
+@pytest.mark.parametrize("command", ["privacy", "verify", "plan"])
+def test_help_holds_an_example_and_loads_nothing_heavy(fedrec: Command, command):
+    said = fedrec("report", command, "--help")
+    assert said.status == 0
+    assert f"  fedrec report {command}" in said.out.split("Examples", 1)[1]
+    code = (
+        "import sys; from fedrec.cli import main; main(sys.argv[1:]);"
+        "heavy = {'numpy', 'scipy', 'torch', 'opacus', 'dp_accounting', 'matplotlib', 'sqlalchemy', 'cryptography'};"
+        "print('loaded:', sorted(heavy & sys.modules.keys()))"
+    )
+    arguments = [sys.executable, "-c", code, "report", command, "--help"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "loaded: []"
+
+
+def test_the_page_for_lawyers_says_what_the_accountant_says():
+    page = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text(encoding="utf-8")
+    rows = re.findall(r"\| ε ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) % \| ([\d.]+), ([\d.]+) \|", page)
+    assert [row[0] for row in rows] == ["0.5", "1", "2", "4", "8"]
+    for row in rows:
+        epsilon, right, found, posterior, two, three = (float(cell) for cell in row)
+        promise = PrivacySpec(epsilon, 1e-6, Mode.LOCAL, 6000, 6000, 1)
+        schedule = calibrate((ReleaseRequest("sum", 1.0, clip_norm=1.0),), promise)
+        best = odds(schedule)
+        assert right == pytest.approx(100 * best["right_of_coin"], abs=0.051)
+        assert found == pytest.approx(100 * best["found_at_one_percent"], abs=0.051)
+        assert posterior == pytest.approx(100 * accounting.posterior(0.1, epsilon), abs=0.051)
+        assert two == pytest.approx(accounting.epsilon(schedule, 1e-6, memberships=2), rel=5e-3)
+        assert three == pytest.approx(accounting.epsilon(schedule, 1e-6, memberships=3), rel=5e-3)
