@@ -17,6 +17,7 @@ from fedrec.reports.privacy_plan import SOURCE, Answer, Expectation, Question
 from fedrec.reports.privacy_report import Report, headline, subtitle
 from fedrec.reports.privacy_words import Figures
 
+_MAX_RUNS = 15
 _MARKS = {
     Verdict.HOLDS: Text("✓", style="green"),
     Verdict.FAILS: Text("✗", style="bold red"),
@@ -37,13 +38,9 @@ def print_report(report: Report, page: Path, file: Path, console: Console) -> No
         console.print(run_table(books))
         console.print(accountant_table(books))
         console.print(mechanism_table(books))
-    for title, name in (
-        ("promised", "promise"),
-        ("what it means", "means"),
-        ("not promised", "not_promised"),
-        ("assumed", "assumed"),
-    ):
+    for title, name in (("promised", "promise"), ("what it means", "means"), ("not promised", "not_promised")):
         _print_list(title, texts[name], console)
+    _print_list("assumed", [*texts["assumed"], *report["notes"]], console)
     console.print()
     console.print(Text(f"page: {page}"), soft_wrap=True)
     console.print(Text(f"signed JSON: {file}"), soft_wrap=True)
@@ -87,9 +84,12 @@ def run_table(books: Sequence[Figures]) -> Table:
     table.add_column("mode", no_wrap=True)
     for title in ("ε", "k = 1", "k = 2", "k = 3", "coord."):
         table.add_column(title, justify="right", no_wrap=True)
+    left_out = len(_runs(books)) - _MAX_RUNS
     table.caption = "k: accounts of one person; coord.: what a coordinator reaches that sees each shop's sum"
+    if left_out > 0:
+        table.caption += f"; {left_out} earlier runs in the report"
     table.caption_style, table.caption_justify = "dim", "left"
-    for run in _runs(books):
+    for run in _runs(books)[-_MAX_RUNS:]:
         spec, accounts, seen = run["terms"]["spec"], run["epsilon_by_accounts"], run["epsilon_of_coordinator"]
         table.add_row(
             _shortened(run["run"]),
@@ -109,7 +109,7 @@ def accountant_table(books: Sequence[Figures]) -> Table:
     table.add_column("ε counted by", no_wrap=True)
     for title in ("PLD", "Rényi", "PRV", "closed form"):
         table.add_column(title, justify="right", no_wrap=True)
-    for run in _runs(books):
+    for run in _runs(books)[-_MAX_RUNS:]:
         found = run["accountants"]
         table.add_row(_shortened(run["run"]), *(words.number(found[name]) for name in ("pld", "rdp", "prv", "exact")))
     return table

@@ -52,12 +52,12 @@ def privacy(
     from rich.console import Console
 
     from fedrec.cli.privacy_tables import print_report
-    from fedrec.reports.privacy_entries import read_source
+    from fedrec.reports.privacy_entries import notes_of, read_source
     from fedrec.reports.privacy_report import make_report, write_report
 
     books = read_source(source, shop)
     folder = _folder(source, out)
-    report = make_report(books, _key(folder, key), source=_name(source))
+    report = make_report(books, _key(folder, key), source=_name(source), notes=notes_of(source))
     page, file = write_report(report, folder)
     print_report(report, page, file, Console())
 

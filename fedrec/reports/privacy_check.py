@@ -23,7 +23,7 @@ from fedrec.reports.privacy_figures import differences, document, num_figures
 from fedrec.reports.privacy_report import KIND, REPORT_FORMAT, Report, render_json, signed_bytes
 from fedrec.secure_aggregation.keys import PublicKey
 
-_FIELDS = {"kind", "format", "created_utc", "fedrec", "source", "document", "ledgers", "signature"}
+_FIELDS = {"kind", "format", "created_utc", "fedrec", "source", "notes", "document", "ledgers", "signature"}
 
 
 class Verdict(StrEnum):

@@ -130,6 +130,25 @@ def read_source(source: str, shop: str | None = None) -> tuple[Book, ...]:
     return tuple(_read_book(file.parent.name, str(file), shop) for file in files)
 
 
+def notes_of(source: str) -> list[str]:
+    """What a run's own record adds, for people: which inputs count as declared, and whose ledgers these are.
+
+    Raises:
+        StoreError: the record cannot be read.
+    """
+    record = Path(source) / "run.json"
+    if "://" in source or not record.is_file():
+        return []
+    about = read_record(record).privacy or {}
+    notes = [f"Public inputs: {about['public_inputs']}."] if about.get("public_inputs") else []
+    if (draws := about.get("noise_draws", 1)) > 1:
+        notes.append(
+            f"These are the ledgers of the first of {draws} noise draws; each paid the whole promise from ledgers of "
+            "its own, as only a simulation may."
+        )
+    return notes
+
+
 def _read_book(name: str, place: str, shop: str | None) -> Book:
     from fedrec.privacy.ledger_store import shops_in  # so that nothing else waits for the database library
 

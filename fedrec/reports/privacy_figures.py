@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -108,24 +109,28 @@ def _of_one_account(schedule: Schedule, max_shops_per_person: int) -> Schedule:
 
 
 def _book(book: Book) -> dict[str, Any]:
-    accounts = [(copy, counted(copy)) for copy in book.shops]
-    runs: dict[str, dict[str, Any]] = {}
+    reserved: dict[str, tuple[Run, list[str]]] = {}
     shops = []
-    for copy, account in accounts:
+    for copy in book.shops:
+        account = counted(copy)
         for name, run in account.runs.items():
-            key = _key_of(name, run, runs)
-            runs.setdefault(key, _run(key, run))["shops"].append(copy.shop)
+            reserved.setdefault(_key_of(name, run, reserved), (run, []))[1].append(copy.shop)
         shops.append(_shop(copy, account))
-    return {"name": book.name, "runs": list(runs.values()), "shops": shops}
+    runs = [{"run": key, "shops": at, **_run(run)} for key, (run, at) in reserved.items()]
+    return {"name": book.name, "runs": runs, "shops": shops}
 
 
-def _key_of(name: str, run: Run, runs: Mapping[str, Mapping[str, Any]]) -> str:
+def _key_of(name: str, run: Run, reserved: Mapping[str, tuple[Run, list[str]]]) -> str:
     """A run's name; where shops reserved it on different terms, with a number."""
     key, number = name, 1
-    while key in runs and runs[key]["terms"] != _terms(run):
+    while key in reserved and not _is_same(reserved[key][0], run):
         number += 1
         key = f"{name} ({number})"
     return key
+
+
+def _is_same(one: Run, other: Run) -> bool:
+    return _terms(one) == _terms(other) and one.schedule == other.schedule
 
 
 def _terms(run: Run) -> dict[str, Any]:
@@ -134,36 +139,38 @@ def _terms(run: Run) -> dict[str, Any]:
         "residual_delta": float(run.fields["residual_delta"]),
         "is_noise_seeded": run.fields["is_noise_seeded"],
         "is_masked": bool(run.fields.get("is_masked", False)),
-        "schedule": [dataclasses.asdict(one) for one in run.schedule],
     }
 
 
-def _run(key: str, run: Run) -> dict[str, Any]:
+def _run(run: Run) -> dict[str, Any]:
     """One run's promise in figures; the worst case that was reserved."""
     spec = run.fields["spec"]
     delta, most = spec["delta"] - run.fields["residual_delta"], spec["max_shops_per_person"]
     alone = _of_one_account(run.schedule, most)
     agreement = accounting.check_accountants(run.schedule, delta)
     return {
-        "run": key,
         "terms": _terms(run),
-        "shops": [],
         "epsilon_by_accounts": {str(k): epsilon_of_person(run.schedule, delta, k, most) for k in ACCOUNTS},
         "epsilon_of_coordinator": _epsilon_of_coordinator(run, delta),
         "accountants": dataclasses.asdict(agreement),
         "odds": odds(alone),
         "curve": _curve(alone),
-        "releases": [_release(one, spec, delta) for one in run.schedule],
+        "schedule": list(_schedule(run, delta)),
     }
 
 
-def _release(one: PlannedRelease, spec: Mapping[str, Any], delta: float) -> dict[str, Any]:
-    """One noisy sum: what each shop adds, over C, and what it would cost by itself."""
-    return {
-        "name": one.name,
-        "noise_of_each_shop": one.noise_multiplier / math.sqrt(_num_honest(spec)),
-        "epsilon_alone": accounting.epsilon((one,), delta),
-    }
+def _schedule(run: Run, delta: float) -> Iterable[dict[str, Any]]:
+    """The reserved sums, equal neighbours together: what each shop adds, over C, and what one would cost by itself."""
+    first = 1
+    for one, same in itertools.groupby(run.schedule):
+        times = len(list(same))
+        yield {
+            "rounds": f"{first}" if times == 1 else f"{first}–{first + times - 1}",
+            **dataclasses.asdict(one),
+            "noise_of_each_shop": one.noise_multiplier / math.sqrt(_num_honest(run.fields["spec"])),
+            "epsilon_alone": accounting.epsilon((one,), delta),
+        }
+        first += times
 
 
 def _num_honest(spec: Mapping[str, Any]) -> int:

@@ -31,13 +31,14 @@ HTML_FILE, JSON_FILE, KEY_FILE = "privacy-report.html", "privacy-report.json", "
 Report = Mapping[str, Any]
 
 
-def make_report(books: Sequence[Book], key: IdentityKey, *, source: str) -> dict[str, Any]:
+def make_report(books: Sequence[Book], key: IdentityKey, *, source: str, notes: Sequence[str] = ()) -> dict[str, Any]:
     """A signed report.
 
     Args:
         books: from `fedrec.reports.privacy_entries.read_source`.
         key: that signs it; best the shop's own identity.
         source: what was reported, for people.
+        notes: further assumptions; the signature vouches for them, no entry does.
     Returns:
         JSON values.
     Raises:
@@ -50,6 +51,7 @@ def make_report(books: Sequence[Book], key: IdentityKey, *, source: str) -> dict
         "created_utc": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "fedrec": __version__,
         "source": source,
+        "notes": list(notes),
         "document": rounded(document(books)),
         "ledgers": [book.to_json() for book in books],
         "signature": {

@@ -154,7 +154,7 @@ def _means(runs: Sequence[Figures]) -> Iterable[str]:
     groups: dict[str, list[Figures]] = {}
     for run in runs:
         spec = run["terms"]["spec"]
-        same = [spec["epsilon"], spec["delta"], run["odds"], run["epsilon_by_accounts"]]
+        same = [spec["epsilon"], spec["delta"], run["odds"], is_open_to_coordinator(run["terms"])]
         groups.setdefault(json.dumps(same), []).append(run)
     for same in groups.values():
         run, spec = same[0], same[0]["terms"]["spec"]
@@ -165,8 +165,8 @@ def _means(runs: Sequence[Figures]) -> Iterable[str]:
             f"{which} at ε {spec['epsilon']:g}: whoever sees {sees} is right about whether a given shopper was "
             f"there at most {of_hundred(run['odds']['right_of_coin'])} times in 100 (a coin: 50). Accusing 1 "
             f"absent shopper in 100, he finds at most {found} in 100 who were there (by guessing: 1). Where he held "
-            f"it for 10 % likely before, he may hold it for at most {of_hundred(posterior(0.1, spec['epsilon']))} % "
-            f"afterwards, except with probability δ = {spec['delta']:g}."
+            "it for 10\u00a0% likely before, he may hold it for at most "
+            f"{of_hundred(posterior(0.1, spec['epsilon']))}\u00a0% afterwards, except with probability δ\u00a0=\u00a0{spec['delta']:g}."
         )
 
 

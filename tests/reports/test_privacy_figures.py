@@ -107,7 +107,7 @@ def test_without_masks_the_coordinator_reaches_more_than_was_promised(tmp_path):
     found = told(tmp_path / "shop.db")
     run = found["books"][0]["runs"][0]
     assert run["epsilon_of_coordinator"] == pytest.approx(accounting.exact_epsilon(2 * MU, 1e-6), rel=0.01)
-    assert [one["noise_of_each_shop"] for one in run["releases"]] == [6.0, 2.0]
+    assert [one["noise_of_each_shop"] for one in run["schedule"]] == [6.0, 2.0]
     assert any(text.startswith("Not protected from the coordinator") for text in found["words"]["warnings"])
 
 
@@ -137,6 +137,7 @@ def test_sampled_sums_are_bounded_by_the_renyi_filter(tmp_path):
     assert shop["filter"] == "renyi"
     assert shop["spent"] > run["epsilon_by_accounts"]["1"] > 0
     assert list(run["curve"]["misses"]) == ["1"]
+    assert [one["rounds"] for one in run["schedule"]] == ["1–20"]
     assert run["accountants"]["exact"] is None
     assert shop["lifetime_odds"]["right_of_coin"] >= run["odds"]["right_of_coin"]
 

@@ -10,9 +10,9 @@ from datetime import timedelta
 
 import pytest
 
-from fedrec.errors import StoreError
+from fedrec.errors import ConfigError, StoreError
 from fedrec.privacy.spec import Mode
-from fedrec.reports.privacy_entries import Book, read_source
+from fedrec.reports.privacy_entries import Book, notes_of, read_source
 from fedrec.reports.privacy_report import (
     HTML_FILE,
     JSON_FILE,
@@ -75,7 +75,7 @@ def test_the_page_says_what_a_lawyer_asks(report):
         "Rollback not detectable (3 shops)",
         "times in 100 (a coin: 50)",
         "lifetime, at δ 1e-06",
-        "Where he held it for 10 % likely before",
+        "Where he held it for 10",
         report["signature"]["fingerprint"],
     ):
         assert words in text, words
@@ -160,3 +160,25 @@ def test_a_chance_is_never_rounded_to_certainty(share, text):
 def test_many_names_are_counted():
     assert names(["a", "b"]) == "a, b"
     assert names(["a", "b", "c", "d", "e"], 2) == "a, b and 3 more"
+
+
+def test_a_runs_record_says_what_counts_as_declared(tmp_path, record_of):
+    record = record_of(3, epsilons=(2.0,))
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    (tmp_path / "privacy" / "eps-2").mkdir(parents=True)
+    charge(open_ledger(tmp_path / "privacy" / "eps-2" / "ledger.sqlite"), "run")
+    notes = notes_of(str(tmp_path))
+    assert notes[0] == "Public inputs: counted as declared."
+    assert notes[1].startswith("These are the ledgers of the first of 3 noise draws")
+    report = make_report(read_source(str(tmp_path)), IdentityKey.generate(), source="run", notes=notes)
+    assert notes[1] in text_of(render_html(report))
+    assert notes_of("sqlite://") == notes_of(str(tmp_path / "privacy")) == []
+
+
+def test_a_run_whose_ledgers_are_gone_is_told_so(tmp_path, record_of):
+    (tmp_path / "run.json").write_text(json.dumps(record_of(3, epsilons=(2.0,))))
+    with pytest.raises(StoreError, match="left no ledgers"):
+        read_source(str(tmp_path))
+    (tmp_path / "run.json").write_text(json.dumps(record_of(3)))
+    with pytest.raises(ConfigError, match="promises nothing"):
+        read_source(str(tmp_path))
