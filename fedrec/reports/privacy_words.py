@@ -166,7 +166,8 @@ def _means(runs: Sequence[Figures]) -> Iterable[str]:
             f"there at most {of_hundred(run['odds']['right_of_coin'])} times in 100 (a coin: 50). Accusing 1 "
             f"absent shopper in 100, he finds at most {found} in 100 who were there (by guessing: 1). Where he held "
             "it for 10\u00a0% likely before, he may hold it for at most "
-            f"{of_hundred(posterior(0.1, spec['epsilon']))}\u00a0% afterwards, except with probability δ\u00a0=\u00a0{spec['delta']:g}."
+            f"{of_hundred(posterior(0.1, spec['epsilon']))}\u00a0% afterwards, except with "
+            f"probability δ\u00a0=\u00a0{spec['delta']:g}."
         )
 
 

@@ -43,7 +43,7 @@ def charge(ledger: Ledger, run: str, schedule: Schedule = SCHEDULE, promise: Pri
     """Reserve a run and charge all of it."""
     ledger.reserve(run, promise or spec(), schedule, **more)
     for index, release in enumerate(schedule):
-        ledger.charge(run, index, bytes([index]) * 32, release, b"noisy bytes")
+        ledger.charge(run, index, index.to_bytes(32), release, b"noisy bytes")
 
 
 def make_shop(place: str | Path, shop: str = "uk", *, runs: int = 1, **more) -> Ledger:
