@@ -7,6 +7,7 @@ import hashlib
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -79,6 +80,7 @@ def race(database: str, outbox: Path, name: str) -> None:
         except (BudgetExhausted, TooManyAborts):
             return
         send(outbox, f"{name}-{number}")
+        time.sleep(0.01)  # SQLite's lock is not fair: give the others a turn
 
 
 def serve(database: str, outbox: Path, name: str) -> None:

@@ -107,7 +107,7 @@ def test_two_processes_cannot_spend_the_same_budget(tmp_path):
     assert spent.epsilon <= 0.25
     alone = Ledger.open("sqlite://", "north", budget=Budget(0.25, 1e-5))
     assert sum(left) == most_runs(alone)
-    assert min(left) > 0, "the children did not race"
+    assert sum(count > 0 for count in left) >= 2, "the children did not race"
     book.verify()
 
 
