@@ -80,6 +80,7 @@ class ItemKnn(ItemItemModel):
                 released_items=min(rules.released_items, self.settings.max_items),
                 content_weight=rules.content_weight if self.settings.content_weight > 0 else 0.0,
                 popularity_weight=rules.popularity_weight,
+                crowd=rules.crowd,
                 own_weight=rules.own_weight,
                 tail_share=rules.tail_share,
                 max_items=self.settings.max_items,

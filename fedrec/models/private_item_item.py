@@ -57,6 +57,8 @@ class PrivateItemItemSettings:
         content_tilt: similarity of two items is multiplied by (the product of their popularities) to this power; >= 0.
         popularity_weight: added to an item's score for each unit of its noisy popularity; >= 0. Decides for shoppers
             of whom the model knows nothing else.
+        crowd: x, declared shoppers over the noise of one release with the whole budget; > 0. At home it says what the
+            noisy sum is worth beside a shop's own shoppers.
         own_weight: w, what a shop's own pairs count beside the noisy sum in the mixed model; > 0.
         tail_share: in [0, 1]; content links of items that were not solved with the others count this much of what the
             solved ones would give them.
@@ -69,6 +71,7 @@ class PrivateItemItemSettings:
     content_weight: float = 6.0
     content_tilt: float = 0.3
     popularity_weight: float = 1e-4
+    crowd: float = 1000.0
     own_weight: float = 10.0
     tail_share: float = 0.02
     max_items: int = 8000
@@ -80,8 +83,9 @@ class PrivateItemItemSettings:
         for name in ("content_weight", "content_tilt", "popularity_weight"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give a number of at least 0")
-        if not 0 < self.own_weight < np.inf:
-            raise ConfigError(f"own_weight = {self.own_weight}: give a number above 0")
+        for name in ("own_weight", "crowd"):
+            if not 0 < getattr(self, name) < np.inf:
+                raise ConfigError(f"{name} = {getattr(self, name)}: give a number above 0")
         if not 0 < self.damping <= 1:
             raise ConfigError(f"damping = {self.damping}: give a number above 0 and at most 1")
         if not 0 <= self.tail_share <= 1:

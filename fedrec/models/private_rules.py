@@ -19,6 +19,7 @@ _SHARE = 7.0
 _LEAST_SHARE = 0.1
 _MOST_SHARE = 0.5
 _RIDGE = 30.0
+_LARGEST_CROWD = 1e12
 _CONTENT = 6.0
 
 
@@ -32,6 +33,7 @@ class ItemItemRules:
         content_weight: rho where content explains co-occurrence well, in the same units; 0 without item texts.
         popularity_weight: added to a score for each unit of popularity: an item that all declared shoppers have, and
             nothing else, gets 1.
+        crowd: x, at most 10^12.
         own_weight: w, of a shop's own pairs beside the noisy sum.
         tail_share: of content's links to items outside the K.
     """
@@ -40,6 +42,7 @@ class ItemItemRules:
     regularisation: float
     content_weight: float
     popularity_weight: float
+    crowd: float
     own_weight: float
     tail_share: float
 
@@ -53,6 +56,7 @@ def item_item_rules(outlook: Outlook, public: PublicInputs) -> ItemItemRules:
         regularisation=_RIDGE,
         content_weight=_CONTENT if public.content is not None else 0.0,
         popularity_weight=1 / outlook.public_shoppers,
+        crowd=min(crowd(outlook), _LARGEST_CROWD),
         own_weight=10.0,
         tail_share=0.02,
     )

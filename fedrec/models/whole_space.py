@@ -1,17 +1,19 @@
 """A shop's own model solved over the whole shared item space, though the shop keeps only its own catalogue of it.
 
-EASE over all items with M = lambda (I + r F F^T) + U U^T + X^T X: public content F, released statistics U U^T of low
-rank (the spectral cut leaves few directions), the shop's own scaled rows X. Items that the shop doesn't sell still link
-those that it does. The public part R = (I + r F F^T)^-1 is solved once for all shops; a shop adds its rows by the
-Woodbury identity, which takes milliseconds for a small one. As the noise grows U empties, and what is left is the shop
-alone with content.
+EASE over all items with M = lambda (I + r F F^T) + g U U^T + X^T X: public content F, released statistics U U^T of low
+rank (the spectral cut leaves few directions) at what they are worth to this shop, the shop's own scaled rows X. Items
+that the shop doesn't sell still link those that it does. The public part R = (I + r F F^T)^-1 is solved once for all
+shops; a shop adds its rows by the Woodbury identity, which takes milliseconds for a small one. As the noise grows U
+empties, and what is left is the shop alone with content.
 
 Everything here happens inside the shop, or on public and released arrays.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -21,6 +23,7 @@ from fedrec.models.co_occurrence import blocks, unpack
 from fedrec.models.ease import Ease, PrivateEase
 from fedrec.models.item_item import ItemItemScorer, add_similarity
 from fedrec.models.popularity import binary_rows
+from fedrec.models.private_rules import popularity_share
 from fedrec.models.recommender import PublicInputs, Recommender, State
 
 MOST_ITEMS = 8_000
@@ -29,11 +32,20 @@ MOST_ITEMS = 8_000
 RIDGE = 30.0
 """lambda, in units of the co-occurrence sum of unit-norm rows."""
 
-CONTENT_RATIO = 0.2
+CONTENT_RATIO = 0.1
 """r: content's weight against the ridge."""
 
 OWN_WEIGHT = 10.0
-"""What a shop's own unit-norm rows count beside released ones."""
+"""What a shop's own rows count beside released ones, on average over its shoppers."""
+
+POPULARITY_WEIGHT = 0.1
+"""Added to a score for an item that all of the shop's shoppers have."""
+
+_PSEUDO_SHOPPERS = 10.0
+"""The released popularity counts like so many shoppers of the shop."""
+
+_HALF_WORTH = 3.0
+_SMALL_SHOP = 100.0
 
 _RELATIVE_RANK = 1e-9
 
@@ -45,10 +57,21 @@ class ReleasedFactor:
     Attributes:
         items: int64, (K,); positions in the shared item space.
         factor: float64, (K, k).
+        popularity: float64, (num_items,), >= 0; released, of the whole item space.
+        crowd: x, declared shoppers over the noise of one release with the whole budget.
     """
 
     items: np.ndarray
     factor: np.ndarray
+    popularity: np.ndarray
+    crowd: float
+
+    def worth(self, num_shoppers: int) -> float:
+        """g in (0, 1]: what the released statistics count beside those of so many shoppers of one's own.
+
+        With more noise, or more shoppers of its own, a shop's model tends to that of the shop alone.
+        """
+        return 1 / (1 + (_HALF_WORTH * (num_shoppers + _SMALL_SHOP) / self.crowd) ** 2)
 
 
 class WholeSpace:
@@ -75,12 +98,16 @@ def has_whole_space(model: Recommender) -> bool:
     return isinstance(model, Ease | PrivateEase)
 
 
-def released_factor(state: State) -> ReleasedFactor:
-    """The released statistics of an item-item model as a factor; directions of no weight are left out."""
+def released_factor(model: Recommender, state: State) -> ReleasedFactor:
+    """The released statistics of a private item-item model as a factor; directions of no weight are left out."""
+    settings: Any = getattr(model, "settings")  # noqa: B009 - every private item-item model has these
     items = state["covered"]
     values, vectors = np.linalg.eigh(unpack(state["co_occurrence"], len(items)))
     is_kept = values > _RELATIVE_RANK * max(values.max(initial=0.0), 1.0)
-    return ReleasedFactor(items, vectors[:, is_kept] * np.sqrt(values[is_kept]))
+    factor = vectors[:, is_kept] * np.sqrt(values[is_kept])
+    shoppers, share = 1 / max(settings.popularity_weight, 1e-12), popularity_share(settings.crowd)
+    least = shoppers / (settings.crowd * math.sqrt(share))  # the noise of one item's popularity
+    return ReleasedFactor(items, factor, np.maximum(state["popularity"], least), settings.crowd)
 
 
 def whole_space_scorer(
@@ -100,16 +127,35 @@ def whole_space_scorer(
     """
     rows = binary_rows(histories)
     weights = _weights(space.resolvent(), positions, _scaled(rows), released)
-    counts = np.bincount(rows.indices, minlength=rows.shape[1]).astype(np.float64)
     covered = np.arange(public.num_items, dtype=np.int64)
-    return ItemItemScorer(public, counts, covered, weights, content_map=lambda: np.zeros((len(covered), 0), np.float32))
+    return ItemItemScorer(
+        public,
+        _rates(rows, positions, released),
+        covered,
+        weights,
+        content_map=lambda: np.zeros((len(covered), 0), np.float32),
+        popularity_weight=POPULARITY_WEIGHT,
+    )
+
+
+def _rates(rows: sparse.csr_matrix, positions: np.ndarray, released: ReleasedFactor | None) -> np.ndarray:
+    """float64, (c,): the share of shoppers who have each item; the released popularity counts like a few of them."""
+    num_shoppers = int(np.count_nonzero(np.diff(rows.indptr)))
+    counts = np.bincount(rows.indices, minlength=rows.shape[1]).astype(np.float64)
+    if released is not None:
+        prior = np.where(positions >= 0, released.popularity[positions], 0.0)
+        if prior.sum() > 0:
+            mean_length = counts.sum() / max(num_shoppers, 1)
+            counts += _PSEUDO_SHOPPERS * np.minimum(prior / prior.sum() * mean_length, 1.0)
+    return counts / (num_shoppers + _PSEUDO_SHOPPERS)
 
 
 def _scaled(rows: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Rows of norm sqrt(own weight), float64; empty ones are left out."""
+    """0/1 rows times one factor, so that their squared norm is the own weight on average; empty ones are left out."""
     lengths = np.diff(rows.indptr)
-    scale = sparse.diags(np.sqrt(OWN_WEIGHT / np.maximum(lengths, 1)))
-    return (scale @ rows.astype(np.float64)).tocsr()[lengths > 0]
+    scaled = rows.astype(np.float64)[lengths > 0]
+    scaled.data[:] = np.sqrt(OWN_WEIGHT / max(float(lengths[lengths > 0].mean()) if scaled.nnz else 1.0, 1.0))
+    return scaled.tocsr()
 
 
 def _weights(
@@ -118,8 +164,9 @@ def _weights(
     """B float32 (c, c), zero diagonal: -P / diag P with P = M^-1 at the shop's items, up to a scale."""
     inverse = _at(resolvent, positions, positions)
     if released is not None and released.factor.shape[1]:
-        linked = _at(resolvent, positions, released.items) @ released.factor  # (c, k)
-        inner = released.factor.T @ (_at(resolvent, released.items, released.items) @ released.factor)
+        factor = released.factor * np.sqrt(released.worth(rows.shape[0]))
+        linked = _at(resolvent, positions, released.items) @ factor  # (c, k)
+        inner = factor.T @ (_at(resolvent, released.items, released.items) @ factor)
         inverse -= _correction(linked, inner)
     if rows.shape[0] <= len(positions):
         linked = np.asarray(rows @ inverse).T  # (c, n)

@@ -53,6 +53,12 @@ nothing is chosen on private data."""
 PRIVATE_GLOBAL_SHARE = 0.5
 """Share of the released statistics in its mixed model; a private model's own rules weigh what they are added to."""
 
+LEAST_WORTH = 0.5
+"""A shop that tests stays local without looking where a private release is worth less than this to it."""
+
+DECISION_K = 50
+"""Length of the lists that the decision about a private release is made on: longer ones tell small gains apart."""
+
 TESTING_SHOPPERS = 100
 """From this declared size on (one significant digit) a shop keeps its validation events out of what it releases."""
 

@@ -144,7 +144,7 @@ def _scorer(
     whole = WholeSpace(shared_space)
     trained["local_wide"] = lambda: whole_space_scorer(whole, positions, rows, public)
     if "released" in state:
-        trained["wide"] = lambda: whole_space_scorer(whole, positions, rows, public, released_factor(state))
+        trained["wide"] = lambda: whole_space_scorer(whole, positions, rows, public, released_factor(shared, state))
         trained["shared_popularity"] = lambda: PopularityScorer(take(state["popularity"], positions))
     return Components(trained, rows, public).blend(about["blends"][shop])
 

@@ -50,9 +50,9 @@ def rank(scorer: Scorer, asked: Queries, k: int, *, seed: int) -> tuple[np.ndarr
     return np.concatenate(items), np.concatenate(scores)
 
 
-def judge(scorer: Scorer, asked: Queries, *, seed: int) -> np.ndarray:
-    """float64: NDCG@10 of each shopper asked for who has a target in the shop's catalogue."""
-    return _figures(rank(scorer, asked, _CHOICE_K, seed=seed)[0], asked)
+def judge(scorer: Scorer, asked: Queries, *, seed: int, k: int = _CHOICE_K) -> np.ndarray:
+    """float64: NDCG@k of each shopper asked for who has a target in the shop's catalogue."""
+    return _figures(rank(scorer, asked, k, seed=seed)[0], asked, k=k)
 
 
 def judge_blends(parts: Components, blends: Sequence[Blend], asked: Queries, *, seed: int) -> list[np.ndarray]:
@@ -70,11 +70,11 @@ def judge_blends(parts: Components, blends: Sequence[Blend], asked: Queries, *, 
     return [_figures(np.concatenate(lists), asked) for lists in listed]
 
 
-def _figures(items: np.ndarray, asked: Queries) -> np.ndarray:
-    """float64: NDCG@10 of each shopper who has a target in the shop's catalogue."""
+def _figures(items: np.ndarray, asked: Queries, *, k: int = _CHOICE_K) -> np.ndarray:
+    """float64: NDCG@k of each shopper who has a target in the shop's catalogue."""
     relevant = relevant_counts(asked.targets)
     is_judged = relevant > 0
-    return ndcg(hit_matrix(items, asked.targets)[is_judged], relevant[is_judged], k=_CHOICE_K)
+    return ndcg(hit_matrix(items, asked.targets)[is_judged], relevant[is_judged], k=k)
 
 
 def objective(values: Sequence[np.ndarray]) -> float:

@@ -25,6 +25,8 @@ from fedrec.models.whole_space import ReleasedFactor, has_whole_space, released_
 from fedrec.privacy.settings import epsilon_name
 from fedrec.privacy.spec import UNIT, Mode
 from fedrec.shop.personalise import (
+    DECISION_K,
+    LEAST_WORTH,
     PRIVATE_GLOBAL_SHARE,
     Blend,
     Choice,
@@ -119,6 +121,7 @@ class _Maker:
         limit, seed = settings.evaluation.max_test_shoppers_per_shop, settings.seed
         self._asked = [queries(shop, Stage.FINAL, limit=limit, seed=seed) for shop in world.shops]
         self._validation = [queries(shop, Stage.CHOOSE, limit=limit, seed=seed) for shop in world.shops]
+        self._alone_deep: dict[int, np.ndarray] = {}
         self._alone: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # lists of shops that stay local: the same each draw
 
     def run(self, promise: Promise, families: Sequence[str], *, keep_ledgers: bool) -> dict[str, Any]:
@@ -167,7 +170,8 @@ class _Maker:
 
     def _released(self, model: Recommender, state: State, families: Sequence[str]) -> _Released:
         is_wide = "federated_dp_personal" in families and has_whole_space(model) and self.world.whole.is_small_enough
-        return _Released(model, state, model.fit(state, self.world.public), released_factor(state) if is_wide else None)
+        factor = released_factor(model, state) if is_wide else None
+        return _Released(model, state, model.fit(state, self.world.public), factor)
 
     def _shop(self, place: int, released: _Released, families: Sequence[str]) -> _AtShop:
         """What one shop decides and lists from one release."""
@@ -196,12 +200,18 @@ class _Maker:
         num_shoppers = len(self.world.shops[place].shoppers)
         if not keeps_validation(num_shoppers):
             return Choice(True, "small by its declared size: joins by the size rule", None)
+        if released.factor is not None and released.factor.worth(num_shoppers) < LEAST_WORTH:
+            return Choice(False, "its own shoppers say more than the noisy sum", None)
         asked = self._validation[place]
-        joined = np.empty(0)
+        alone = joined = np.empty(0)
         if asked.targets.nnz:
             parts = self._components(place, Stage.CHOOSE, released)
-            joined = judge(parts.blend(parts.private_blend()), asked, seed=self.settings.seed)
-        return decide(self.chosen.alone[place], joined, self.settings.personalisation)
+            joined = judge(parts.blend(parts.private_blend()), asked, k=DECISION_K, seed=self.settings.seed)
+            if place not in self._alone_deep:
+                served = parts.blend(self.chosen.local_blends[place])
+                self._alone_deep[place] = judge(served, asked, k=DECISION_K, seed=self.settings.seed)
+            alone = self._alone_deep[place]
+        return decide(alone, joined, self.settings.personalisation)
 
     def _components(self, place: int, stage: Stage, released: _Released) -> Components:
         return components(

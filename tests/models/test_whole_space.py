@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from fedrec.models.ease import PrivateEase, PrivateEaseSettings
 from fedrec.models.recommender import PublicInputs
 from fedrec.models.whole_space import (
     CONTENT_RATIO,
@@ -32,9 +33,10 @@ def plain(positions: np.ndarray, rows: sparse.csr_matrix, released: ReleasedFact
     """B by one inverse of the whole matrix."""
     matrix = RIDGE * (np.eye(NUM_ITEMS) + CONTENT_RATIO * (CONTENT @ CONTENT.T).toarray())
     if released is not None:
-        matrix[np.ix_(released.items, released.items)] += released.factor @ released.factor.T
-    own = rows.toarray() / np.sqrt(rows.sum(axis=1))
-    matrix[np.ix_(positions, positions)] += OWN_WEIGHT * np.asarray(own).T @ np.asarray(own)
+        worth = 1 / (1 + (3 * (rows.shape[0] + 100) / released.crowd) ** 2)
+        matrix[np.ix_(released.items, released.items)] += worth * released.factor @ released.factor.T
+    own = rows.toarray().astype(float)
+    matrix[np.ix_(positions, positions)] += OWN_WEIGHT * own.T @ own / own.sum(axis=1).mean()
     inverse = np.linalg.inv(matrix)[np.ix_(positions, positions)]
     weights = -inverse / np.diag(inverse)
     np.fill_diagonal(weights, 0)
@@ -48,7 +50,8 @@ def test_weights_are_those_of_one_inverse_over_all_items(num_shoppers: int, is_j
     rows = made_rows(num_shoppers, len(positions))
     released = None
     if is_joined:
-        released = ReleasedFactor(np.array([0, 4, 7, 12, 25]), np.random.default_rng(1).normal(size=(5, 3)) * 6)
+        factor = np.random.default_rng(1).normal(size=(5, 3)) * 6
+        released = ReleasedFactor(np.array([0, 4, 7, 12, 25]), factor, np.ones(NUM_ITEMS), crowd=500.0)
     shop = PublicInputs(PUBLIC.items[positions], CONTENT[positions])
     found = whole_space_scorer(WholeSpace(PUBLIC), positions, rows, shop, released)
     np.testing.assert_allclose(found.weights, plain(positions, rows, released), rtol=1e-3, atol=2e-5)
@@ -57,7 +60,8 @@ def test_weights_are_those_of_one_inverse_over_all_items(num_shoppers: int, is_j
 def test_items_that_the_shop_does_not_sell_link_those_that_it_does() -> None:
     """Items 0 and 2 were only ever bought with item 1, which the shop lacks."""
     bare = PublicInputs(np.array(["a", "b", "c", "d"]))
-    released = ReleasedFactor(np.array([0, 1, 2]), np.array([[8.0, 0.0], [8.0, 8.0], [0.0, 8.0]]))
+    factor = np.array([[8.0, 0.0], [8.0, 8.0], [0.0, 8.0]])
+    released = ReleasedFactor(np.array([0, 1, 2]), factor, np.ones(4), crowd=1e6)
     positions, rows = np.array([0, 2, 3]), sparse.csr_matrix(np.array([[0, 0, 1.0]], np.float32))
     shop = PublicInputs(bare.items[positions])
     weights = whole_space_scorer(WholeSpace(bare), positions, rows, shop, released).weights
@@ -86,9 +90,35 @@ def test_a_factor_gives_the_released_matrix_back_without_empty_directions() -> N
     factor = np.random.default_rng(3).normal(size=(6, 2))
     gram = factor @ factor.T
     packed = np.concatenate([np.r_[gram[n, n], np.sqrt(2) * gram[n, n + 1 :]] for n in range(6)])
-    found = released_factor({"covered": np.arange(6), "co_occurrence": packed})
+    model = PrivateEase(PrivateEaseSettings(popularity_weight=1e-3, crowd=100.0))
+    popularity = np.array([-5.0, 2.0, 40.0, 0.0, 60.0, 1.0])
+    found = released_factor(model, {"covered": np.arange(6), "co_occurrence": packed, "popularity": popularity})
     assert found.factor.shape == (6, 2)
     np.testing.assert_allclose(found.factor @ found.factor.T, gram, atol=1e-9)
+    # 1,000 shoppers against noise of 10 in one release; with half of the budget an item's popularity holds 14.1
+    np.testing.assert_allclose(found.popularity, [14.1421] * 2 + [40] + [14.1421] + [60] + [14.1421], rtol=1e-4)
+
+
+def test_a_release_is_worth_less_the_noisier_it_is_and_the_larger_the_shop() -> None:
+    def worth(crowd: float, num_shoppers: int) -> float:
+        return ReleasedFactor(np.arange(1), np.ones((1, 1)), np.ones(1), crowd).worth(num_shoppers)
+
+    assert worth(3000, 900) == pytest.approx(0.5)
+    assert worth(1e9, 900) == pytest.approx(1)
+    assert worth(3000, 10) > worth(3000, 900) > worth(1000, 900)
+
+
+def test_popularity_joins_the_scores_and_the_released_one_counts_like_ten_shoppers() -> None:
+    positions, rows = np.array([0, 2]), sparse.csr_matrix(np.array([[1, 0], [1, 0.0]], np.float32))
+    bare = PublicInputs(np.array(["a", "b", "c"]))
+    shop = PublicInputs(bare.items[positions])
+    released = ReleasedFactor(np.arange(3), np.zeros((3, 0)), np.array([1.0, 5.0, 3.0]), crowd=100.0)
+    nobody = sparse.csr_matrix((1, 2), dtype=np.float32)
+    # own counts 2 and 0; one item a history, so the prior 1/4 and 3/4 of an item, ten times; twelve shoppers in all
+    scores = whole_space_scorer(WholeSpace(bare), positions, rows, shop, released).scores(nobody)
+    np.testing.assert_allclose(scores, [[0.1 * 4.5 / 12, 0.1 * 7.5 / 12]], rtol=1e-5)
+    alone = whole_space_scorer(WholeSpace(bare), positions, rows, shop).scores(nobody)
+    np.testing.assert_allclose(alone, [[0.1 * 2 / 12, 0]], atol=1e-7)
 
 
 def test_a_huge_item_space_has_no_whole_space_model() -> None:
