@@ -50,7 +50,7 @@ def gain_table(
     """
     metric = next(name for name in evaluation.metrics if name.startswith("ndcg@")) if metric is None else metric
     differences = {
-        shop: evaluation.per_shopper(of, shop, metric) - evaluation.per_shopper(over, shop, metric)
+        shop: np.round(evaluation.per_shopper(of, shop, metric) - evaluation.per_shopper(over, shop, metric), 12)
         for shop in evaluation.shops
     }
     differences = {shop: values[~np.isnan(values)] for shop, values in differences.items()}

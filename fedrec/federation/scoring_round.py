@@ -34,7 +34,6 @@ SCORE_BOUND = math.sqrt(2)
 """Norm of (figure, 1) for a figure of at most 1."""
 
 _LAYOUT = Layout((("figures", (1,)), ("shoppers", (1,))))
-_ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -109,9 +108,9 @@ class ScoringRound:
         """
         scorer = self._scorer(spec.inputs, histories.shape[1])
         figures = np.full(histories.shape[0], np.nan)
-        for start in range(0, histories.shape[0], _ROWS_AT_ONCE):
-            rows = sparse.csr_matrix(histories[start : start + _ROWS_AT_ONCE], copy=True)
-            figures[start : start + _ROWS_AT_ONCE] = self._figures(scorer, rows)
+        for place in range(histories.shape[0]):
+            # One by one: in a batch, the rounding of a shopper's scores could hang on who else is in it.
+            figures[place] = self._figure(scorer, sparse.csr_matrix(histories[place], copy=True))
         return FigureSums(figures)
 
     def advance(
@@ -155,28 +154,38 @@ class ScoringRound:
         content = None
         if "content.data" in arrays:
             parts = (arrays["content.data"], arrays["content.indices"], arrays["content.indptr"])
-            content = sparse.csr_matrix(parts, shape=(num_items, int(arrays["content.columns"][0])))
+            content = _checked_content(parts, (num_items, int(arrays["content.columns"][0])))
         try:
             return model.fit(state, PublicInputs(np.arange(num_items).astype(str), content))
         except (KeyError, IndexError, ValueError) as error:
             raise BadMessage(f"inputs that are no released arrays of {model.name!r}: {type(error).__name__}") from error
 
-    def _figures(self, scorer: Scorer, rows: sparse.csr_matrix) -> np.ndarray:
-        """float64, (num_rows,): NDCG@k, NaN where nothing was held back."""
-        known, targets = rows.copy(), rows
-        known.data = (rows.data != HELD_BACK).astype(np.float32)
-        targets.data = (rows.data == HELD_BACK).astype(np.float32)
+    def _figure(self, scorer: Scorer, row: sparse.csr_matrix) -> float:
+        """NDCG@k of one shopper; NaN where nothing was held back, or her scores are no numbers."""
+        known, targets = row.copy(), row
+        known.data = (row.data != HELD_BACK).astype(np.float32)
+        targets.data = (row.data == HELD_BACK).astype(np.float32)
         for part in (known, targets):
             part.eliminate_zeros()
-        # Ties are broken by a key of the item alone (row ids of 0), so that no shopper's list hangs on another's place.
-        items, _ = top_items(
-            scorer.scores(known), known, self.settings.k, seed=0, row_ids=np.zeros(rows.shape[0], np.int64)
-        )
+        scores = scorer.scores(known)
         relevant = relevant_counts(targets)
-        figures = np.full(rows.shape[0], np.nan)
-        is_judged = relevant > 0
-        figures[is_judged] = ndcg(hit_matrix(items, targets)[is_judged], relevant[is_judged], k=self.settings.k)
-        return figures
+        if relevant[0] == 0 or not (scores < np.inf).all():
+            return np.nan
+        # Ties are broken by a key of the item alone, so that no shopper's list hangs on her place in the table.
+        items, _ = top_items(scores, known, self.settings.k, seed=0, row_ids=np.zeros(1, np.int64))
+        return float(ndcg(hit_matrix(items, targets), relevant, k=self.settings.k)[0])
+
+
+def _checked_content(parts: tuple[np.ndarray, ...], shape: tuple[int, int]) -> sparse.csr_matrix:
+    """Public content as it was sent: every index is checked before anything is read through it."""
+    try:
+        content = sparse.csr_matrix(parts, shape=shape)
+        content.check_format(full_check=True)
+    except (ValueError, IndexError) as error:
+        raise BadMessage("public content that is no table of the items' features") from error
+    if not np.isfinite(content.data).all():
+        raise BadMessage("public content that is not finite")
+    return content
 
 
 def scoring_round(model: Recommender, *, k: int = 10) -> ScoringRound:

@@ -11,12 +11,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from fedrec.errors import BadAssumption, ConfigError, RoundRefused
 from fedrec.models.recommender import RoundKind, RoundSpec
+from fedrec.privacy.accounting import epsilon
 from fedrec.privacy.grid import SCALE, Grid, choose_grid
 from fedrec.privacy.mechanisms import PlannedRelease, Schedule, residual_delta, sum_noise_sd
 from fedrec.privacy.noise import noise_residual_tv
@@ -85,7 +87,8 @@ class Terms:
         """The agreed release of a round.
 
         Raises:
-            RoundRefused: the round is not on the schedule, or its kind not allowed in the agreed mode.
+            RoundRefused: the round is not on the schedule, its kind not allowed in the agreed mode, or the schedule
+                costs more than the promise.
         """
         if self.privacy is None:
             raise RoundRefused("a run without a privacy spec has no schedule of noisy sums")
@@ -96,6 +99,9 @@ class Terms:
             )
         if index >= len(self.schedule) or self.schedule[index].name != spec.name:
             raise RoundRefused(f"round {index} ({spec.name}) is not on the agreed schedule of {len(self.schedule)}")
+        if self.schedule[index].sampling_rate != 1:
+            raise RoundRefused(f"round {index} ({spec.name}): shops do not sample their shoppers, so q must be 1")
+        _check_promise(self.schedule, self.privacy.epsilon, self.privacy.delta - self.residual_delta)
         return self.schedule[index]
 
     def grid(self, index: int) -> Grid:
@@ -164,6 +170,14 @@ class Terms:
         if self.privacy is None or not 0 <= index < len(self.schedule):
             raise RoundRefused(f"round {index} is not on the agreed schedule of {len(self.schedule)} noisy sums")
         return self.privacy, self.schedule[index]
+
+
+@lru_cache(maxsize=256)
+def _check_promise(schedule: Schedule, promised: float, delta: float) -> None:
+    """Refuse a schedule whose noise does not keep the promise that stands beside it."""
+    cost = epsilon(schedule, delta)
+    if not cost <= promised * (1 + 1e-6):
+        raise RoundRefused(f"the agreed noise costs epsilon {cost:.4g} where {promised:g} is promised: calibrate it")
 
 
 def _guarantee(spec: PrivacySpec) -> str:

@@ -87,5 +87,5 @@ class DampedCoOccurrence:
         """float64, (num_shoppers,): 1 / |M x|^2, 0 for an empty row; |M x|^2 >= alpha^2 x her number of items."""
         lengths = np.diff(self.rows.indptr).astype(np.float64)
         ones = sparse.csr_matrix((np.ones(self.rows.nnz), self.rows.indices, self.rows.indptr), shape=self.rows.shape)
-        sizes = lengths - (1 - self.alpha**2) * (ones @ self.direction) ** 2
+        sizes = np.maximum(lengths - (1 - self.alpha**2) * (ones @ self.direction) ** 2, self.alpha**2 * lengths)
         return np.where(lengths > 0, 1 / np.where(lengths > 0, sizes, 1), 0)

@@ -130,7 +130,7 @@ class PrivateItemItem(ItemItemModel):
         if spec.name == "popularity":
             return ItemCounts(binary_rows(histories), self.settings.shopper_exponent)
         covered, direction = spec.inputs["covered"], np.asarray(spec.inputs["direction"], np.float64)
-        if direction.shape != covered.shape or not 0 < float(np.linalg.norm(direction)) < np.inf:
+        if direction.shape != covered.shape or not 0 < float(np.abs(direction).max()) < np.inf:
             raise BadMessage(f"a direction of shape {direction.shape} for {len(covered)} items, or not finite, or zero")
         return DampedCoOccurrence(selected_columns(histories, covered), _unit(direction), self.settings.damping)
 
@@ -246,6 +246,12 @@ def over_all_items(state: State) -> State:
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:
-    """The vector scaled to norm 1; the mean direction for a zero one."""
-    size = float(np.linalg.norm(vector))
-    return vector / size if size > 0 else np.full(len(vector), len(vector) ** -0.5)
+    """The vector scaled to norm 1; the mean direction for a zero one.
+
+    The largest value becomes 1 first: squares of tiny or huge ones would leave float64, and the norm with them.
+    """
+    largest = float(np.abs(vector).max(initial=0.0))
+    if largest == 0:
+        return np.full(len(vector), len(vector) ** -0.5)
+    scaled = vector / largest
+    return scaled / np.linalg.norm(scaled)

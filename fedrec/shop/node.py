@@ -7,6 +7,7 @@ a process opens the shop it answers for and no other.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,14 @@ from fedrec.federation.anchors import Anchored
 from fedrec.federation.plan import RoundPlan, agreement, items_digest, model_settings
 from fedrec.federation.release import MakeNoise, PrivateDoor, Release, release
 from fedrec.federation.run_record import write_atomically
-from fedrec.federation.shop_side import contribute, contribute_on_grid
+from fedrec.federation.shop_side import Contribution, contribute, contribute_on_grid
 from fedrec.federation.terms import Terms
 from fedrec.models import load_model, settings_of
 from fedrec.models.recommender import PublicInputs, Recommender
 from fedrec.privacy.ledger import Budget, Ledger
 from fedrec.privacy.noise import SecureNoise
+
+_log = logging.getLogger("fedrec.shop")
 
 FILES_FORMAT = 2
 IN_MEMORY = "sqlite://"
@@ -59,6 +62,18 @@ class ShopNode:
     def __repr__(self) -> str:
         return f"ShopNode({self.name!r}, histories={self.histories.shape})"
 
+    def _contribution(self, plan: RoundPlan) -> Contribution:
+        """The sum on the grid, or zeros where it cannot be computed, which the shop's own log alone says.
+
+        A round that failed for some data and not for other would tell which it was, at no charge: so it is released
+        and charged like any other.
+        """
+        try:
+            return contribute_on_grid(self.model, plan, self.histories)
+        except Exception:
+            _log.exception("shop %s could not compute its sum of round %d; noise alone leaves", self.name, plan.index)
+            return Contribution(np.zeros(plan.num_values, np.int64), plan.spec.layout)
+
     def answer(self, plan: RoundPlan) -> Release:
         """The shop's release for one round.
 
@@ -81,7 +96,7 @@ class ShopNode:
         if self.anchored is not None:
             self.anchored.check(self.ledger)
         door = PrivateDoor(plan, self.ledger, self.make_noise)
-        released = door.stored() or door.release(contribute_on_grid(self.model, plan, self.histories))
+        released = door.stored() or door.release(self._contribution(plan))
         if self.anchored is not None:
             self.anchored.keep(self.ledger)
         return released

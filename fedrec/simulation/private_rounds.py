@@ -138,7 +138,11 @@ def run_draw(
 def promise_record(promise: Promise, trained: Trained, guarantee: str) -> dict[str, Any]:
     """What run.json says of one epsilon's model."""
     delta = promise.spec.delta
-    accounts = {str(k): accounting.epsilon(promise.schedule, delta, memberships=k) for k in _ACCOUNTS_SHOWN}
+    most = promise.spec.max_shops_per_person  # every account's contribution is clipped to C / most
+    of_account = tuple(
+        dataclasses.replace(one, noise_multiplier=one.noise_multiplier * most) for one in promise.schedule
+    )
+    accounts = {str(k): accounting.epsilon(of_account, delta, memberships=k) for k in _ACCOUNTS_SHOWN}
     return {
         "model": promise.model.name,
         "settings": settings_of(promise.model),

@@ -270,3 +270,31 @@ def test_a_shop_restored_from_a_backup_releases_nothing_until_the_missing_charge
     assert restored.ledger.head().spent == spent
     restored.answer(plan)
     assert restored.ledger.head().spent.gdp == pytest.approx(2 * spent.gdp)
+
+
+def test_noise_that_does_not_keep_the_promise_is_refused():
+    weak = replace(TERMS, schedule=(PlannedRelease("popularity", 1.5, 0.5),))
+    with pytest.raises(RoundRefused, match="promised"):
+        shops(weak)[0].answer(coordinator(weak).next_plan())
+
+
+def test_a_schedule_that_counts_on_sampling_is_refused_while_shops_do_not_sample():
+    sampled = replace(TERMS, schedule=(PlannedRelease("popularity", 1.5, 2.0, sampling_rate=0.01),))
+    with pytest.raises(RoundRefused, match="sample"):
+        shops(sampled)[0].answer(coordinator(sampled).next_plan())
+
+
+class Failing(Popularity):
+    """Fails for some data and not for other."""
+
+    def contributions(self, spec, histories):
+        raise ValueError("item beer of shopper 7")
+
+
+def test_a_sum_that_cannot_be_computed_leaves_as_noise_and_is_charged(caplog):
+    plan = coordinator().next_plan()
+    node = replace(shops()[0], model=Failing())
+    received = door.read_release(node.answer(plan).to_bytes(), plan)
+    assert received.values.shape == (4,)
+    assert sum(entry.kind == "charge" for entry in node.ledger.entries()) == 1
+    assert "noise alone leaves" in caplog.text

@@ -89,3 +89,22 @@ def test_inputs_that_are_no_model_are_refused():
     spec = ScoringRound().plan_round(0, {}, PUBLIC)
     with pytest.raises(BadMessage):
         scoring_round(Popularity()).contributions(spec, rows([1, 2, 0, 0]))
+
+
+def test_a_shopper_whose_scores_are_no_numbers_counts_as_nobody():
+    model = scoring_round(Popularity(), k=2)
+    state = {"popularity": np.array([4.0, 3.0, 1e300, 1.0])}
+    with np.errstate(over="ignore"):
+        spec = model.plan_round(0, scoring_state(state, PUBLIC), PUBLIC)
+        found = model.contributions(spec, rows([1, 2, 0, 0], [0, 1, 2, 0]))
+    np.testing.assert_array_equal(found.total(np.ones(2)), [0, 0])
+
+
+def test_content_with_indices_outside_the_table_is_refused_before_it_is_read():
+    content = sparse.csr_matrix(np.eye(4, dtype=np.float32))
+    public = PublicInputs(PUBLIC.items, content)
+    model = scoring_round(Ease())
+    state = scoring_state(train_alone(Ease(), rows([1, 1, 0, 0], [0, 1, 1, 1]), public), public)
+    state["content.indices"] = state["content.indices"] + 50_000_000
+    with pytest.raises(BadMessage):
+        model.contributions(model.plan_round(0, state, public), rows([1, 2, 0, 0]))

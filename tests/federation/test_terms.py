@@ -9,7 +9,7 @@ from fedrec.privacy.mechanisms import PlannedRelease
 from fedrec.privacy.spec import Mode, PrivacySpec
 
 SPEC = PrivacySpec(
-    epsilon=2,
+    epsilon=3,
     delta=1e-5,
     mode=Mode.DISTRIBUTED,
     public_shoppers=1000,
@@ -92,7 +92,7 @@ def test_rounds_on_the_schedule_are_allowed():
 def test_a_distributed_run_without_masks_says_who_is_not_kept_out():
     assert TERMS.protection is Protection.DISTRIBUTED
     assert "not yet against the coordinator" in TERMS.guarantee
-    assert "epsilon 2, delta 1e-05" in TERMS.guarantee
+    assert "epsilon 3, delta 1e-05" in TERMS.guarantee
 
 
 def test_a_benchmark_says_that_its_guarantee_is_not_deployable():

@@ -18,7 +18,7 @@ from fedrec.models.ials import Ials
 from fedrec.models.itemknn import ItemKnn, ItemKnnSettings, PrivateItemKnn, PrivateItemKnnSettings
 from fedrec.models.popularity import Popularity, PrivatePopularity
 from fedrec.models.private_ials import PrivateIals, PrivateIalsSettings
-from fedrec.models.recommender import PublicInputs, train_alone
+from fedrec.models.recommender import Layout, PublicInputs, RoundKind, RoundSpec, train_alone
 from fedrec.privacy.mechanisms import Outlook, PlannedRelease
 from fedrec.testing import plant_world
 
@@ -309,3 +309,19 @@ def test_items_without_statistics_are_solved_on_content_with_the_others():
     np.fill_diagonal(weights, 0)
     scores = model.fit(state, world.public).scores(world.histories)
     np.testing.assert_allclose(scores, world.histories.toarray() @ weights, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [2.3e-162, 1e-308, 1e160, 1e300])
+def test_a_direction_of_any_size_is_taken_at_norm_one(size):
+    rng = np.random.default_rng(0)
+    covered = np.arange(40)
+    direction = size * np.concatenate([[1.0], np.full(39, 0.65)])
+    model = PrivateEase(PrivateEaseSettings(released_items=40))
+    layout = Layout((("co_occurrence", (packed_size(40),)),))
+    spec = RoundSpec(RoundKind.STATISTICS, "co-occurrence", layout, {"covered": covered, "direction": direction})
+    rows = sparse.csr_matrix((rng.random((6, 40)) < 0.5).astype(np.float32))
+    made = model.contributions(spec, rows)
+    assert np.linalg.norm(made.direction) == pytest.approx(1)
+    whole = made.integers(np.ones(6), 2.0**18)
+    rest = model.contributions(spec, rows[1:]).integers(np.ones(5), 2.0**18)
+    assert np.sqrt(float(((whole - rest).astype(float) ** 2).sum())) <= 2.0**18
