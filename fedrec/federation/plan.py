@@ -48,8 +48,8 @@ class RoundPlan:
     terms: Terms
 
     def __post_init__(self) -> None:
-        if not self.index >= 0:
-            raise ConfigError(f"round index {self.index}: must be 0 or more")
+        if type(self.index) is not int or not self.index >= 0:
+            raise ConfigError(f"round index {self.index}: must be a whole number, 0 or more")
         for name, array in self.spec.inputs.items():
             if array.dtype.name not in WIRE_DTYPES:
                 allowed = ", ".join(sorted(WIRE_DTYPES))

@@ -32,6 +32,9 @@ from fedrec.models.recommender import Contributions, Layout, PublicInputs, Round
 from fedrec.models.spectral import denoise
 from fedrec.privacy.mechanisms import ReleaseRequest
 
+LEAST_DAMPING = 2.0**-6
+"""With less, undoing the damping would blow up float64's error, which the rounding of sums has room for."""
+
 _LEAST_POPULARITY = 0.1
 """Items rarer than this part of the mean count as if they had it, where similarity is tilted by popularity."""
 
@@ -51,7 +54,7 @@ class PrivateItemItemSettings:
 
     Attributes:
         released_items: K, the number of items whose pairs are summed; 1 to 12,000.
-        damping: alpha in (0, 1]; what is left of a shopper's row along the direction of popularity.
+        damping: alpha in [2^-6, 1]; what is left of a shopper's row along the direction of popularity.
         content_weight: rho, weight of the public content prior in units of the co-occurrence sum (a shopper of n
             covered items adds about 1 / n to each of her pairs); 0 leaves content out.
         content_tilt: similarity of two items is multiplied by (the product of their popularities) to this power; >= 0.
@@ -86,8 +89,8 @@ class PrivateItemItemSettings:
         for name in ("own_weight", "crowd"):
             if not 0 < getattr(self, name) < np.inf:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give a number above 0")
-        if not 0 < self.damping <= 1:
-            raise ConfigError(f"damping = {self.damping}: give a number above 0 and at most 1")
+        if not LEAST_DAMPING <= self.damping <= 1:
+            raise ConfigError(f"damping = {self.damping}: give a number from {LEAST_DAMPING} to 1")
         if not 0 <= self.tail_share <= 1:
             raise ConfigError(f"tail_share = {self.tail_share}: give a number from 0 to 1")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from fedrec.errors import BadAssumption, BadEpsilon, ConfigError, TooFewHonestShops
 from fedrec.privacy.spec import Mode, PrivacySpec, one_significant_digit
@@ -29,6 +30,8 @@ class PrivacySettings:
         max_shops_per_person: k, in how many shops one person may have an account.
         public_shoppers: declared number of the federation's shoppers; None = the data's own number, to one digit.
         max_shoppers: declared bound on that number; None = the data's own number, rounded up to one digit.
+        shop_shoppers: declared number of shoppers by shop, which decides who keeps validation events back from what it
+            releases; a shop that declares none counts with the data's own number, to one digit.
         noise_draws: how often the private rounds are repeated with new noise, for the intervals; every draw has a
             budget of its own.
         benchmark: allows ``colluders = 0``; the run says that its guarantee is not a deployable one.
@@ -42,12 +45,16 @@ class PrivacySettings:
     max_shops_per_person: int = 1
     public_shoppers: int | None = None
     max_shoppers: int | None = None
+    shop_shoppers: Mapping[str, int] = field(default_factory=dict)
     noise_draws: int = 3
     benchmark: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.noise_draws <= _MAX_DRAWS:
             raise ConfigError(f"privacy.noise_draws = {self.noise_draws}: give a whole number from 1 to {_MAX_DRAWS}")
+        for shop, declared in self.shop_shoppers.items():
+            if not declared >= 1:
+                raise BadAssumption(f"privacy.shop_shoppers: {declared} for shop {shop!r}: declare at least 1")
         if self.epsilon is None:
             return
         if not self.epsilons:
@@ -73,6 +80,10 @@ class PrivacySettings:
         if self.epsilon is None:
             return ()
         return self.epsilon if isinstance(self.epsilon, tuple) else (self.epsilon,)
+
+    def declared_shoppers(self, shop: str, num_shoppers: int) -> int:
+        """The declared size of a shop, to one digit; the data's own number where it declares none."""
+        return one_significant_digit(self.shop_shoppers.get(shop, num_shoppers))
 
     def spec(self, epsilon: float, *, num_shops: int, num_shoppers: int, least_answers: int = 1) -> PrivacySpec:
         """The promise of one run.

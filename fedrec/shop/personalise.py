@@ -20,7 +20,6 @@ from fedrec.errors import ConfigError
 from fedrec.evaluation.intervals import one_sided_paired_test
 from fedrec.models.popularity import PopularityScorer
 from fedrec.models.recommender import Explainable, PublicInputs, Recommender, Scorer, State
-from fedrec.privacy.spec import one_significant_digit
 
 Blend = dict[str, float]
 """Component name -> weight above 0; a component that a shop does not have (content without item text) is left out."""
@@ -92,12 +91,12 @@ class PersonalisationSettings:
         return self.half_share_shoppers / (self.half_share_shoppers + num_shoppers)
 
 
-def keeps_validation(num_shoppers: int) -> bool:
-    """Whether a shop of this size decides by a test of its own, on events that it did not release.
+def keeps_validation(declared_shoppers: int) -> bool:
+    """Whether a shop of this declared size decides by a test of its own, on events that it did not release.
 
     The declared size decides, not the data: no shopper changes what the others contribute.
     """
-    return one_significant_digit(num_shoppers) >= TESTING_SHOPPERS
+    return declared_shoppers >= TESTING_SHOPPERS
 
 
 @dataclass(frozen=True)

@@ -32,13 +32,13 @@ from fedrec.shop.personalise import (
     Choice,
     Components,
     decide,
-    keeps_validation,
 )
 from fedrec.simulation.columns import Chosen, components, judge, rank, shared_scorer
 from fedrec.simulation.private_rounds import (
     LEDGER_FILE,
     PRIVACY_FOLDER,
     Promise,
+    keeps_validation_back,
     make_promise,
     promise_record,
     released_rows,
@@ -117,7 +117,7 @@ class _Maker:
         self.settings, self.world, self.chosen, self.main = settings, world, chosen, main
         self.made = PrivateColumns()
         self._run_dir, self._progress = run_dir, progress
-        self._rows: Sequence[sparse.csr_matrix] = released_rows(world)
+        self._rows: Sequence[sparse.csr_matrix] = released_rows(settings, world)
         limit, seed = settings.evaluation.max_test_shoppers_per_shop, settings.seed
         self._asked = [queries(shop, Stage.FINAL, limit=limit, seed=seed) for shop in world.shops]
         self._validation = [queries(shop, Stage.CHOOSE, limit=limit, seed=seed) for shop in world.shops]
@@ -198,7 +198,7 @@ class _Maker:
 
     def _decide(self, place: int, released: _Released) -> Choice:
         num_shoppers = len(self.world.shops[place].shoppers)
-        if not keeps_validation(num_shoppers):
+        if not keeps_validation_back(self.settings, self.world.shops[place]):
             return Choice(True, "small by its declared size: joins by the size rule", None)
         if released.factor is not None and released.factor.worth(num_shoppers) < LEAST_WORTH:
             return Choice(False, "its own shoppers say more than the noisy sum", None)
@@ -280,7 +280,7 @@ def _record(settings: SimulationSettings, world: World, runs: Sequence[Mapping[s
     """The record's "privacy" entry: what holds for all epsilons, then each of them."""
     privacy = settings.privacy
     spec = next(run[name]["spec"] for run in runs for name in ("federated", "popularity") if name in run)
-    kept_back = [shop.name for shop in world.shops if keeps_validation(len(shop.shoppers))]
+    kept_back = [shop.name for shop in world.shops if keeps_validation_back(settings, shop)]
     return {
         "unit": UNIT,
         "mode": str(privacy.mode),

@@ -77,12 +77,21 @@ def make_promise(settings: SimulationSettings, world: World, model: Recommender,
     return Promise(spec, schedule, private_model(model, outlook(schedule, spec, len(world.shops)), world.public))
 
 
-def released_rows(world: World) -> list[sparse.csr_matrix]:
+def keeps_validation_back(settings: SimulationSettings, shop: ShopData) -> bool:
+    """Whether the shop, by its declared size, releases nothing about its validation events and tests on them."""
+    return keeps_validation(settings.privacy.declared_shoppers(shop.name, len(shop.shoppers)))
+
+
+def released_rows(settings: SimulationSettings, world: World) -> list[sparse.csr_matrix]:
     """What every shop contributes, in the federation's item space and roster order.
 
     Shops that test keep their validation events back; the others contribute all they may learn from.
     """
-    return [shop.shared(training_rows(shop, _stage(shop)), world.public.num_items) for shop in world.shops]
+    rows = []
+    for shop in world.shops:
+        stage = Stage.CHOOSE if keeps_validation_back(settings, shop) else Stage.FINAL
+        rows.append(shop.shared(training_rows(shop, stage), world.public.num_items))
+    return rows
 
 
 def run_draw(
@@ -152,7 +161,3 @@ def promise_record(promise: Promise, trained: Trained, guarantee: str) -> dict[s
         "epsilon_by_accounts": accounts,
         "rounds": [dataclasses.asdict(one) for one in trained.rounds],
     }
-
-
-def _stage(shop: ShopData) -> Stage:
-    return Stage.CHOOSE if keeps_validation(len(shop.shoppers)) else Stage.FINAL

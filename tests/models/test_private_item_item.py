@@ -226,7 +226,7 @@ def test_tail_share_scales_what_content_says_of_other_items():
         *(("max_items", value) for value in (0, 12_001)),
         *((name, value) for name in ("content_weight", "content_tilt") for value in (-1.0, float("nan"))),
         *(("popularity_weight", value) for value in (-1.0, float("inf"))),
-        *(("damping", value) for value in (0.0, 1.5, float("nan"))),
+        *(("damping", value) for value in (0.0, 2.0**-7, 1.5, float("nan"))),
         *(("own_weight", value) for value in (0.0, float("inf"))),
         *(("tail_share", value) for value in (-0.1, 1.1, float("nan"))),
     ],

@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 
 import fedrec
-from fedrec.errors import BadDelta, ConfigError, NoPrivateVariant, TooFewHonestShops
+from fedrec.errors import BadAssumption, BadDelta, ConfigError, NoPrivateVariant, TooFewHonestShops
 from fedrec.federation.run_record import read_record
 from fedrec.privacy.ledger import Ledger
+from fedrec.privacy.settings import PrivacySettings
+from fedrec.privacy.spec import one_significant_digit
 from fedrec.shop.personalise import keeps_validation
 from fedrec.shop.served import open_shop
 from fedrec.simulation import size_classes
@@ -110,19 +112,29 @@ def test_gains_are_over_local_only_with_decisions_and_classes(run):
 def test_shops_of_declared_size_test_and_the_small_ones_join_by_the_rule(run):
     gain = run.record.gain
     sizes = {shop["shop"]: shop["shoppers"] for shop in run.record.data["shops"]}
-    assert any(map(keeps_validation, sizes.values()))
-    assert not all(map(keeps_validation, sizes.values()))
-    assert run.record.privacy["keep_validation_back"] == [s for s in sizes if keeps_validation(sizes[s])]
+    keeps = {shop: keeps_validation(one_significant_digit(size)) for shop, size in sizes.items()}
+    assert any(keeps.values())
+    assert not all(keeps.values())
+    assert run.record.privacy["keep_validation_back"] == [shop for shop in sizes if keeps[shop]]
     for shop, row in gain["shops"].items():
         by_rule = "small by its declared size" in row["reason"]
-        assert by_rule != keeps_validation(sizes[shop]), shop
+        assert by_rule != keeps[shop], shop
         if by_rule:
             assert row["decision"] == "joins"
 
 
 @pytest.mark.parametrize(("size", "keeps"), [(1, False), (94, False), (95, True), (100, True), (4000, True)])
-def test_who_keeps_validation_back_depends_on_the_declared_size_alone(size, keeps):
-    assert keeps_validation(size) is keeps
+def test_a_size_that_nobody_declared_counts_to_one_digit(size, keeps):
+    assert keeps_validation(PrivacySettings().declared_shoppers("a", size)) is keeps
+
+
+def test_who_keeps_validation_back_depends_on_the_declared_size_alone():
+    declared = PrivacySettings(shop_shoppers={"a": 90, "b": 100})
+    for size in (1, 94, 95, 5000):
+        assert not keeps_validation(declared.declared_shoppers("a", size))
+        assert keeps_validation(declared.declared_shoppers("b", size))
+    with pytest.raises(BadAssumption, match="shop 'c'"):
+        PrivacySettings(shop_shoppers={"c": 0})
 
 
 def test_draws_differ_and_the_lists_left_are_those_of_the_first(run):
