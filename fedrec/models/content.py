@@ -1,4 +1,4 @@
-"""Public item content as numbers, one row per item: words of titles, categories, the year or the price, and crosses.
+"""Public item content as numbers, one row per item: words of titles, categories, the year, and crosses.
 
 Kinds of content are *blocks* of columns. Each block's rows have norm 1, so that the similarity of two items is the mean
 over the blocks. Crosses (pairs of categories, category and year) say what neither side says alone: two items alike in
@@ -21,8 +21,6 @@ from fedrec.errors import ConfigError, DataError
 _WORD = re.compile(r"[^\W_]{2,}")
 _YEAR = re.compile(r"\((1[89]\d\d|20\d\d)\)\s*$")
 _YEARS_PER_KNOT = 10.0
-_DOUBLINGS_PER_KNOT = 1.0
-_LEAST_PRICE = 0.01
 
 
 @dataclass(frozen=True)
@@ -35,8 +33,8 @@ class ContentSettings:
         max_words: at most this many title words, those in most items first.
         category_weight: weight of the category block against the title block, before rows are normalised; >= 0, and
             0 leaves categories out.
-        has_crosses: adds pairs of categories, the year in brackets at the end of most titles (else the price), and that
-            number crossed with categories (with words, where there are none).
+        has_crosses: adds pairs of categories, the year in brackets at the end of most titles, and the year crossed with
+            categories (with words, where there are none).
     """
 
     min_items: int = 2
@@ -60,21 +58,19 @@ def content_features(
     titles: Iterable[str],
     categories: Iterable[str],
     *,
-    prices: Iterable[float] | None = None,
     settings: ContentSettings | None = None,
 ) -> sparse.csr_matrix | None:
-    """TF-IDF of title words beside one-hot categories, their pairs, the year or price, and crosses with it.
+    """TF-IDF of title words beside one-hot categories, their pairs, the year, and crosses with it.
 
     Args:
         titles: one per item; "" or a missing value = unknown.
         categories: one per item, several joined by "|"; "" or a missing value = unknown.
-        prices: one per item, in any one currency; NaN or at most 0 = unknown. Used where titles have no years.
         settings: defaults of `ContentSettings`.
     Returns:
         float32 CSR, (num_items, num_features): rows of norm 1, empty where nothing is known; None if nothing is known
         of any item. Columns: words in alphabetical order, categories in alphabetical order, then crosses.
     Raises:
-        DataError: titles, categories and prices differ in number.
+        DataError: titles and categories differ in number.
     """
     settings = settings or ContentSettings()
     texts = _texts(titles)
@@ -87,7 +83,7 @@ def content_features(
     one_hot = _unit_rows(one_hot) if settings.category_weight > 0 else one_hot[:, :0]
     blocks = [words, one_hot * settings.category_weight]
     if settings.has_crosses:
-        blocks += _crosses(texts, words, one_hot, prices, settings)
+        blocks += _crosses(texts, words, one_hot, settings)
     features = _unit_rows(sparse.hstack(blocks, format="csr"))
     if features.nnz == 0:
         return None
@@ -128,39 +124,26 @@ def _crosses(
     texts: Sequence[str],
     words: sparse.csr_matrix,
     categories: sparse.csr_matrix,
-    prices: Iterable[float] | None,
     settings: ContentSettings,
 ) -> list[sparse.csr_matrix]:
-    """Pairs of categories, a number (year or price) in soft bins, and that number with categories or words."""
+    """Pairs of categories, the year in soft bins, and the year with categories or words."""
     crosses = []
     if np.diff(categories.indptr).max(initial=0) > 1:
         crosses.append(_crossed(categories, categories, settings) * settings.category_weight)
-    numbers = _numbers(texts, prices)
-    if numbers is None:
+    years = _years(texts)
+    if years is None:
         return crosses
-    bins = _soft_bins(numbers)
+    bins = _soft_bins(years / _YEARS_PER_KNOT)
     if categories.nnz:
         return [*crosses, bins, _crossed(categories, bins, settings) * settings.category_weight]
     return [*crosses, bins, _crossed(words, bins, settings)]
 
 
-def _numbers(texts: Sequence[str], prices: Iterable[float] | None) -> np.ndarray | None:
-    """Each item's year if most titles end in one, else the logarithm of its price, in knots; NaN = unknown."""
+def _years(texts: Sequence[str]) -> np.ndarray | None:
+    """Each item's year, NaN = unknown; None unless most titles end in one."""
     found = [_YEAR.search(text) for text in texts]
     years = np.array([float(match.group(1)) if match else np.nan for match in found], np.float64)
-    if np.count_nonzero(np.isfinite(years)) > 0.5 * len(texts):
-        return years / _YEARS_PER_KNOT
-    if prices is None:
-        return None
-    paid = np.array([float(price) for price in prices], np.float64)
-    if len(paid) != len(texts):
-        raise DataError(f"{len(texts)} titles but {len(paid)} prices: give one of each per item")
-    is_known = np.isfinite(paid) & (paid > 0)
-    if not is_known.any():
-        return None
-    return np.where(is_known, np.log2(np.where(is_known, np.maximum(paid, _LEAST_PRICE), 1)), np.nan) / (
-        _DOUBLINGS_PER_KNOT
-    )
+    return years if np.count_nonzero(np.isfinite(years)) > 0.5 * len(texts) else None
 
 
 def _soft_bins(numbers: np.ndarray) -> sparse.csr_matrix:

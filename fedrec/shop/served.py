@@ -94,7 +94,7 @@ def open_shop(run_dir: Path, shop: str) -> ServedShop:
     if split.empty:
         raise DataError(f"shop {shop!r}: not in this run; there are: {', '.join(shop_names(run_dir))}")
     catalogue = _read_table(run_dir / "items.parquet", None).set_index("item")
-    features = content_features(catalogue["title"], catalogue["category"], prices=catalogue["price"])
+    features = content_features(catalogue["title"], catalogue["category"])
     parts = split["part"].to_numpy()
     shoppers, rows = np.unique(split["shopper"].astype(str), return_inverse=True)
     keys = split["item"].astype(str).to_numpy()

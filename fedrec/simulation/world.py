@@ -110,7 +110,7 @@ def prepare(settings: SimulationSettings) -> World:
     if not shops:
         raise DataError("no shop has a training event after the split; choose another split or more data")
     items = loaded.items
-    features = content_features(items.table["title"], items.table["category"], prices=items.table["price"])
+    features = content_features(items.table["title"], items.table["category"])
     positions = items.table.index
     shop_public = tuple(_public(shop.items, features, positions) for shop in shops)
     account = _account(settings, loaded, split, shops, shared_items)

@@ -95,27 +95,15 @@ def test_years_in_titles_come_in_soft_bins_of_ten():
     assert not alike[4].any()
 
 
-def test_years_count_only_where_most_titles_have_one_and_prices_only_where_they_do_not():
+def test_years_count_only_where_most_titles_have_one():
     few_years = ["a (1990)", "b", "c"]
     assert content_features(few_years, [""] * 3, settings=ContentSettings(min_items=9)) is None
-    alike = similarity(few_years, [""] * 3, prices=[1.0, 2.0, 2.0], settings=ContentSettings(min_items=9))
-    np.testing.assert_allclose(alike, [[1, 0, 0], [0, 1, 1], [0, 1, 1]], atol=1e-6)
     all_years = ["a (1990)", "b (1990)", "c (1990)"]
-    alike = similarity(all_years, [""] * 3, prices=[1.0, 2.0, 2.0], settings=ContentSettings(min_items=9))
+    alike = similarity(all_years, [""] * 3, settings=ContentSettings(min_items=9))
     np.testing.assert_allclose(alike, np.ones((3, 3)), atol=1e-6)
 
 
-def test_unknown_prices_are_empty_and_their_number_must_fit():
-    prices = [np.nan, 0.0, -3.0, 8.0, 8.0]
-    alike = similarity([""] * 5, [""] * 5, prices=prices)
-    np.testing.assert_allclose(alike[3:, 3:], 1, rtol=1e-6)
-    assert not alike[:3].any()
-    assert content_features([""] * 2, [""] * 2, prices=[np.nan, -1.0]) is None
-    with pytest.raises(DataError, match="prices"):
-        content_features(["a", "b"], ["", ""], prices=[1.0])
-
-
-def test_a_number_is_crossed_with_categories_and_with_words_where_there_are_none():
+def test_a_year_is_crossed_with_categories_and_with_words_where_there_are_none():
     settings = ContentSettings(min_items=2, max_share=1.0)
     years = ["x (1990)", "x (1990)", "x (2010)"]
     same, other = similarity(years, ["a"] * 3, settings=settings)[0, 1:]
