@@ -1,0 +1,443 @@
+"""The coordinator's side of secure aggregation: it relays, adds up, and opens the sum alone.
+
+    invite -> add_advert ... -> adverts -> add_deal ... -> close_setup -> delivery       set-up, for a batch of rounds
+    open_round -> add_upload ... -> survivors -> add_signature ... -> signatures -> add_shares ... -> total
+
+A shop may fall out at every step. Memory is one vector, whatever the number of shops: uploads are added as they come,
+in any order, since sums in a ring are exact. What comes twice is ignored, what comes late is refused. Secrets that come
+back are checked against what the shops published at the set-up: the sum of the survivors, or an error, never another
+sum. For what the coordinator cannot learn see `shop_session`; nothing here is trusted for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from fedrec.errors import BadMessage, BadSignature, ProtocolError, StoreError, TooFewShops
+from fedrec.secure_aggregation import masks
+from fedrec.secure_aggregation.graph import Ring
+from fedrec.secure_aggregation.messages import (
+    Advert,
+    Adverts,
+    Batch,
+    Deal,
+    Delivery,
+    Invite,
+    Shares,
+    Signature,
+    Signatures,
+    Survivors,
+)
+from fedrec.secure_aggregation.parameters import Parameters
+from fedrec.secure_aggregation.rules import (
+    check_adverts,
+    commitment,
+    holders,
+    pair_sign,
+    ring_of,
+    run_digest,
+    seed_of_pair,
+    self_seed,
+    setup_digest,
+    share_threshold,
+)
+from fedrec.secure_aggregation.secret_sharing import Combiner
+
+STATE_FORMAT = 1
+
+
+class _Step(IntEnum):
+    UPLOADS = 1
+    SIGNATURES = 2
+    SHARES = 3
+
+
+@dataclass
+class _Setup:
+    batch: Batch
+    adverts: dict[int, Advert] = field(default_factory=dict)
+    sent: Adverts | None = None
+    deals: dict[int, Deal] = field(default_factory=dict)
+    digest: bytes = b""
+
+
+@dataclass
+class _Round:
+    index: int
+    context: bytes
+    total: np.ndarray
+    step: _Step = _Step.UPLOADS
+    uploaded: set[int] = field(default_factory=set)
+    survivors: Survivors | None = None
+    signatures: dict[int, bytes] = field(default_factory=dict)
+    shares: dict[int, Shares] = field(default_factory=dict)
+
+
+class CoordinatorSession:
+    """The coordinator in one run. No clock, no input or output."""
+
+    def __init__(self, parameters: Parameters, run_id: str) -> None:
+        """Args:
+        parameters: as the shops agreed to them.
+        run_id: of the run.
+        """
+        self.parameters = parameters
+        self._run = run_digest(parameters, run_id)
+        self._setup: _Setup | None = None
+        self._ring: Ring | None = None
+        self._round: _Round | None = None
+
+    @property
+    def setup_digest(self) -> bytes:
+        """Of the set-up that is in use; empty without one."""
+        return self._setup.digest if self._setup is not None else b""
+
+    @property
+    def participants(self) -> tuple[str, ...]:
+        """Shops that dealt, in roster order: who can take part in the batch's rounds."""
+        return self._names(self._closed_setup().deals)
+
+    def covers(self, index: int) -> bool:
+        """Whether the set-up in use has keys for a round."""
+        return self._setup is not None and bool(self._setup.digest) and index in self._setup.batch.rounds
+
+    def invite(self, first_round: int, num_rounds: int) -> bytes:
+        """Begin a set-up for these rounds; the one before is over. One message for all shops."""
+        number = 0 if self._setup is None else self._setup.batch.number + 1
+        count = min(num_rounds, self.parameters.rounds_per_setup)
+        self._setup, self._ring, self._round = _Setup(Batch(number, first_round, count)), None, None
+        return Invite(self._run, self._setup.batch).to_bytes()
+
+    def add_advert(self, shop: str, data: bytes) -> bool:
+        """Take a shop's keys; False when it has sent some before.
+
+        Raises:
+            BadMessage: not this shop's keys for this batch, or too late.
+        """
+        setup, place = self._open_setup(), self._place(shop)
+        if place in setup.adverts:
+            return False
+        if setup.sent is not None:
+            raise BadMessage(f"keys of shop {shop!r} after the others' were sent around")
+        advert = Advert.from_bytes(data, self._run, self.parameters)
+        if advert.place != place or advert.batch != setup.batch:
+            raise BadMessage(f"keys of shop {shop!r} for another shop or batch")
+        try:
+            self.parameters.key_at(place).verify(advert.signed_bytes(), advert.signature)
+        except BadSignature as error:
+            raise BadMessage(f"keys that shop {shop!r} of the roster did not sign") from error
+        for key in (advert.share_key, *advert.mask_keys):
+            masks.check_public_key(key)
+        setup.adverts[place] = advert
+        return True
+
+    def adverts(self) -> bytes:
+        """Everybody's keys, one message for all who sent theirs.
+
+        Raises:
+            TooFewShops: fewer than n_min.
+            BadMessage: two shops sent the same key.
+        """
+        setup = self._open_setup()
+        if setup.sent is None:
+            sent = Adverts(self._run, setup.batch, tuple(setup.adverts[place] for place in sorted(setup.adverts)))
+            check_adverts(sent, setup.batch, self.parameters)
+            setup.sent, self._ring = sent, ring_of(sent, self.parameters)
+        return setup.sent.to_bytes()
+
+    def add_deal(self, shop: str, data: bytes) -> bool:
+        """Take a shop's encrypted shares; False when it has sent some before.
+
+        Raises:
+            BadMessage: not this shop's, not for these keys, not for its neighbours, or too late.
+        """
+        setup, place = self._open_setup(), self._place(shop)
+        if setup.sent is None or setup.digest:
+            raise BadMessage(f"shares of shop {shop!r} that are early or late")
+        if place in setup.deals:
+            return False
+        deal = Deal.from_bytes(data, self._run, self.parameters)
+        if deal.place != place or place not in setup.adverts or deal.batch != setup.batch:
+            raise BadMessage(f"shares of shop {shop!r} for another shop or batch, or without keys")
+        if deal.adverts != setup.sent.digest or sorted(deal.boxes) != list(self._holders(place)):
+            raise BadMessage(f"shares of shop {shop!r} for other keys or neighbours")
+        try:
+            self.parameters.key_at(place).verify(deal.signed_bytes(), deal.signature)
+        except BadSignature as error:
+            raise BadMessage(f"shares that shop {shop!r} of the roster did not sign") from error
+        setup.deals[place] = deal
+        return True
+
+    def close_setup(self) -> bytes:
+        """Who dealt takes part; returns the digest that the batch's plans must name.
+
+        Raises:
+            TooFewShops: fewer than n_min, or honest ones would not be connected.
+        """
+        setup = self._open_setup()
+        if setup.sent is None:
+            raise ProtocolError("a set-up is closed after keys and shares")
+        if not setup.digest:
+            self._check_set(setup.deals)
+            digests = {place: deal.digest for place, deal in setup.deals.items()}
+            setup.digest = setup_digest(self._run, setup.sent, digests)
+        return setup.digest
+
+    def delivery(self, shop: str) -> bytes:
+        """What was dealt to one participant, and who dealt."""
+        setup, place = self._closed_setup(), self._place(shop)
+        boxes = {dealer: setup.deals[dealer].boxes[place] for dealer in self._holders(place) if dealer in setup.deals}
+        digests = {dealer: deal.digest for dealer, deal in setup.deals.items()}
+        return Delivery(self._run, setup.batch, digests, boxes).to_bytes()
+
+    def open_round(self, index: int, context: bytes, size: int, dtype: np.dtype) -> None:
+        """Begin a round.
+
+        Args:
+            index: covered by the set-up.
+            context: digest of its whole plan.
+            size: number of values.
+            dtype: <u4 or <u8.
+        """
+        if not self.covers(index):
+            raise ProtocolError(f"round {index} without keys: its set-up is missing")
+        if self._round is not None and self._round.index >= index:
+            raise ProtocolError(f"round {index} was opened before: its masks are used once, set up again")
+        self._round = _Round(index, context, np.zeros(size, dtype))
+
+    def add_upload(self, shop: str, values: np.ndarray) -> bool:
+        """Add a shop's masked vector; False when it has sent one before.
+
+        Raises:
+            BadMessage: of a shop outside the set-up, of another size or ring, or after the survivors were named.
+        """
+        current, place = self._open_round(), self._place(shop)
+        if place in current.uploaded:
+            return False
+        if current.step != _Step.UPLOADS or place not in self._closed_setup().deals:
+            raise BadMessage(f"an upload of shop {shop!r}, which is late or not in this set-up")
+        if values.dtype != current.total.dtype or values.shape != current.total.shape:
+            raise BadMessage(f"an upload of shop {shop!r} of another size or ring")
+        np.add(current.total, values, out=current.total)
+        current.uploaded.add(place)
+        return True
+
+    def survivors(self) -> bytes:
+        """Name the survivors, one message for all of them; no upload is taken afterwards.
+
+        Raises:
+            TooFewShops: fewer than n_min, or the honest ones of them would not be connected.
+        """
+        current = self._open_round()
+        if current.survivors is None:
+            current.step = _Step.SIGNATURES
+            self._check_set(current.uploaded)
+            places = tuple(sorted(current.uploaded))
+            current.survivors = Survivors(self._run, current.index, current.context, places)
+        return current.survivors.to_bytes()
+
+    @property
+    def survivor_names(self) -> tuple[str, ...]:
+        """Shops whose uploads are in the sum, in roster order."""
+        return self._names(self._open_round().uploaded)
+
+    def add_signature(self, shop: str, data: bytes) -> bool:
+        """Take a survivor's signature; False when it has sent one before.
+
+        Raises:
+            BadMessage: over another set, by somebody else, or too late.
+        """
+        current, place = self._open_round(), self._place(shop)
+        if current.survivors is None or current.step != _Step.SIGNATURES:
+            raise BadMessage(f"a signature of shop {shop!r} that is early or late")
+        if place in current.signatures:
+            return False
+        given = Signature.from_bytes(data, self._run, self.parameters)
+        if given.place != place or place not in current.uploaded or given.index != current.index:
+            raise BadMessage(f"a signature of shop {shop!r} for another shop or round")
+        if given.survivors != current.survivors.digest:
+            raise BadMessage(f"a signature of shop {shop!r} over another set of survivors")
+        try:
+            self.parameters.key_at(place).verify(current.survivors.signed_bytes(), given.signature)
+        except BadSignature as error:
+            raise BadMessage(f"a signature that shop {shop!r} of the roster did not make") from error
+        current.signatures[place] = given.signature
+        return True
+
+    def signatures(self) -> bytes:
+        """The signatures, one message for all survivors.
+
+        Raises:
+            TooFewShops: fewer than T.
+        """
+        current = self._open_round()
+        if current.survivors is None:
+            raise ProtocolError("no set of survivors was named")
+        if len(current.signatures) < self.parameters.threshold:
+            raise TooFewShops(
+                f"round {current.index}: {len(current.signatures)} shops signed the set of survivors, "
+                f"{self.parameters.threshold} are needed"
+            )
+        current.step = _Step.SHARES
+        return Signatures(self._run, current.index, current.survivors.digest, current.signatures).to_bytes()
+
+    def add_shares(self, shop: str, data: bytes) -> bool:
+        """Take a survivor's shares; False when it has sent some before.
+
+        Raises:
+            BadMessage: for another set, or of other secrets than the shop holds shares of.
+        """
+        current, place = self._open_round(), self._place(shop)
+        if current.survivors is None or current.step != _Step.SHARES or place not in current.uploaded:
+            raise BadMessage(f"shares of shop {shop!r} that are early, or of no survivor")
+        if place in current.shares:
+            return False
+        given = Shares.from_bytes(data, self._run, self.parameters)
+        if given.place != place or given.index != current.index or given.survivors != current.survivors.digest:
+            raise BadMessage(f"shares of shop {shop!r} for another shop, round or set of survivors")
+        held = [dealer for dealer in self._holders(place) if dealer in self._closed_setup().deals]
+        alive = [dealer for dealer in held if dealer in current.uploaded]
+        if sorted(given.seeds) != alive or sorted(given.keys) != [one for one in held if one not in current.uploaded]:
+            raise BadMessage(f"shares of shop {shop!r} of other secrets than it holds")
+        current.shares[place] = given
+        return True
+
+    def total(self) -> np.ndarray:
+        """The sum of the survivors' vectors, ring elements; the round is over.
+
+        Raises:
+            TooFewShops: too few shares of a secret came back.
+            ProtocolError: a secret is not the one that its shop published: somebody gave a wrong share.
+        """
+        setup, current = self._closed_setup(), self._open_round()
+        if current.step != _Step.SHARES:
+            raise ProtocolError("the survivors have not signed")
+        combiners: dict[tuple[int, ...], Combiner] = {}
+        for place in sorted(current.uploaded):
+            seed = self._secret(place, {one: given.seeds for one, given in current.shares.items()}, combiners)
+            offset = current.index - setup.batch.first_round
+            if commitment(self._run, current.index, seed) != setup.deals[place].commitments[offset]:
+                raise self._wrong(place)
+            masks.add_mask(current.total, self_seed(seed, current.context, place), sign=-1)
+        for place in sorted(setup.deals.keys() - current.uploaded):
+            neighbours = [one for one in self._holders(place) if one in current.uploaded]
+            if neighbours:
+                key = self._secret(place, {one: given.keys for one, given in current.shares.items()}, combiners)
+                self._take_out(place, key, neighbours)
+        total = current.total
+        current.total = np.zeros(0, total.dtype)
+        current.step = _Step.UPLOADS
+        current.uploaded = set()
+        return total
+
+    def to_bytes(self) -> bytes:
+        """The set-up in use, for a coordinator that comes back between two rounds; holds nothing secret."""
+        fields: dict[str, Any] = {"format": STATE_FORMAT, "run": self._run.hex(), "setup": None}
+        if self._setup is not None and self._setup.sent is not None and self._setup.digest:
+            fields["setup"] = {
+                "batch": [self._setup.batch.number, self._setup.batch.first_round, self._setup.batch.num_rounds],
+                "adverts": self._setup.sent.to_bytes().hex(),
+                "deals": [self._setup.deals[place].to_bytes().hex() for place in sorted(self._setup.deals)],
+            }
+        return json.dumps(fields).encode()
+
+    def restore(self, data: bytes) -> None:
+        """Go on from a stored set-up.
+
+        Raises:
+            StoreError: not a state of this run, or of another version.
+        """
+        try:
+            fields = json.loads(data)
+            if fields["format"] != STATE_FORMAT or fields["run"] != self._run.hex():
+                raise StoreError("a stored set-up of another run or version")
+            self._setup, self._ring, self._round = None, None, None
+            if (stored := fields["setup"]) is None:
+                return
+            setup = _Setup(Batch(*stored["batch"]))
+            setup.sent = Adverts.from_bytes(bytes.fromhex(stored["adverts"]), self._run, self.parameters)
+            setup.adverts = {advert.place: advert for advert in setup.sent.adverts}
+            deals = [Deal.from_bytes(bytes.fromhex(deal), self._run, self.parameters) for deal in stored["deals"]]
+            setup.deals = {deal.place: deal for deal in deals}
+            self._setup, self._ring = setup, ring_of(setup.sent, self.parameters)
+            self.close_setup()
+        except (ValueError, KeyError, TypeError, BadMessage) as error:
+            raise StoreError(f"a stored set-up that cannot be read ({type(error).__name__})") from error
+
+    def _take_out(self, place: int, key: bytes, neighbours: Iterable[int]) -> None:
+        """Subtract what a dropped shop's masks in common have left in the sum."""
+        setup, current = self._closed_setup(), self._open_round()
+        offset = current.index - setup.batch.first_round
+        if masks.public_key(key) != setup.adverts[place].mask_keys[offset]:
+            raise self._wrong(place)
+        for one in neighbours:
+            seed = seed_of_pair(key, setup.adverts[one].mask_keys[offset], current.context, place, one)
+            masks.add_mask(current.total, seed, sign=-pair_sign(one, place))
+
+    def _secret(self, place: int, shares: dict[int, Any], combiners: dict[tuple[int, ...], Combiner]) -> bytes:
+        """A shop's secret of this round, from the first shares of its holders that suffice."""
+        assert self._ring is not None
+        needed = share_threshold(self._ring, self.parameters)
+        came = [one for one in self._holders(place) if one in shares and place in shares[one]][:needed]
+        if len(came) < needed:
+            raise TooFewShops(
+                f"{len(came)} shares of a secret of shop {self.parameters.names[place]!r} came back, {needed} are "
+                "needed"
+            )
+        points = tuple(one + 1 for one in came)
+        combiner = combiners.setdefault(points, Combiner(points)) if points not in combiners else combiners[points]
+        try:
+            return combiner.secret({one + 1: shares[one][place] for one in came})
+        except BadMessage as error:
+            raise self._wrong(place) from error
+
+    def _wrong(self, place: int) -> ProtocolError:
+        return ProtocolError(
+            f"the shares of shop {self.parameters.names[place]!r} do not give the secret that it published: a shop "
+            "gave or dealt a wrong one; the round is given up"
+        )
+
+    def _holders(self, place: int) -> tuple[int, ...]:
+        assert self._ring is not None
+        return holders(self._ring, place, self.parameters)
+
+    def _check_set(self, places: Iterable[int]) -> None:
+        names = self._names(places)
+        if len(names) < self.parameters.min_shops:
+            raise TooFewShops(
+                f"{len(names)} of {len(self.parameters.names)} shops answered, at least {self.parameters.min_shops} "
+                "are needed"
+            )
+        assert self._ring is not None
+        if not self._ring.keeps_connected(names, self.parameters.colluders):
+            raise TooFewShops("too many neighbours dropped out: shops would refuse, since the sum could come apart")
+
+    def _names(self, places: Iterable[int]) -> tuple[str, ...]:
+        return tuple(self.parameters.names[place] for place in sorted(places))
+
+    def _place(self, shop: str) -> int:
+        place = self.parameters.place_of.get(shop)
+        if place is None:
+            raise BadMessage(f"shop {shop!r} is not on the roster of {len(self.parameters.names)} shops")
+        return place
+
+    def _open_setup(self) -> _Setup:
+        if self._setup is None:
+            raise BadMessage("no set-up has begun: the message is late or early")
+        return self._setup
+
+    def _closed_setup(self) -> _Setup:
+        if self._setup is None or not self._setup.digest:
+            raise ProtocolError("the set-up is not finished")
+        return self._setup
+
+    def _open_round(self) -> _Round:
+        if self._round is None:
+            raise BadMessage("no round is open: the message is late or early")
+        return self._round

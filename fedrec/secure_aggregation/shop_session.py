@@ -1,0 +1,443 @@
+"""A shop's side of secure aggregation: bytes in, bytes out, and masks on its vector.
+
+    invite -> advertise -> adverts -> deal -> delivery -> accept       set-up, for a batch of rounds
+    (accepted) -> mask -> upload -> survivors -> sign -> signatures -> reveal -> (round over)      each round
+
+Every step answers a repeated request with the same bytes, and refuses another one: one advert and one deal a batch, one
+masked vector, one set of survivors and one answer a round. **The state must be stored before an answer leaves**
+(`to_bytes`), so that a shop that crashes and comes back cannot be made to answer twice.
+
+What the coordinator learns is the sum over the survivors of one round, at least n_min of them, all with the same plan:
+
+- A vector carries a mask of each neighbour in common and one of its own. The seeds of both are bound to the digest of
+  the whole plan, which names the set-up: shops with other plans, rosters or keys do not cancel, they add noise.
+- Keys are signed by identities that the shop pinned, so that the coordinator can neither insert shops nor sit between.
+- For each shop its neighbours give either shares of its own seed (it survived) or of its mask key (it dropped out),
+  never both, and only for a set that T shops have signed (see `Parameters` for why there is one such set at most), that
+  has n_min members, and that keeps the honest ones connected whoever colludes (see `graph`).
+- Keys and seeds are made for one round each: what is opened in a round tells nothing about another's vectors.
+
+Source: Bonawitz et al. 2017 (figure 4, the version for active adversaries) and Bell et al. 2020 (section 3).
+Deviations: mask keys and seeds are dealt for several rounds at once, fresh for each; the seeds of masks are bound to
+the round's plan; seeds and mask keys are checked when they come back (commitments, public keys), so that a wrong share
+ends a round rather than give a wrong sum; on the ring the connection of the survivors is checked rather than likely.
+Python cannot promise that erased secrets leave the memory; they are dropped, and the stored state no longer has them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from fedrec.errors import BadMessage, ConfigError, ProtocolError, StoreError, TooFewShops
+from fedrec.secure_aggregation import masks, secret_sharing
+from fedrec.secure_aggregation.graph import Ring
+from fedrec.secure_aggregation.keys import IdentityKey
+from fedrec.secure_aggregation.messages import (
+    DIGEST_BYTES,
+    NONCE_BYTES,
+    Advert,
+    Adverts,
+    Batch,
+    Deal,
+    Delivery,
+    Invite,
+    Shares,
+    Signature,
+    Signatures,
+    Survivors,
+)
+from fedrec.secure_aggregation.parameters import Parameters
+from fedrec.secure_aggregation.rules import (
+    box_context,
+    check_adverts,
+    commitment,
+    holders,
+    pair_sign,
+    ring_of,
+    run_digest,
+    seed_of_pair,
+    self_seed,
+    setup_digest,
+    share_threshold,
+)
+
+STATE_FORMAT = 1
+
+Randomness = Callable[[int], bytes]
+
+
+@dataclass
+class _Round:
+    """What the shop did in the round that is open."""
+
+    index: int
+    context: bytes
+    upload: bytes
+    survivors: bytes = b""
+    answer: bytes = b""
+
+
+@dataclass
+class _Setup:
+    """One batch: secrets by round index, gone once their round is over."""
+
+    batch: Batch
+    share_key: bytes
+    mask_keys: dict[int, bytes]
+    seeds: dict[int, bytes]
+    advert: bytes
+    adverts: bytes = b""
+    deal: bytes = b""
+    digest: bytes = b""
+    participants: tuple[int, ...] = ()
+    shares: dict[int, dict[int, tuple[bytes, bytes]]] = field(default_factory=dict)
+    """By round: by dealer's place, shares of its mask key and of its seed."""
+
+
+class ShopSession:
+    """One shop in one run. No clock, no input or output; see the module for the states and the guarantee."""
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        name: str,
+        identity: IdentityKey,
+        run_id: str,
+        *,
+        randomness: Randomness = os.urandom,
+    ) -> None:
+        """Args:
+        parameters: agreed and pinned by the shop.
+        name: of the shop on the roster.
+        identity: its Ed25519 key; the roster's.
+        run_id: of the run.
+        randomness: other than the operating system's for known-answer vectors only.
+        """
+        if parameters.place_of.get(name) is None:
+            raise ConfigError(f"shop {name!r} is not on the roster of {len(parameters.names)} shops")
+        self.place = parameters.place_of[name]
+        if parameters.key_at(self.place) != identity.public:
+            raise ConfigError(
+                f"the roster gives shop {name!r} another key than its own {identity.public.fingerprint()}"
+            )
+        self.parameters = parameters
+        self.name = name
+        self._identity = identity
+        self._run = run_digest(parameters, run_id)
+        self._random = randomness
+        self._setup: _Setup | None = None
+        self._round: _Round | None = None
+
+    def __repr__(self) -> str:
+        return f"ShopSession({self.name!r})"
+
+    @property
+    def setup_digest(self) -> bytes:
+        """Of the set-up that was accepted last; empty before. A plan must name it."""
+        return self._setup.digest if self._setup is not None else b""
+
+    def advertise(self, invite: bytes) -> bytes:
+        """Keys for a batch of rounds; secrets of the batch before are erased.
+
+        Raises:
+            BadMessage: not an invite of this run, or of a batch that is over.
+        """
+        batch = Invite.from_bytes(invite, self._run, self.parameters).batch
+        if self._setup is not None and batch == self._setup.batch:
+            return self._setup.advert
+        if self._setup is not None and batch.number <= self._setup.batch.number:
+            raise BadMessage(f"set-up {batch.number} after set-up {self._setup.batch.number}: each is made once")
+        share_key = self._random(masks.SEED_BYTES)
+        mask_keys = {index: self._random(masks.SEED_BYTES) for index in batch.rounds}
+        seeds = {index: self._random(masks.SEED_BYTES) for index in batch.rounds}
+        public = tuple(masks.public_key(key) for key in mask_keys.values())
+        advert = Advert(self._run, batch, self.place, masks.public_key(share_key), public)
+        signed = advert.signed_bytes() + self._identity.sign(advert.signed_bytes())
+        self._setup = _Setup(batch, share_key, mask_keys, seeds, advert=signed)
+        self._round = None
+        return signed
+
+    def deal(self, adverts: bytes) -> bytes:
+        """Shares of this shop's secrets for its neighbours.
+
+        Raises:
+            BadMessage: adverts of another batch, unsigned or changed, fewer than n_min, without this shop's own, with
+                keys of low order, or other ones than before.
+        """
+        setup = self._open_setup()
+        if setup.deal and adverts == setup.adverts:
+            return setup.deal
+        if setup.deal:
+            raise BadMessage("other adverts of a set-up that was dealt")
+        known = Adverts.from_bytes(adverts, self._run, self.parameters)
+        check_adverts(known, setup.batch, self.parameters)
+        if setup.advert not in [advert.to_bytes() for advert in known.adverts]:
+            raise BadMessage("adverts without this shop's own")
+        ring = ring_of(known, self.parameters)
+        receivers = holders(ring, self.place, self.parameters)
+        boxes = self._boxes(setup, known, receivers, share_threshold(ring, self.parameters))
+        commitments = tuple(commitment(self._run, index, seed) for index, seed in setup.seeds.items())
+        deal = Deal(self._run, setup.batch, self.place, known.digest, commitments, boxes)
+        setup.adverts = adverts
+        setup.deal = deal.signed_bytes() + self._identity.sign(deal.signed_bytes())
+        return setup.deal
+
+    def accept(self, delivery: bytes) -> bytes:
+        """Open what the neighbours dealt.
+
+        Returns:
+            The digest of the set-up, which every plan of the batch must name.
+        Raises:
+            BadMessage: not a delivery for what this shop has dealt, or a neighbour's shares do not open.
+            TooFewShops: fewer than n_min dealt, or the honest ones of them would not be connected.
+        """
+        setup = self._open_setup()
+        if not setup.deal:
+            raise BadMessage("a delivery before this shop has dealt")
+        given = Delivery.from_bytes(delivery, self._run, self.parameters)
+        known = Adverts.from_bytes(setup.adverts, self._run, self.parameters)
+        digest = setup_digest(self._run, known, given.deals)
+        if setup.digest == digest:
+            return digest
+        if setup.digest:
+            raise BadMessage("another delivery of a set-up that was accepted")
+        own = hashlib.sha256(setup.deal).digest()
+        advertised = {advert.place for advert in known.adverts}
+        if given.batch != setup.batch or not given.deals.keys() <= advertised or given.deals.get(self.place) != own:
+            raise BadMessage("a delivery of another batch, by shops without adverts, or without this shop's own deal")
+        ring = ring_of(known, self.parameters)
+        self._check_set(ring, tuple(given.deals))
+        dealers = [place for place in holders(ring, self.place, self.parameters) if place in given.deals]
+        if sorted(given.boxes) != sorted(dealers):
+            raise BadMessage("a delivery without the shares of all neighbours who dealt, or with others")
+        keys = {advert.place: advert.share_key for advert in known.adverts}
+        for dealer in dealers:
+            self._open_box(setup, known, dealer, keys[dealer], given.boxes[dealer])
+        setup.digest, setup.participants = digest, tuple(sorted(given.deals))
+        return digest
+
+    def mask(self, index: int, context: bytes, values: np.ndarray) -> None:
+        """Add this shop's masks of a round, in place. Secrets of rounds before are erased.
+
+        Args:
+            index: of the round.
+            context: digest of its whole plan, (32,) bytes; the plan names `setup_digest`.
+            values: <u4 or <u8, (num_values,), contiguous: the shop's noisy sum in the ring.
+        Raises:
+            ProtocolError: the round's masks were used on another vector or under another plan, or are erased.
+        Guarantee: see the module; a mask is used once.
+        """
+        setup = self._accepted()
+        if len(context) != DIGEST_BYTES:
+            raise BadMessage(f"a context of {len(context)} bytes: the digest of a plan has {DIGEST_BYTES}")
+        if index not in setup.mask_keys:
+            raise ProtocolError(f"round {index} has no keys in this set-up, or they are erased: it is over")
+        if self._round is not None and self._round.index == index and self._round.context != context:
+            raise ProtocolError(f"round {index} was masked under another plan: its masks are used once")
+        known = Adverts.from_bytes(setup.adverts, self._run, self.parameters)
+        names, ring = self.parameters.names, ring_of(known, self.parameters)
+        others = {self.parameters.place_of[name] for name in ring.neighbours(names[self.place])}
+        offset = index - setup.batch.first_round
+        for advert in known.adverts:
+            if advert.place in others and advert.place in setup.participants:
+                seed = seed_of_pair(setup.mask_keys[index], advert.mask_keys[offset], context, self.place, advert.place)
+                masks.add_mask(values, seed, sign=pair_sign(self.place, advert.place))
+        masks.add_mask(values, self_seed(setup.seeds[index], context, self.place), sign=1)
+        upload = hashlib.sha256(values.data).digest()
+        if self._round is not None and self._round.index == index:
+            if self._round.upload != upload:
+                values.fill(0)
+                raise ProtocolError(f"another vector for round {index}: its masks are used once")
+            return
+        self.forget_before(index)
+        self._round = _Round(index, context, upload)
+
+    def sign(self, survivors: bytes) -> bytes:
+        """Agree to a set of survivors; the one set of this round.
+
+        Raises:
+            BadMessage: of another round or plan, without this shop, or with shops that did not deal.
+            TooFewShops: fewer than n_min, or the honest ones of them would not be connected.
+            ProtocolError: this shop has signed another set.
+        """
+        setup, current = self._accepted(), self._open_round()
+        given = Survivors.from_bytes(survivors, self._run, self.parameters)
+        if (given.index, given.context) != (current.index, current.context):
+            raise BadMessage(f"survivors of another round or plan than round {current.index}, which is open")
+        if current.survivors and current.survivors != survivors:
+            raise ProtocolError(f"another set of survivors of round {current.index}: a shop signs one")
+        if self.place not in given.places or not set(given.places) <= set(setup.participants):
+            raise BadMessage("survivors without this shop, or with shops that are not in the round")
+        known = Adverts.from_bytes(setup.adverts, self._run, self.parameters)
+        self._check_set(ring_of(known, self.parameters), given.places)
+        current.survivors = survivors
+        signature = self._identity.sign(given.signed_bytes())
+        return Signature(self._run, given.index, self.place, given.digest, signature).to_bytes()
+
+    def reveal(self, signatures: bytes) -> bytes:
+        """This shop's shares of the round, once T survivors have signed the set that it signed; the round is over.
+
+        Raises:
+            BadMessage: signatures over another set, or by shops that are not in it.
+            BadSignature: one does not hold.
+            TooFewShops: fewer than T.
+            ProtocolError: this shop has signed no set.
+        """
+        setup, current = self._accepted(), self._open_round()
+        if not current.survivors:
+            raise ProtocolError(f"signatures of round {current.index}, whose survivors this shop has not signed")
+        chosen = Survivors.from_bytes(current.survivors, self._run, self.parameters)
+        given = Signatures.from_bytes(signatures, self._run, self.parameters)
+        if given.index != chosen.index or given.survivors != chosen.digest:
+            raise BadMessage("signatures over another set of survivors than this shop has signed")
+        if not given.signatures.keys() <= set(chosen.places):
+            raise BadMessage("signatures by shops that are not among the survivors")
+        for place, signature in given.signatures.items():
+            self.parameters.key_at(place).verify(chosen.signed_bytes(), signature)
+        if len(given.signatures) < self.parameters.threshold:
+            raise TooFewShops(f"{len(given.signatures)} signatures of the {self.parameters.threshold} that are needed")
+        if not current.answer:
+            alive = set(chosen.places)
+            held = setup.shares[current.index]
+            seeds = {place: seed for place, (_, seed) in held.items() if place in alive}
+            keys = {place: key for place, (key, _) in held.items() if place not in alive}
+            current.answer = Shares(self._run, current.index, self.place, given.survivors, seeds, keys).to_bytes()
+            self.forget_before(current.index + 1)
+        return current.answer
+
+    def forget_before(self, index: int) -> None:
+        """Erase keys, seeds and shares of all rounds before this one."""
+        if self._setup is None:
+            return
+        for secrets in (self._setup.mask_keys, self._setup.seeds, self._setup.shares):
+            for past in [one for one in secrets if one < index]:
+                del secrets[past]
+
+    def to_bytes(self) -> bytes:
+        """The state for the shop's own store; holds secrets of the rounds that are not over."""
+        setup, current = self._setup, self._round
+        fields: dict[str, Any] = {"format": STATE_FORMAT, "run": self._run.hex(), "setup": None, "round": None}
+        if setup is not None:
+            fields["setup"] = {
+                "batch": [setup.batch.number, setup.batch.first_round, setup.batch.num_rounds],
+                "participants": list(setup.participants),
+                "mask_keys": {str(index): key.hex() for index, key in setup.mask_keys.items()},
+                "seeds": {str(index): seed.hex() for index, seed in setup.seeds.items()},
+                "shares": {
+                    str(index): {str(place): [share.hex() for share in pair] for place, pair in of_round.items()}
+                    for index, of_round in setup.shares.items()
+                },
+                **{name: getattr(setup, name).hex() for name in _SETUP_BYTES},
+            }
+        if current is not None:
+            fields["round"] = {"index": current.index, **{name: getattr(current, name).hex() for name in _ROUND_BYTES}}
+        return json.dumps(fields).encode()
+
+    def restore(self, data: bytes) -> None:
+        """Go on from a stored state.
+
+        Raises:
+            StoreError: not a state of this run, or of another version.
+        """
+        try:
+            fields = json.loads(data)
+            if fields["format"] != STATE_FORMAT or fields["run"] != self._run.hex():
+                raise StoreError("stored keys of another run or version")
+            setup, current = fields["setup"], fields["round"]
+            self._setup = None if setup is None else _setup_from(setup)
+            self._round = None
+            if current is not None:
+                self._round = _Round(current["index"], **{name: bytes.fromhex(current[name]) for name in _ROUND_BYTES})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError(f"stored keys that cannot be read ({type(error).__name__})") from error
+
+    def _boxes(self, setup: _Setup, known: Adverts, receivers: tuple[int, ...], threshold: int) -> dict[int, bytes]:
+        """Shares of every round's mask key and seed, encrypted to each receiver (this shop included)."""
+        points = [place + 1 for place in receivers]
+        opened: dict[int, list[bytes]] = {place: [] for place in receivers}
+        for index in setup.batch.rounds:
+            for secret in (setup.mask_keys[index], setup.seeds[index]):
+                shares = secret_sharing.split(secret, threshold, points, random_element=self._element)
+                for place, share in zip(receivers, shares, strict=True):
+                    opened[place].append(share)
+        keys = {advert.place: advert.share_key for advert in known.adverts}
+        boxes = {}
+        for place in receivers:
+            context = box_context(self._run, known.digest, dealer=self.place, receiver=place)
+            key = masks.pair_seed(setup.share_key, keys[place], "fedrec shares", context)
+            nonce = self._random(NONCE_BYTES)
+            boxes[place] = nonce + ChaCha20Poly1305(key).encrypt(nonce, b"".join(opened[place]), context)
+        return boxes
+
+    def _open_box(self, setup: _Setup, known: Adverts, dealer: int, public: bytes, box: bytes) -> None:
+        context = box_context(self._run, known.digest, dealer=dealer, receiver=self.place)
+        key = masks.pair_seed(setup.share_key, public, "fedrec shares", context)
+        try:
+            opened = ChaCha20Poly1305(key).decrypt(box[:NONCE_BYTES], box[NONCE_BYTES:], context)
+        except InvalidTag as error:
+            raise BadMessage(
+                f"shares of shop {self.parameters.names[dealer]!r} that were not made for this one"
+            ) from error
+        size = secret_sharing.SHARE_BYTES
+        for offset, index in enumerate(setup.batch.rounds):
+            at = 2 * size * offset
+            pair = opened[at : at + size], opened[at + size : at + 2 * size]
+            setup.shares.setdefault(index, {})[dealer] = pair
+
+    def _element(self) -> int:
+        """A uniform element of the sharing's field, by rejection."""
+        while True:
+            value = int.from_bytes(self._random(secret_sharing.SHARE_BYTES), "little") & (2**257 - 1)
+            if value < secret_sharing.PRIME:
+                return value
+
+    def _check_set(self, ring: Ring, places: tuple[int, ...]) -> None:
+        if len(places) < self.parameters.min_shops:
+            raise TooFewShops(f"{len(places)} shops in a sum that needs {self.parameters.min_shops}")
+        names = {self.parameters.names[place] for place in places}
+        if not ring.keeps_connected(names, self.parameters.colluders):
+            raise TooFewShops("too many neighbours dropped out: the sum could come apart into sums of fewer shops")
+
+    def _open_setup(self) -> _Setup:
+        if self._setup is None:
+            raise BadMessage("no set-up has begun")
+        return self._setup
+
+    def _accepted(self) -> _Setup:
+        if self._setup is None or not self._setup.digest:
+            raise ProtocolError("no set-up was accepted: there are no keys to mask with")
+        return self._setup
+
+    def _open_round(self) -> _Round:
+        if self._round is None:
+            raise ProtocolError("no round is open: this shop has masked nothing")
+        return self._round
+
+
+_SETUP_BYTES = ("share_key", "advert", "adverts", "deal", "digest")
+_ROUND_BYTES = ("context", "upload", "survivors", "answer")
+
+
+def _setup_from(fields: dict[str, Any]) -> _Setup:
+    return _Setup(
+        batch=Batch(*fields["batch"]),
+        participants=tuple(fields["participants"]),
+        mask_keys={int(index): bytes.fromhex(key) for index, key in fields["mask_keys"].items()},
+        seeds={int(index): bytes.fromhex(seed) for index, seed in fields["seeds"].items()},
+        shares={
+            int(index): {
+                int(place): (bytes.fromhex(key), bytes.fromhex(seed)) for place, (key, seed) in of_round.items()
+            }
+            for index, of_round in fields["shares"].items()
+        },
+        **{name: bytes.fromhex(fields[name]) for name in _SETUP_BYTES},
+    )
