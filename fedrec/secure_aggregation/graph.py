@@ -103,9 +103,10 @@ class Ring:
 
         **Guarantee:** true only if so, and if there is such a survivor. On the ring it may be false though they are.
         """
+        present = frozenset(survivors)
+        alive = [name in present for name in self.order]
         if self.is_complete:
-            return sum(name in survivors for name in self.order) > colluders
-        alive = [name in survivors for name in self.order]
+            return sum(alive) > colluders
         inside = sum(alive[: self.reach])
         for place in range(len(alive)):
             if inside <= colluders:

@@ -25,6 +25,18 @@ _CHUNK_BYTES = 2**17
 _BLOCK_BYTES = 16
 _ZEROS = bytes(_CHUNK_BYTES)
 
+_FIELD_PRIME = 2**255 - 19
+_LOW_ORDER = frozenset(
+    (
+        0,
+        1,
+        _FIELD_PRIME - 1,
+        325606250916557431795983626356110631294008115727848805560023387167927233504,
+        39382357235489614581723060781553021112529911719440698176882885853963445705823,
+    )
+)
+"""Points of order 1, 2, 4 and 8 on the curve and its twist."""
+
 
 def add_mask(values: np.ndarray, seed: bytes, *, sign: int) -> None:
     """Add (or subtract) the seed's mask in place, modulo the ring's size.
@@ -85,12 +97,14 @@ def public_key(private: bytes) -> bytes:
 
 
 def check_public_key(public: bytes) -> None:
-    """Refuse a key of low order, whose exchanges everybody could compute.
+    """Refuse a key of low order, whose exchanges everybody could compute; `pair_seed` refuses it too, but later.
 
     Raises:
         BadMessage: it is one, or no key at all.
     """
-    _exchange(_ANY_KEY, public)
+    # RFC 7748, section 5: the highest bit is not looked at, and numbers from the prime on are reduced.
+    if len(public) != SEED_BYTES or int.from_bytes(public, "little") % 2**255 % _FIELD_PRIME in _LOW_ORDER:
+        raise BadMessage("a public key of low order, or no X25519 key")
 
 
 def _exchange(private: bytes, public: bytes) -> bytes:
@@ -99,6 +113,3 @@ def _exchange(private: bytes, public: bytes) -> bytes:
         return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError as error:
         raise BadMessage("a public key of low order, or no X25519 key") from error
-
-
-_ANY_KEY = bytes(range(SEED_BYTES))
