@@ -12,7 +12,9 @@ sum. For what the coordinator cannot learn see `shop_session`; nothing here is t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import secrets
+import struct
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -51,11 +53,15 @@ from fedrec.secure_aggregation.secret_sharing import Combiner
 
 STATE_FORMAT = 1
 
+_ByHolder = Mapping[int, Mapping[int, bytes]]
+"""Shares by the holder's place, then by the place of the shop whose secret they are of."""
+
 
 class _Step(IntEnum):
     UPLOADS = 1
     SIGNATURES = 2
     SHARES = 3
+    OVER = 4
 
 
 @dataclass
@@ -99,6 +105,11 @@ class CoordinatorSession:
         return self._setup.digest if self._setup is not None else b""
 
     @property
+    def advertised(self) -> tuple[str, ...]:
+        """Shops that sent keys for the set-up under way, in roster order."""
+        return self._names(self._open_setup().adverts)
+
+    @property
     def participants(self) -> tuple[str, ...]:
         """Shops that dealt, in roster order: who can take part in the batch's rounds."""
         return self._names(self._closed_setup().deals)
@@ -109,7 +120,7 @@ class CoordinatorSession:
 
     def invite(self, first_round: int, num_rounds: int) -> bytes:
         """Begin a set-up for these rounds; the one before is over. One message for all shops."""
-        number = 0 if self._setup is None else self._setup.batch.number + 1
+        number = secrets.randbits(62)  # a coordinator that forgot the last one must not meet its number again
         count = min(num_rounds, self.parameters.rounds_per_setup)
         self._setup, self._ring, self._round = _Setup(Batch(number, first_round, count)), None, None
         return Invite(self._run, self._setup.batch).to_bytes()
@@ -158,10 +169,10 @@ class CoordinatorSession:
             BadMessage: not this shop's, not for these keys, not for its neighbours, or too late.
         """
         setup, place = self._open_setup(), self._place(shop)
-        if setup.sent is None or setup.digest:
-            raise BadMessage(f"shares of shop {shop!r} that are early or late")
         if place in setup.deals:
             return False
+        if setup.sent is None or setup.digest:
+            raise BadMessage(f"shares of shop {shop!r} that are early or late")
         deal = Deal.from_bytes(data, self._run, self.parameters)
         if deal.place != place or place not in setup.adverts or deal.batch != setup.batch:
             raise BadMessage(f"shares of shop {shop!r} for another shop or batch, or without keys")
@@ -254,10 +265,10 @@ class CoordinatorSession:
             BadMessage: over another set, by somebody else, or too late.
         """
         current, place = self._open_round(), self._place(shop)
-        if current.survivors is None or current.step != _Step.SIGNATURES:
-            raise BadMessage(f"a signature of shop {shop!r} that is early or late")
         if place in current.signatures:
             return False
+        if current.survivors is None or current.step != _Step.SIGNATURES:
+            raise BadMessage(f"a signature of shop {shop!r} that is early or late")
         given = Signature.from_bytes(data, self._run, self.parameters)
         if given.place != place or place not in current.uploaded or given.index != current.index:
             raise BadMessage(f"a signature of shop {shop!r} for another shop or round")
@@ -294,10 +305,10 @@ class CoordinatorSession:
             BadMessage: for another set, or of other secrets than the shop holds shares of.
         """
         current, place = self._open_round(), self._place(shop)
-        if current.survivors is None or current.step != _Step.SHARES or place not in current.uploaded:
-            raise BadMessage(f"shares of shop {shop!r} that are early, or of no survivor")
         if place in current.shares:
             return False
+        if current.survivors is None or current.step != _Step.SHARES or place not in current.uploaded:
+            raise BadMessage(f"shares of shop {shop!r} that are early or late, or of no survivor")
         given = Shares.from_bytes(data, self._run, self.parameters)
         if given.place != place or given.index != current.index or given.survivors != current.survivors.digest:
             raise BadMessage(f"shares of shop {shop!r} for another shop, round or set of survivors")
@@ -312,28 +323,24 @@ class CoordinatorSession:
         """The sum of the survivors' vectors, ring elements; the round is over.
 
         Raises:
-            TooFewShops: too few shares of a secret came back.
+            TooFewShops: too few shares of a secret came back; more may come, and it may be asked for again.
             ProtocolError: a secret is not the one that its shop published: somebody gave a wrong share.
         """
         setup, current = self._closed_setup(), self._open_round()
         if current.step != _Step.SHARES:
-            raise ProtocolError("the survivors have not signed")
+            raise ProtocolError("the survivors have not signed, or the sum was taken")
         combiners: dict[tuple[int, ...], Combiner] = {}
-        for place in sorted(current.uploaded):
-            seed = self._secret(place, {one: given.seeds for one, given in current.shares.items()}, combiners)
-            offset = current.index - setup.batch.first_round
-            if commitment(self._run, current.index, seed) != setup.deals[place].commitments[offset]:
-                raise self._wrong(place)
+        came = {place: given.seeds for place, given in current.shares.items()}
+        seeds = {place: self._seed(place, came, combiners) for place in sorted(current.uploaded)}
+        came = {place: given.keys for place, given in current.shares.items()}
+        gone = [place for place in sorted(setup.deals.keys() - current.uploaded) if self._survivors_beside(place)]
+        keys = {place: self._mask_key(place, came, combiners) for place in gone}
+        # Nothing has been subtracted so far: all secrets are there, or none is used.
+        for place, seed in seeds.items():
             masks.add_mask(current.total, self_seed(seed, current.context, place), sign=-1)
-        for place in sorted(setup.deals.keys() - current.uploaded):
-            neighbours = [one for one in self._holders(place) if one in current.uploaded]
-            if neighbours:
-                key = self._secret(place, {one: given.keys for one, given in current.shares.items()}, combiners)
-                self._take_out(place, key, neighbours)
-        total = current.total
-        current.total = np.zeros(0, total.dtype)
-        current.step = _Step.UPLOADS
-        current.uploaded = set()
+        for place, key in keys.items():
+            self._take_out(place, key)
+        total, current.total, current.step = current.total, np.zeros(0, current.total.dtype), _Step.OVER
         return total
 
     def to_bytes(self) -> bytes:
@@ -367,20 +374,38 @@ class CoordinatorSession:
             setup.deals = {deal.place: deal for deal in deals}
             self._setup, self._ring = setup, ring_of(setup.sent, self.parameters)
             self.close_setup()
-        except (ValueError, KeyError, TypeError, BadMessage) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, struct.error, ProtocolError) as error:
             raise StoreError(f"a stored set-up that cannot be read ({type(error).__name__})") from error
 
-    def _take_out(self, place: int, key: bytes, neighbours: Iterable[int]) -> None:
+    def _take_out(self, place: int, key: bytes) -> None:
         """Subtract what a dropped shop's masks in common have left in the sum."""
         setup, current = self._closed_setup(), self._open_round()
         offset = current.index - setup.batch.first_round
-        if masks.public_key(key) != setup.adverts[place].mask_keys[offset]:
-            raise self._wrong(place)
-        for one in neighbours:
+        for one in self._survivors_beside(place):
             seed = seed_of_pair(key, setup.adverts[one].mask_keys[offset], current.context, place, one)
             masks.add_mask(current.total, seed, sign=-pair_sign(one, place))
 
-    def _secret(self, place: int, shares: dict[int, Any], combiners: dict[tuple[int, ...], Combiner]) -> bytes:
+    def _survivors_beside(self, place: int) -> list[int]:
+        return [one for one in self._holders(place) if one in self._open_round().uploaded]
+
+    def _seed(self, place: int, shares: _ByHolder, combiners: dict[tuple[int, ...], Combiner]) -> bytes:
+        """A survivor's seed of this round, which it promised."""
+        setup, current = self._closed_setup(), self._open_round()
+        seed = self._secret(place, shares, combiners)
+        offset = current.index - setup.batch.first_round
+        if commitment(self._run, current.index, seed) != setup.deals[place].commitments[offset]:
+            raise self._wrong(place)
+        return seed
+
+    def _mask_key(self, place: int, shares: _ByHolder, combiners: dict[tuple[int, ...], Combiner]) -> bytes:
+        """A dropped shop's mask key of this round, which belongs to its public one."""
+        setup, current = self._closed_setup(), self._open_round()
+        key = self._secret(place, shares, combiners)
+        if masks.public_key(key) != setup.adverts[place].mask_keys[current.index - setup.batch.first_round]:
+            raise self._wrong(place)
+        return key
+
+    def _secret(self, place: int, shares: _ByHolder, combiners: dict[tuple[int, ...], Combiner]) -> bytes:
         """A shop's secret of this round, from the first shares of its holders that suffice."""
         assert self._ring is not None
         needed = share_threshold(self._ring, self.parameters)
@@ -391,9 +416,10 @@ class CoordinatorSession:
                 "needed"
             )
         points = tuple(one + 1 for one in came)
-        combiner = combiners.setdefault(points, Combiner(points)) if points not in combiners else combiners[points]
+        if points not in combiners:
+            combiners[points] = Combiner(points)
         try:
-            return combiner.secret({one + 1: shares[one][place] for one in came})
+            return combiners[points].secret({one + 1: shares[one][place] for one in came})
         except BadMessage as error:
             raise self._wrong(place) from error
 

@@ -37,7 +37,7 @@ import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from fedrec.errors import BadMessage, ConfigError, ProtocolError, StoreError, TooFewShops
+from fedrec.errors import BadMessage, BadSignature, ConfigError, ProtocolError, StoreError, TooFewShops
 from fedrec.secure_aggregation import masks, secret_sharing
 from fedrec.secure_aggregation.graph import Ring
 from fedrec.secure_aggregation.keys import IdentityKey
@@ -149,13 +149,13 @@ class ShopSession:
         """Keys for a batch of rounds; secrets of the batch before are erased.
 
         Raises:
-            BadMessage: not an invite of this run, or of a batch that is over.
+            BadMessage: not an invite of this run, or this batch's number with other rounds.
         """
         batch = Invite.from_bytes(invite, self._run, self.parameters).batch
         if self._setup is not None and batch == self._setup.batch:
             return self._setup.advert
-        if self._setup is not None and batch.number <= self._setup.batch.number:
-            raise BadMessage(f"set-up {batch.number} after set-up {self._setup.batch.number}: each is made once")
+        if self._setup is not None and batch.number == self._setup.batch.number:
+            raise BadMessage(f"set-up {batch.number} for other rounds than before")
         share_key = self._random(masks.SEED_BYTES)
         mask_keys = {index: self._random(masks.SEED_BYTES) for index in batch.rounds}
         seeds = {index: self._random(masks.SEED_BYTES) for index in batch.rounds}
@@ -287,8 +287,7 @@ class ShopSession:
         """This shop's shares of the round, once T survivors have signed the set that it signed; the round is over.
 
         Raises:
-            BadMessage: signatures over another set, or by shops that are not in it.
-            BadSignature: one does not hold.
+            BadMessage: signatures over another set, by shops that are not in it, or that do not hold.
             TooFewShops: fewer than T.
             ProtocolError: this shop has signed no set.
         """
@@ -302,7 +301,10 @@ class ShopSession:
         if not given.signatures.keys() <= set(chosen.places):
             raise BadMessage("signatures by shops that are not among the survivors")
         for place, signature in given.signatures.items():
-            self.parameters.key_at(place).verify(chosen.signed_bytes(), signature)
+            try:
+                self.parameters.key_at(place).verify(chosen.signed_bytes(), signature)
+            except BadSignature as error:
+                raise BadMessage(f"a signature that shop {self.parameters.names[place]!r} did not make") from error
         if len(given.signatures) < self.parameters.threshold:
             raise TooFewShops(f"{len(given.signatures)} signatures of the {self.parameters.threshold} that are needed")
         if not current.answer:
