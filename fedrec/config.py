@@ -150,12 +150,17 @@ class FederationSection(_Section):
         engine: ``local`` (in this process, or worker processes) or ``ray`` (Flower's simulation engine, an extra).
         workers: worker processes; 0 = in this process.
         min_shops: a round with fewer answers fails.
+        secure: secure aggregation, so that the coordinator sees sums over shops alone; None = where an epsilon is
+            given and shops share the noise.
+        reveal_coordinator_view: keep everything that the coordinator received, beside the run's results.
         faults: seeded failures.
     """
 
     engine: Literal["local", "ray"] = "local"
     workers: Annotated[int, Field(ge=0, le=256)] = 0
     min_shops: Annotated[int, Field(ge=1)] = 1
+    secure: bool | None = None
+    reveal_coordinator_view: bool = False
     faults: FaultsSection = FaultsSection()
 
 

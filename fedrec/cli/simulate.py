@@ -110,6 +110,22 @@ def simulate(
     no_tune: Annotated[
         bool, typer.Option("--no-tune", help="Take the settings as given.", rich_help_panel=_MODEL)
     ] = False,
+    secure: Annotated[
+        bool | None,
+        typer.Option(
+            "--secure/--no-secure",
+            help="Secure aggregation: the coordinator sees sums over shops alone. On with --epsilon, else off.",
+            rich_help_panel=_PRIVACY,
+        ),
+    ] = None,
+    reveal_coordinator_view: Annotated[
+        bool,
+        typer.Option(
+            "--reveal-coordinator-view",
+            help="Keep everything that the coordinator received, in coordinator_view/ of the run directory.",
+            rich_help_panel=_PRIVACY,
+        ),
+    ] = False,
     epsilon: Annotated[
         str | None,
         typer.Option(
@@ -190,6 +206,8 @@ def simulate(
         "privacy.colluders": 0 if benchmark_no_colluders and colluders is None else colluders,
         "privacy.noise_draws": noise_draws,
         "privacy.benchmark": True if benchmark_no_colluders else None,
+        "federation.secure": secure,
+        "federation.reveal_coordinator_view": True if reveal_coordinator_view else None,
         "federation.engine": engine,
         "federation.workers": workers,
     }

@@ -249,7 +249,7 @@ def anchored_shops(folder: Path, roster: Sequence[str]) -> dict[str, Anchored]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     coordinator = AnchorBook(folder / "coordinator.json", _key_in(folder / "coordinator.key"))
-    keys = [_key_in(folder / f"peer-{place:05d}.key") for place in range(len(roster))]
+    keys = shop_keys(folder, len(roster))
     peers = {shop: AnchorBook(folder / f"peer-{place:05d}.json", keys[place]) for place, shop in enumerate(roster)}
     anchored = {}
     for place, shop in enumerate(roster):
@@ -257,6 +257,12 @@ def anchored_shops(folder: Path, roster: Sequence[str]) -> dict[str, Anchored]:
         books = (coordinator,) if peer is None else (coordinator, peers[peer])
         anchored[shop] = Anchored(keys[place], books)
     return anchored
+
+
+def shop_keys(folder: Path, num_shops: int) -> tuple[IdentityKey, ...]:
+    """The identities of a simulation's shops, in files of a folder (0600); made where they are missing."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return tuple(_key_in(Path(folder) / f"peer-{place:05d}.key") for place in range(num_shops))
 
 
 def peer_of(shop: str, roster: Sequence[str]) -> str | None:

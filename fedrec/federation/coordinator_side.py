@@ -1,6 +1,7 @@
 """The coordinator's side of a run: one open round at a time, sums added in roster order.
 
-The total does not depend on the order of arrival: a release that comes before those of shops ahead of it in
+With secure aggregation uploads are added modulo a power of two, in any order (`CoordinatorSession`). Else the total
+does not depend on the order of arrival either: a release that comes before those of shops ahead of it in
 the roster waits until they have answered or are known to be unavailable. Memory is one accumulator plus the
 releases that wait.
 """
@@ -18,6 +19,7 @@ from fedrec.federation.release import read_release, wire_dtype
 from fedrec.federation.shop_side import is_finite
 from fedrec.federation.terms import Terms
 from fedrec.models.recommender import PublicInputs, Recommender, State
+from fedrec.secure_aggregation.coordinator_session import CoordinatorSession
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Coordinator:
         self._settings = model_settings(model)
         self._items_digest = items_digest(public)
         self._position_of = {shop: position for position, shop in enumerate(self.roster)}
+        self.secure = None if terms.secure is None else CoordinatorSession(terms.secure, terms.run_id)
         self._plan: RoundPlan | None = None
         self._is_complete = False
 
@@ -80,8 +83,21 @@ class Coordinator:
             raise ProtocolError(f"round {self.index} is open: a run is restored between rounds")
         self.index, self.state, self._is_complete = index, dict(state), False
 
+    def rounds_to_set_up(self) -> int:
+        """For how many rounds keys must be dealt (`secure_round.set_up`) before the next plan; 0 = none."""
+        if self.secure is None or self.secure.covers(self.index) or self._is_complete:
+            return 0
+        if self.model.plan_round(self.index, self.state, self.public) is None:
+            return 0
+        left = len(self.terms.schedule) - self.index
+        return left if left > 0 else self.secure.parameters.rounds_per_setup
+
     def next_plan(self) -> RoundPlan | None:
-        """Open the next round; None when the model is trained."""
+        """Open the next round; None when the model is trained.
+
+        Raises:
+            ProtocolError: a round is open, or secure aggregation has no keys for the next.
+        """
         if self._plan is not None:
             raise ProtocolError(f"round {self.index} is open: close it before the next")
         if self._is_complete:
@@ -97,8 +113,11 @@ class Coordinator:
             model_settings=self._settings,
             items_digest=self._items_digest,
             terms=self.terms,
+            setup="" if self.secure is None else self.secure.setup_digest.hex(),
         )
-        self._total = np.zeros(spec.layout.size, wire_dtype(self._plan))
+        if self.secure is not None:
+            self.secure.open_round(self.index, self._plan.digest, spec.layout.size, wire_dtype(self._plan))
+        self._total = np.zeros(0 if self.secure is not None else spec.layout.size, wire_dtype(self._plan))
         self._waiting: dict[int, np.ndarray] = {}
         self._is_heard = [False] * len(self.roster)
         self._answered: set[int] = set()
@@ -119,10 +138,13 @@ class Coordinator:
         if self._is_heard[position]:
             return False
         received = read_release(data, plan)
+        if self.secure is not None:
+            self.secure.add_upload(shop, received.values)
         self._is_heard[position] = True
         self._answered.add(position)
-        self._waiting[position] = received.values
-        self._add_in_order()
+        if self.secure is None:
+            self._waiting[position] = received.values
+            self._add_in_order()
         return True
 
     def mark_unavailable(self, shop: str) -> None:
@@ -132,7 +154,7 @@ class Coordinator:
         self._add_in_order()
 
     def close(self) -> ClosedRound:
-        """End the round and move the shared arrays.
+        """End the round and move the shared arrays; with secure aggregation after `secure_round.unmask`.
 
         Raises:
             TooFewShops: fewer than ``min_shops`` answered; the shared arrays and the index stay as they were.
@@ -141,16 +163,17 @@ class Coordinator:
         plan = self._open_plan()
         self._is_heard = [True] * len(self.roster)
         self._add_in_order()
-        total = self._total
-        self._plan, self._total = None, np.zeros(0)
+        self._plan = None
+        total = self._total if self.secure is None else self.secure.total()
+        self._total = np.zeros(0)
         if len(self._answered) < self.terms.min_shops:
             raise TooFewShops(
                 f"round {plan.index} ({plan.spec.name}): {len(self._answered)} of {len(self.roster)} "
                 f"shops answered, at least {self.terms.min_shops} are needed (min_shops); finished rounds are kept"
             )
-        if plan.terms.privacy is not None:
-            grid = plan.terms.grid(plan.index)
-            total = grid.decode(grid.centre(total))
+        ring = plan.terms.ring(plan.index)
+        if ring is not None:
+            total = ring.decode(ring.centre(total))
         if not is_finite(total):
             raise NotFinite(f"round {plan.index} ({plan.spec.name}): the sum over the shops is not finite")
         noise_sd = plan.terms.noise_sd(plan.index, len(self._answered))

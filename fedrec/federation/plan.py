@@ -20,7 +20,7 @@ from fedrec.errors import BadMessage, ConfigError, PrivacyError
 from fedrec.federation.terms import Terms
 from fedrec.models.recommender import Layout, PublicInputs, Recommender, RoundKind, RoundSpec
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Version of plans and releases; a shop and a coordinator of different versions refuse each other."""
 
 WIRE_DTYPES = frozenset({"float64", "float32", "int64", "int32", "uint8", "bool"})
@@ -38,6 +38,7 @@ class RoundPlan:
         model_settings: the model's own fields, as JSON values.
         items_digest: sha256 of the federation's item keys in order, hexadecimal.
         terms: who takes part, and what is promised.
+        setup: digest of the set-up of keys whose masks hide the uploads, hexadecimal; empty without secure aggregation.
     """
 
     index: int
@@ -46,10 +47,13 @@ class RoundPlan:
     model_settings: Mapping[str, Any]
     items_digest: str
     terms: Terms
+    setup: str = ""
 
     def __post_init__(self) -> None:
         if type(self.index) is not int or not self.index >= 0:
             raise ConfigError(f"round index {self.index}: must be a whole number, 0 or more")
+        if (self.terms.secure is not None) != (len(self.setup) == 64):
+            raise ConfigError("a plan names a set-up of keys if, and only if, its terms ask for secure aggregation")
         for name, array in self.spec.inputs.items():
             if array.dtype.name not in WIRE_DTYPES:
                 allowed = ", ".join(sorted(WIRE_DTYPES))
@@ -75,6 +79,7 @@ class RoundPlan:
                 "settings": self.model_settings,
                 "items": self.items_digest,
                 "terms": self.terms.to_json(),
+                "setup": self.setup,
             }
         )
 
@@ -134,6 +139,7 @@ def read_plan(header: bytes, arrays: Mapping[str, np.ndarray]) -> RoundPlan:
             model_settings=fields["settings"],
             items_digest=fields["items"],
             terms=Terms.from_json(fields["terms"]),
+            setup=fields["setup"],
         )
         rewritten = plan.header
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigError, PrivacyError) as error:

@@ -1,10 +1,10 @@
 """The only door out of a shop.
 
 In research mode a contribution passes these steps before a byte of it leaves: check the layout, check that it is
-finite, seal. Under a privacy spec the order is: reserve in the ledger (an overspend is refused before anything is
-computed) -> clip each shopper and put her on the integer grid (`shop_side.contribute_on_grid`) -> saturate -> add
-integer noise -> store the bytes with the charge in the ledger -> erase the noise key and the raw vector -> send. Masks
-of secure aggregation belong between noise and ledger.
+finite, mask where the terms ask for secure aggregation, seal. Under a privacy spec the order is: reserve in the ledger
+(an overspend is refused before anything is computed) -> clip each shopper and put her on the integer grid
+(`shop_side.contribute_on_grid`) -> saturate -> add integer noise -> mask -> store the bytes with the charge in the
+ledger -> erase the noise key and the raw vector -> send.
 
 The bytes hold format version, protection, round, plan digest, layout digest, the ledger's head and the values: no
 counts, no losses, no ids.
@@ -22,7 +22,6 @@ from fedrec.errors import BadMessage, NotFinite, PrivacyError
 from fedrec.federation.plan import FORMAT_VERSION, RoundPlan
 from fedrec.federation.shop_side import Contribution, is_finite
 from fedrec.federation.terms import Protection
-from fedrec.privacy.grid import Grid
 from fedrec.privacy.ledger import Ledger
 from fedrec.privacy.noise import NoiseSource, SecureNoise
 
@@ -35,6 +34,10 @@ _SEAL = object()
 
 MakeNoise = Callable[[str], NoiseSource]
 """A fresh noise source with a key of its own, for the purpose named."""
+
+
+Mask = Callable[[np.ndarray], None]
+"""Adds the shop's masks of the round to ring elements, in place; keeps that they were used before it returns."""
 
 
 class Release:
@@ -74,9 +77,13 @@ class ReceivedRelease:
     head: tuple[int, bytes]
 
 
-def release(contribution: Contribution, plan: RoundPlan) -> Release:
+def release(contribution: Contribution, plan: RoundPlan, mask: Mask | None = None) -> Release:
     """Let a contribution out in research mode.
 
+    Args:
+        contribution: of `shop_side.contribute`.
+        plan: its round.
+        mask: needed where the terms ask for secure aggregation; the values are rounded to fixed point before.
     Raises:
         BadMessage: the contribution is not of the plan's layout.
         NotFinite: the sum holds NaN or infinity.
@@ -87,7 +94,11 @@ def release(contribution: Contribution, plan: RoundPlan) -> Release:
     _check_layout(contribution, plan, np.float64)
     if not is_finite(contribution.values):
         raise NotFinite(f"the sum of round {plan.index} ({plan.spec.name}) is not finite")
-    return Release(_SEAL, np.ascontiguousarray(contribution.values, dtype="<f8").data.cast("B"), plan, _NO_HEAD)
+    ring = plan.terms.ring(plan.index)
+    if ring is None:
+        return Release(_SEAL, np.ascontiguousarray(contribution.values, dtype="<f8").data.cast("B"), plan, _NO_HEAD)
+    units = np.clip(np.rint(contribution.values / ring.unit), -ring.bound, ring.bound).astype(np.int64)
+    return Release(_SEAL, _masked(ring.wrap(ring.saturate(units)), plan, mask), plan, _NO_HEAD)
 
 
 class PrivateDoor:
@@ -117,6 +128,7 @@ class PrivateDoor:
             terms.privacy,
             terms.schedule,
             is_noise_seeded=self._is_noise_seeded,
+            is_masked=terms.secure is not None,
             residual_delta=terms.residual_delta,
         )
 
@@ -126,11 +138,12 @@ class PrivateDoor:
         found = self._ledger.stored(plan.terms.run_id, plan.index, plan.digest)
         return None if found is None else Release(_SEAL, found.payload, plan, found.head.place)
 
-    def release(self, contribution: Contribution) -> Release:
-        """Saturate, add noise, charge, erase; the contribution's vector is zeroed.
+    def release(self, contribution: Contribution, mask: Mask | None = None) -> Release:
+        """Saturate, add noise, mask, charge, erase; the contribution's vector is zeroed.
 
         Args:
             contribution: of `shop_side.contribute_on_grid`.
+            mask: needed where the terms ask for secure aggregation.
         Raises:
             BadMessage: the contribution is not of the plan's layout.
             BudgetExhausted, TooManyAborts: a repeated round that the budget or the shop's policy does not cover.
@@ -150,7 +163,7 @@ class PrivateDoor:
         finally:
             noise.erase()
         contribution.values.fill(0)
-        payload = grid.wrap(values).tobytes()
+        payload = _masked(grid.wrap(values), plan, mask)
         head = self._ledger.charge(plan.terms.run_id, plan.index, plan.digest, self._release, payload)
         return Release(_SEAL, payload, plan, head.place)
 
@@ -185,17 +198,24 @@ def read_release(data: bytes, plan: RoundPlan) -> ReceivedRelease:
     if len(data) != _HEADER.size + dtype.itemsize * count:
         raise BadMessage(f"a release of {len(data)} bytes: {_HEADER.size + dtype.itemsize * count} expected")
     values = np.frombuffer(data, dtype=dtype, offset=_HEADER.size)
-    if plan.terms.privacy is None and not is_finite(values):
+    if dtype.kind == "f" and not is_finite(values):
         raise BadMessage("a release with values that are not finite")
     return ReceivedRelease(values, head)
 
 
 def wire_dtype(plan: RoundPlan) -> np.dtype:
-    """How one value travels: float64 in research mode, an element of the round's ring under a privacy spec."""
-    if plan.terms.privacy is None:
-        return np.dtype("<f8")
-    grid: Grid = plan.terms.grid(plan.index)
-    return np.dtype(grid.ring_dtype)
+    """How one value travels: an element of the round's ring; float64 in research mode without secure aggregation."""
+    ring = plan.terms.ring(plan.index)
+    return np.dtype("<f8") if ring is None else np.dtype(ring.ring_dtype)
+
+
+def _masked(values: np.ndarray, plan: RoundPlan, mask: Mask | None) -> bytes:
+    """The bytes of ring elements, masked where the terms ask for it; the elements are used up."""
+    if (plan.terms.secure is None) != (mask is None):
+        raise PrivacyError("masks are needed where, and only where, the terms ask for secure aggregation")
+    if mask is not None:
+        mask(values)
+    return values.tobytes()
 
 
 def _check_layout(contribution: Contribution, plan: RoundPlan, dtype: type) -> None:

@@ -23,6 +23,10 @@ from fedrec.privacy.grid import SCALE, Grid, choose_grid
 from fedrec.privacy.mechanisms import PlannedRelease, Schedule, residual_delta, sum_noise_sd
 from fedrec.privacy.noise import noise_residual_tv
 from fedrec.privacy.spec import Mode, PrivacySpec
+from fedrec.secure_aggregation.parameters import Parameters
+
+PLAIN_UNIT = 2.0**-24
+"""Fixed point of masked sums without a privacy spec: values are rounded to multiples of it."""
 
 
 class Protection(StrEnum):
@@ -44,6 +48,7 @@ class Terms:
         clip_norm: L2 bound on one shopper's contribution in research mode; None = unbounded.
         privacy: what is promised to every shopper; None = research mode, no guarantee.
         schedule: the run's noisy sums in round order; empty without privacy.
+        secure: who masks with whom; None = no secure aggregation, the coordinator sees every shop's sum.
     """
 
     roster: tuple[str, ...]
@@ -52,6 +57,7 @@ class Terms:
     clip_norm: float | None = None
     privacy: PrivacySpec | None = None
     schedule: Schedule = ()
+    secure: Parameters | None = None
 
     def __post_init__(self) -> None:
         if not self.roster or len(set(self.roster)) != len(self.roster):
@@ -70,6 +76,8 @@ class Terms:
             )
         if self.privacy is not None and self.clip_norm is not None:
             raise ConfigError("clip_norm is for research mode; under a privacy spec the schedule sets it")
+        if self.secure is not None:
+            self._check_secure(self.secure)
 
     @property
     def protection(self) -> Protection:
@@ -79,9 +87,11 @@ class Terms:
     @property
     def guarantee(self) -> str:
         """The promise in words, for every output of a run."""
-        if self.privacy is None:
-            return "none: research mode; shops' sums leave unprotected"
-        return _guarantee(self.privacy)
+        if self.privacy is not None:
+            return guarantee_of(self.privacy, is_masked=self.secure is not None)
+        if self.secure is not None:
+            return "none: research mode; sums without noise, though the coordinator sees only the sum over shops"
+        return "none: research mode; shops' sums leave unprotected"
 
     def allow(self, spec: RoundSpec, index: int) -> PlannedRelease:
         """The agreed release of a round.
@@ -103,6 +113,17 @@ class Terms:
             raise RoundRefused(f"round {index} ({spec.name}): shops do not sample their shoppers, so q must be 1")
         _check_promise(self.schedule, self.privacy.epsilon, self.privacy.delta - self.residual_delta)
         return self.schedule[index]
+
+    def ring(self, index: int) -> Grid | None:
+        """The integer grid in which a round's vectors travel; None where they travel as float64.
+
+        With secure aggregation and no privacy spec: fixed point of 2^-24, saturated where n shops cannot leave 2^64.
+        """
+        if self.privacy is not None:
+            return self.grid(index)
+        if self.secure is None:
+            return None
+        return Grid(clip_norm=PLAIN_UNIT * SCALE, ring_bits=64, bound=2**62 // len(self.roster))
 
     def grid(self, index: int) -> Grid:
         """The integer grid of a round, by public rule."""
@@ -162,9 +183,21 @@ class Terms:
         privacy = known.pop("privacy")
         schedule = tuple(PlannedRelease(**entry) for entry in known.pop("schedule"))
         roster = tuple(known.pop("roster"))
+        secure = known.pop("secure")
         if privacy is not None:
             privacy = PrivacySpec(**{**privacy, "mode": Mode(privacy["mode"])})
-        return cls(roster=roster, privacy=privacy, schedule=schedule, **known)
+        if secure is not None:
+            secure = Parameters.from_json(secure)
+        return cls(roster=roster, privacy=privacy, schedule=schedule, secure=secure, **known)
+
+    def _check_secure(self, secure: Parameters) -> None:
+        if secure.names != self.roster or secure.min_shops != self.min_shops:
+            raise ConfigError("secure aggregation for another roster or min_shops than the run's")
+        if self.privacy is not None and secure.colluders < self.privacy.colluders:
+            raise BadAssumption(
+                f"secure aggregation against {secure.colluders} colluders, but the noise is made for "
+                f"{self.privacy.colluders}: give the same"
+            )
 
     def _private(self, index: int) -> tuple[PrivacySpec, PlannedRelease]:
         if self.privacy is None or not 0 <= index < len(self.schedule):
@@ -180,13 +213,23 @@ def _check_promise(schedule: Schedule, promised: float, delta: float) -> None:
         raise RoundRefused(f"the agreed noise costs epsilon {cost:.4g} where {promised:g} is promised: calibrate it")
 
 
-def _guarantee(spec: PrivacySpec) -> str:
+def guarantee_of(spec: PrivacySpec, *, is_masked: bool) -> str:
+    """A promise in words.
+
+    Args:
+        is_masked: whether secure aggregation is on.
+    """
     promise = f"epsilon {spec.epsilon:g}, delta {spec.delta:g} per shopper"
     if spec.is_benchmark:
         return f"{promise}, counted for a benchmark (colluders = {spec.colluders}): not a deployable guarantee"
     if spec.mode is Mode.LOCAL:
         return f"{promise}, against everyone outside her shop (every shop adds the full noise)"
+    if is_masked:
+        return (
+            f"{promise}, against everyone outside her shop, the coordinator included (masked sums), unless more than "
+            f"{spec.colluders} of the shops work with it"
+        )
     return (
-        f"{promise}, against whoever gets the sums; not yet against the coordinator, who sees every shop's sum with "
-        "that shop's share of the noise alone until secure aggregation is on"
+        f"{promise}, against whoever gets the sums; not against the coordinator, who sees every shop's sum with that "
+        "shop's share of the noise alone, since secure aggregation is off"
     )

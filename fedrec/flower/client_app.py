@@ -15,9 +15,12 @@ from flwr.clientapp import ClientApp
 from fedrec.errors import ConfigError
 from fedrec.federation.plan import RoundPlan
 from fedrec.flower.exchange import (
+    delivery_from_record,
     place_to_record,
     plan_from_record,
     release_to_record,
+    step_from_record,
+    step_to_record,
     unavailable,
 )
 from fedrec.shop.node import FederationFiles, ShopNode, read_shop_files
@@ -61,6 +64,7 @@ def make_client_app(open_node: OpenNode) -> ClientApp:
     """
     app = ClientApp()
     app.train("round")(_AnswerRound(open_node))
+    app.query("secure")(_AnswerStep(open_node))
     app.query("hello")(_say_hello)
     return app
 
@@ -91,10 +95,26 @@ class _AnswerRound:
 
     def __call__(self, message: Message, context: Context) -> Message:
         try:
-            plan = _read_plan(message.content)
-            content = release_to_record(self.open_node(context).answer(plan))
+            asked, delivery = delivery_from_record(message.content)
+            content = release_to_record(self.open_node(context).answer(_read_plan(asked), delivery))
         except Exception:  # whatever it is: its text may hold a shopper's data, so it stays in the shop's own log
             _log.exception("this shop could not answer a round")
+            return unavailable(message)
+        return Message(content, reply_to=message)
+
+
+@dataclass(frozen=True, repr=False)
+class _AnswerStep:
+    """Exchanges of secure aggregation; their bytes say nothing about a shopper, and an error says nothing at all."""
+
+    open_node: OpenNode
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        try:
+            step, data = step_from_record(message.content)
+            content = step_to_record(step, self.open_node(context).step(step, data))
+        except Exception:  # as for a round
+            _log.exception("this shop could not take part in an exchange of secure aggregation")
             return unavailable(message)
         return Message(content, reply_to=message)
 

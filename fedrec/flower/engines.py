@@ -21,9 +21,10 @@ from fedrec.federation.run_record import RoundRecord
 from fedrec.federation.terms import Terms
 from fedrec.flower.client_app import NodesInFiles, NodesInMemory, make_client_app
 from fedrec.flower.local_grid import RUN_ID, Faults, LocalGrid
-from fedrec.flower.server_app import OnReply, OnRound, ServerRun, make_server_app
+from fedrec.flower.server_app import OnMessage, OnReply, OnRound, ServerRun, make_server_app
 from fedrec.models.recommender import PublicInputs, Recommender, State
 from fedrec.privacy.noise import SecureNoise
+from fedrec.secure_aggregation.keys import IdentityKey
 from fedrec.shop.node import IN_MEMORY, shop_nodes, write_shop_files
 
 
@@ -41,6 +42,7 @@ class Federation:
             shops are in this process; None = nobody does.
         make_noise: where noise comes from; anything but the operating system's randomness is for tests, and stays in
             this process.
+        identities: the shops' keys, in roster order; needed where the terms ask for secure aggregation.
     """
 
     model: Recommender
@@ -50,6 +52,7 @@ class Federation:
     ledger_url: str = IN_MEMORY
     anchor_dir: Path | None = None
     make_noise: MakeNoise = SecureNoise
+    identities: Sequence[IdentityKey] = ()
 
     def coordinator(self) -> Coordinator:
         """A coordinator before the first round."""
@@ -59,7 +62,15 @@ class Federation:
         """Write the files from which other processes open the shops."""
         if self.make_noise is not SecureNoise:
             raise ConfigError("a noise source of tests stays in one process: run without workers")
-        write_shop_files(run_dir, self.model, self.public, self.terms, self.histories, ledger_url=self.ledger_url)
+        write_shop_files(
+            run_dir,
+            self.model,
+            self.public,
+            self.terms,
+            self.histories,
+            ledger_url=self.ledger_url,
+            identities=self.identities,
+        )
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,7 @@ class RunOptions:
         resume: go on from the checkpoint if there is one.
         deadline_s: seconds a round waits for replies, > 0; None = until every shop has answered or failed.
         on_round, on_reply: called after each round, after each shop.
+        on_message: called with all that the coordinator receives.
     """
 
     checkpoint: Path | None = None
@@ -78,6 +90,7 @@ class RunOptions:
     deadline_s: float | None = None
     on_round: OnRound | None = None
     on_reply: OnReply | None = None
+    on_message: OnMessage | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -126,6 +139,7 @@ def run_local(
             ledger_url=federation.ledger_url,
             make_noise=federation.make_noise,
             anchors=None if anchor_dir is None else anchored_shops(anchor_dir, roster),
+            identities=federation.identities,
         )
         client_app = make_client_app(NodesInMemory(nodes))
     with LocalGrid(client_app, federation.terms.roster, workers=workers, faults=faults) as grid:
@@ -199,6 +213,7 @@ def _open(federation: Federation, options: RunOptions) -> ServerRun:
         deadline_s=options.deadline_s,
         on_round=options.on_round,
         on_reply=options.on_reply,
+        on_message=options.on_message,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +18,11 @@ from flwr.serverapp import Grid
 from fedrec.errors import BadMessage, ProtocolError
 from fedrec.federation.plan import WIRE_DTYPES, RoundPlan, read_plan
 from fedrec.federation.release import Release
+from fedrec.federation.secure_round import Ask, Step
 from fedrec.flower import _compat
 
 ROUND_MESSAGE = "train.round"
+SECURE_MESSAGE = "query.secure"
 HELLO_MESSAGE = "query.hello"
 UNAVAILABLE = "unavailable"
 """The one error that leaves a shop, whatever went wrong inside."""
@@ -36,7 +38,7 @@ _RAW = "fedrec.raw"
 
 @dataclass(frozen=True, repr=False)
 class Reply:
-    """One shop's answer: the bytes of a release, or None when the shop is unavailable."""
+    """One shop's answer: the bytes of a release or of another step, or None when the shop is unavailable."""
 
     shop: str
     data: bytes | None
@@ -65,6 +67,43 @@ def plan_from_record(content: RecordDict) -> RoundPlan:
     if not isinstance(raw, bytes):
         raise BadMessage("content is not a plan: the header is not bytes")
     return read_plan(raw, {name: _array(array) for name, array in inputs.items()})
+
+
+def with_delivery(content: RecordDict, delivery: bytes) -> RecordDict:
+    """A plan's content, shared with other messages, and what was dealt to one shop."""
+    return RecordDict({**content, "delivery": ConfigRecord({"data": delivery})})
+
+
+def delivery_from_record(content: RecordDict) -> tuple[RecordDict, bytes]:
+    """The plan's content, and the delivery beside it; empty without one.
+
+    Raises:
+        BadMessage: the delivery is none.
+    """
+    if "delivery" not in content:
+        return content, b""
+    rest = RecordDict({name: record for name, record in content.items() if name != "delivery"})
+    return rest, _only_bytes(content["delivery"], "data")
+
+
+def step_to_record(step: Step, data: bytes) -> RecordDict:
+    """A message of secure aggregation, either way."""
+    return RecordDict({"secure": ConfigRecord({"step": step.value, "data": data})})
+
+
+def step_from_record(content: RecordDict) -> tuple[Step, bytes]:
+    """Step and bytes of a message of secure aggregation.
+
+    Raises:
+        BadMessage: the content is none.
+    """
+    record = content["secure"] if list(content) == ["secure"] else None
+    if not isinstance(record, ConfigRecord) or set(record) != {"step", "data"}:
+        raise BadMessage("the content is no message of secure aggregation")
+    step, data = record["step"], record["data"]
+    if not isinstance(data, bytes) or not isinstance(step, str) or step not in set(Step):
+        raise BadMessage("the content is no message of secure aggregation")
+    return Step(step), data
 
 
 def release_to_record(released: Release) -> RecordDict:
@@ -110,11 +149,33 @@ def unavailable(message: Message) -> Message:
     return Message(Error(_compat.CLIENT_APP_FAILED, UNAVAILABLE), reply_to=message)
 
 
-def round_messages(plan: RoundPlan, nodes: Mapping[str, int]) -> dict[str, Message]:
-    """One message a shop, in the order of ``nodes``, all sharing the plan's content."""
+def round_messages(
+    plan: RoundPlan, nodes: Mapping[str, int], deliveries: Mapping[str, bytes] | None = None
+) -> dict[str, Message]:
+    """One message a shop, in the order of ``nodes``, all sharing the plan's content.
+
+    Args:
+        deliveries: what was dealt to each shop, with secure aggregation; a shop without one gets no message.
+    """
     content = plan_to_record(plan)
     group = str(plan.index)
-    return {shop: Message(content, node, ROUND_MESSAGE, group_id=group) for shop, node in nodes.items()}
+    if deliveries is None:
+        return {shop: Message(content, node, ROUND_MESSAGE, group_id=group) for shop, node in nodes.items()}
+    return {
+        shop: Message(with_delivery(content, deliveries[shop]), node, ROUND_MESSAGE, group_id=group)
+        for shop, node in nodes.items()
+        if shop in deliveries
+    }
+
+
+def step_messages(ask: Ask, index: int, nodes: Mapping[str, int]) -> dict[str, Message]:
+    """One message a shop for an exchange of secure aggregation; shops that got the same bytes share the content."""
+    contents: dict[bytes, RecordDict] = {}
+    messages = {}
+    for shop, data in ask.messages.items():
+        content = contents.setdefault(data, step_to_record(ask.step, data))
+        messages[shop] = Message(content, nodes[shop], SECURE_MESSAGE, group_id=f"{index} {ask.step}")
+    return messages
 
 
 def exchange(
@@ -124,6 +185,7 @@ def exchange(
     deadline_s: float | None = None,
     window: int | None = None,
     stop: threading.Event | None = None,
+    read: Callable[[RecordDict], bytes] | None = None,
 ) -> Iterator[Reply]:
     """Send one message a shop and yield the replies as they come, each shop at least once.
 
@@ -135,6 +197,7 @@ def exchange(
         window: replies are asked for from this many shops at a time, counted from the first one that has not
             answered, so at most ``window`` replies can wait for it; None asks for all.
         stop: set by another thread to give up waiting.
+        read: takes the bytes out of a reply's content; None = those of a release.
     Raises:
         ProtocolError: the grid gave no ids, or ``stop`` was set.
     """
@@ -156,7 +219,7 @@ def exchange(
             if name in shop_of:
                 num_heard += 1
                 is_open[name] = False
-                yield _read_reply(shop_of[name], message)
+                yield _read_reply(shop_of[name], message, read or release_from_record)
         while first < len(ids) and not is_open[ids[first]]:
             first += 1
         if first == len(ids):
@@ -228,13 +291,20 @@ def _hello_replies(grid: Grid, hellos: Mapping[str, Message], deadline_s: float)
             time.sleep(0.05)
 
 
-def _read_reply(shop: str, message: Message) -> Reply:
+def _read_reply(shop: str, message: Message, read: Callable[[RecordDict], bytes]) -> Reply:
     if message.has_error():
         return Reply(shop, None)
     try:
-        return Reply(shop, release_from_record(message.content))
+        return Reply(shop, read(message.content))
     except BadMessage:
         return Reply(shop, None)
+
+
+def _only_bytes(record: object, name: str) -> bytes:
+    value = record[name] if isinstance(record, ConfigRecord) and set(record) == {name} else None
+    if not isinstance(value, bytes):
+        raise BadMessage("a record without the bytes that are due")
+    return value
 
 
 def _array(array: Array) -> np.ndarray:

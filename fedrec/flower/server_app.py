@@ -6,11 +6,11 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from flwr.app import Context
+from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from safetensors.numpy import save
 
@@ -19,8 +19,9 @@ from fedrec.federation.checkpoint import Checkpoints
 from fedrec.federation.coordinator_side import Coordinator
 from fedrec.federation.plan import RoundPlan
 from fedrec.federation.run_record import RoundRecord, write_atomically
+from fedrec.federation.secure_round import Ask, set_up, unmask
 from fedrec.flower.client_app import run_dir_of
-from fedrec.flower.exchange import exchange, find_nodes, round_messages, window_for
+from fedrec.flower.exchange import exchange, find_nodes, round_messages, step_from_record, step_messages, window_for
 from fedrec.flower.local_grid import LocalGrid
 from fedrec.models.recommender import State
 from fedrec.shop.node import has_shop_files, read_shop_files
@@ -32,6 +33,9 @@ OnRound = Callable[[RoundRecord, State], None]
 
 OnReply = Callable[[RoundPlan, int], None]
 """Called after each shop of a round: the plan and how many shops have been heard."""
+
+OnMessage = Callable[[str, int, str, bytes], None]
+"""Called with all that the coordinator receives: "upload" or a step of secure aggregation, round, shop, bytes."""
 
 Prepare = Callable[[Path, Path], None]
 """Writes the files of the shops that a scenario describes: the scenario's path, the run directory."""
@@ -46,6 +50,7 @@ class ServerRun:
         checkpoints: where finished rounds are kept; None keeps them in memory only.
         deadline_s: seconds a round waits for replies; None = until every shop has answered or failed.
         on_round, on_reply: for progress and learning curves.
+        on_message: shown everything that the coordinator receives.
         rounds: records of the finished rounds, those of a resumed run included.
         stop: set from outside to end a run that waits for replies.
     """
@@ -55,6 +60,7 @@ class ServerRun:
     deadline_s: float | None = None
     on_round: OnRound | None = None
     on_reply: OnReply | None = None
+    on_message: OnMessage | None = None
     rounds: list[RoundRecord] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -93,16 +99,33 @@ def run_rounds(run: ServerRun, grid: Grid, nodes: Mapping[str, int]) -> None:
     """
     if run.checkpoints is not None:
         run.rounds[:] = run.checkpoints.rounds
-    while (plan := run.coordinator.next_plan()) is not None:
-        record = _run_round(run, plan, grid, nodes)
+    while True:
+        traffic = Traffic()
+        if count := run.coordinator.rounds_to_set_up():
+            secure = run.coordinator.secure
+            assert secure is not None  # nothing is set up without it
+            _ask(run, set_up(secure, run.coordinator.index, count), grid, nodes, traffic)
+        if (plan := run.coordinator.next_plan()) is None:
+            return
+        record = _run_round(run, plan, grid, nodes, traffic)
         run.rounds.append(record)
         if run.on_round is not None:
             run.on_round(record, run.coordinator.state)
 
 
-def _run_round(run: ServerRun, plan: RoundPlan, grid: Grid, nodes: Mapping[str, int]) -> RoundRecord:
+@dataclass
+class Traffic:
+    """Bytes of a round, its set-up included."""
+
+    up: int = 0
+    down: int = 0
+
+
+def _run_round(run: ServerRun, plan: RoundPlan, grid: Grid, nodes: Mapping[str, int], traffic: Traffic) -> RoundRecord:
     started = time.perf_counter()
-    bytes_up = _collect(run, plan, grid, nodes)
+    _collect(run, plan, grid, nodes, traffic)
+    if run.coordinator.secure is not None:
+        _ask(run, unmask(run.coordinator.secure), grid, nodes, traffic)
     closed = run.coordinator.close()
     record = RoundRecord(
         index=closed.index,
@@ -110,24 +133,31 @@ def _run_round(run: ServerRun, plan: RoundPlan, grid: Grid, nodes: Mapping[str, 
         seconds=time.perf_counter() - started,
         shops=len(closed.answered),
         failed=len(closed.failed),
-        bytes_up=bytes_up,
-        bytes_down=plan.size_bytes * len(nodes),
+        bytes_up=traffic.up,
+        bytes_down=traffic.down,
     )
     if run.checkpoints is not None:
         run.checkpoints.save(run.coordinator, closed, record)
     return record
 
 
-def _collect(run: ServerRun, plan: RoundPlan, grid: Grid, nodes: Mapping[str, int]) -> int:
-    """One exchange; returns the bytes that came up."""
-    bytes_up = 0
-    messages = round_messages(plan, nodes)
-    replies = exchange(grid, messages, deadline_s=run.deadline_s, window=window_for(plan), stop=run.stop)
+def _collect(run: ServerRun, plan: RoundPlan, grid: Grid, nodes: Mapping[str, int], traffic: Traffic) -> None:
+    """The exchange of plans and uploads."""
+    secure = run.coordinator.secure
+    deliveries = None if secure is None else {shop: secure.delivery(shop) for shop in secure.participants}
+    messages = round_messages(plan, nodes, deliveries)
+    traffic.down += plan.size_bytes * len(messages) + sum(map(len, (deliveries or {}).values()))
+    for shop in nodes:
+        if shop not in messages:
+            run.coordinator.mark_unavailable(shop)
+    window = window_for(plan) if secure is None else None  # masked uploads are added as they come
+    replies = exchange(grid, messages, deadline_s=run.deadline_s, window=window, stop=run.stop)
     for num_heard, reply in enumerate(replies, start=1):
         if reply.data is None:
             run.coordinator.mark_unavailable(reply.shop)
         else:
-            bytes_up += len(reply.data)
+            traffic.up += len(reply.data)
+            _show(run, "upload", plan.index, reply.shop, reply.data)
             try:
                 run.coordinator.receive(reply.shop, reply.data)
             except BadMessage as error:
@@ -135,7 +165,33 @@ def _collect(run: ServerRun, plan: RoundPlan, grid: Grid, nodes: Mapping[str, in
                 run.coordinator.mark_unavailable(reply.shop)
         if run.on_reply is not None:
             run.on_reply(plan, min(num_heard, len(nodes)))
-    return bytes_up
+
+
+def _ask(run: ServerRun, asks: Iterable[Ask], grid: Grid, nodes: Mapping[str, int], traffic: Traffic) -> None:
+    """Exchanges of secure aggregation; who does not answer well has dropped out."""
+    index = run.coordinator.index
+    for ask in asks:
+        messages = step_messages(ask, index, nodes)
+        traffic.down += sum(map(len, ask.messages.values()))
+        replies = exchange(grid, messages, deadline_s=run.deadline_s, stop=run.stop, read=_step_bytes)
+        for reply in replies:
+            if reply.data is None:
+                continue
+            traffic.up += len(reply.data)
+            _show(run, ask.step.value, index, reply.shop, reply.data)
+            try:
+                ask.take(reply.shop, reply.data)
+            except BadMessage as error:
+                _log.warning("round %d: %s of shop %s refused: %s", index, ask.step, reply.shop, error)
+
+
+def _step_bytes(content: RecordDict) -> bytes:
+    return step_from_record(content)[1]
+
+
+def _show(run: ServerRun, step: str, index: int, shop: str, data: bytes) -> None:
+    if run.on_message is not None:
+        run.on_message(step, index, shop, data)
 
 
 def make_app_for_run_dir(prepare: Prepare | None = None) -> ServerApp:

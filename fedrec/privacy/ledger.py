@@ -129,6 +129,7 @@ class Ledger:
         schedule: Schedule,
         *,
         is_noise_seeded: bool = False,
+        is_masked: bool = False,
         residual_delta: float = 0.0,
     ) -> None:
         """Set the worst case of a whole run aside, before anything is computed; a second call changes nothing.
@@ -138,6 +139,7 @@ class Ledger:
             spec: what the run promises; kept for the report.
             schedule: all its releases.
             is_noise_seeded: noise of a test or study, which protects nobody; the report says so.
+            is_masked: secure aggregation shows the coordinator sums alone; the report says whether.
             residual_delta: what sampling the run's noise adds to delta, in all.
         Raises:
             BudgetExhausted: the budget does not cover it.
@@ -152,6 +154,7 @@ class Ledger:
             "schedule": [dataclasses.asdict(release) for release in schedule],
             "residual_delta": float(residual_delta),
             "is_noise_seeded": bool(is_noise_seeded),
+            "is_masked": bool(is_masked),
         }
         if not schedule or not 0 <= residual_delta < self.budget.delta:
             raise RoundRefused(f"run {run_id!r}: a schedule of {len(schedule)} releases, residual {residual_delta}")

@@ -20,16 +20,20 @@ from fedrec.federation.anchors import Anchored
 from fedrec.federation.plan import RoundPlan, agreement, items_digest, model_settings
 from fedrec.federation.release import MakeNoise, PrivateDoor, Release, release
 from fedrec.federation.run_record import write_atomically
+from fedrec.federation.secure_round import Step
 from fedrec.federation.shop_side import Contribution, contribute, contribute_on_grid
 from fedrec.federation.terms import Terms
 from fedrec.models import load_model, settings_of
 from fedrec.models.recommender import PublicInputs, Recommender
 from fedrec.privacy.ledger import Budget, Ledger
 from fedrec.privacy.noise import SecureNoise
+from fedrec.secure_aggregation.keys import IdentityKey
+from fedrec.secure_aggregation.shop_session import ShopSession
+from fedrec.shop.masking import Masking
 
 _log = logging.getLogger("fedrec.shop")
 
-FILES_FORMAT = 2
+FILES_FORMAT = 3
 IN_MEMORY = "sqlite://"
 """URL of a database that ends with this process."""
 
@@ -48,6 +52,7 @@ class ShopNode:
         agreement: model and terms that the shop agreed to, as `RoundPlan.agreement` writes them.
         ledger: the shop's privacy ledger; None in research mode.
         make_noise: where noise comes from; the operating system's randomness, but in tests.
+        masking: the shop's keys of secure aggregation; None where the terms ask for none.
         anchored: who keeps the ledger's heads outside the shop; None = nobody, so that an older copy goes unnoticed.
     """
 
@@ -58,6 +63,7 @@ class ShopNode:
     ledger: Ledger | None = None
     make_noise: MakeNoise = SecureNoise
     anchored: Anchored | None = None
+    masking: Masking | None = None
 
     def __repr__(self) -> str:
         return f"ShopNode({self.name!r}, histories={self.histories.shape})"
@@ -74,9 +80,12 @@ class ShopNode:
             _log.exception("shop %s could not compute its sum of round %d; noise alone leaves", self.name, plan.index)
             return Contribution(np.zeros(plan.num_values, np.int64), plan.spec.layout)
 
-    def answer(self, plan: RoundPlan) -> Release:
+    def answer(self, plan: RoundPlan, delivery: bytes = b"") -> Release:
         """The shop's release for one round.
 
+        Args:
+            plan: what is asked.
+            delivery: what the other shops dealt to this one, with secure aggregation.
         Raises:
             BadMessage: the plan is for other shops, another model, other settings or another item space.
             NotFinite: the sum is not finite (research mode).
@@ -89,17 +98,39 @@ class ShopNode:
                 f"plan of round {plan.index} trains {plan.model_name!r} on other terms than the shop agreed to "
                 f"({self.model.name!r}): model, settings, items or terms differ"
             )
+        mask = None
+        if plan.terms.secure is not None:
+            if self.masking is None:
+                raise PrivacyError(f"shop {self.name!r} has no keys of secure aggregation: nothing leaves unmasked")
+            self.masking.accept(plan, delivery)
+            mask = self.masking.mask_for(plan)
         if plan.terms.privacy is None:
-            return release(contribute(self.model, plan, self.histories), plan)
+            return release(contribute(self.model, plan, self.histories), plan, mask)
         if self.ledger is None:
             raise PrivacyError(f"shop {self.name!r} has no privacy ledger: nothing leaves under a privacy spec")
         if self.anchored is not None:
             self.anchored.check(self.ledger)
         door = PrivateDoor(plan, self.ledger, self.make_noise)
-        released = door.stored() or door.release(self._contribution(plan))
+        released = door.stored() or door.release(self._contribution(plan), mask)
         if self.anchored is not None:
             self.anchored.keep(self.ledger)
         return released
+
+    def step(self, step: Step, data: bytes) -> bytes:
+        """The shop's answer to an exchange of secure aggregation; nothing in it depends on a shopper.
+
+        Raises:
+            PrivacyError: the shop takes part in none.
+            BadMessage, ProtocolError: see `ShopSession`.
+        """
+        if self.masking is None:
+            raise PrivacyError(f"shop {self.name!r} takes part in no secure aggregation")
+        return self.masking.answer(step, data)
+
+
+def simulated_identities(num_shops: int) -> tuple[IdentityKey, ...]:
+    """Keys of the shops of a simulation, new ones."""
+    return tuple(IdentityKey.generate() for _ in range(num_shops))
 
 
 def shop_nodes(
@@ -111,6 +142,7 @@ def shop_nodes(
     ledger_url: str = IN_MEMORY,
     make_noise: MakeNoise = SecureNoise,
     anchors: Mapping[str, Anchored] | None = None,
+    identities: Sequence[IdentityKey] = (),
 ) -> tuple[ShopNode, ...]:
     """The shops of a simulation, all in this process, in roster order; they agree to these terms and no others.
 
@@ -118,14 +150,18 @@ def shop_nodes(
         ledger_url: database of the shops' ledgers, one ledger a shop; used under a privacy spec.
         make_noise: for tests.
         anchors: by shop; None = nobody keeps the heads of their ledgers.
+        identities: the shops' keys, in roster order; needed where the terms ask for secure aggregation.
     """
     agreed = agreement(model.name, model_settings(model), items_digest(public), terms)
     nodes = []
-    for name, table in zip(terms.roster, histories, strict=True):
+    for place, (name, table) in enumerate(zip(terms.roster, histories, strict=True)):
         if table.shape[1] != public.num_items:
             raise ConfigError(f"shop {name!r}: histories over {table.shape[1]} items, the list has {public.num_items}")
         ledger = simulated_ledger(terms, name, ledger_url)
-        nodes.append(ShopNode(name, model, table, agreed, ledger, make_noise, (anchors or {}).get(name)))
+        masking = None
+        if terms.secure is not None:
+            masking = Masking(ShopSession(terms.secure, name, identities[place], terms.run_id))
+        nodes.append(ShopNode(name, model, table, agreed, ledger, make_noise, (anchors or {}).get(name), masking))
     return tuple(nodes)
 
 
@@ -161,7 +197,12 @@ class FederationFiles:
             raise ConfigError(f"partition-id {position}: the roster has {len(roster)} shops")
         histories = _load_csr(_histories_path(self.folder, position))
         ledger = simulated_ledger(self.terms, roster[position], self.ledger_url)
-        return ShopNode(roster[position], self.model, histories, self.agreement, ledger)
+        masking = None
+        if self.terms.secure is not None:
+            identity = IdentityKey.load(_key_path(self.folder, position))
+            session = ShopSession(self.terms.secure, roster[position], identity, self.terms.run_id)
+            masking = Masking(session, self.folder / f"shop-{position:05d}.masking")
+        return ShopNode(roster[position], self.model, histories, self.agreement, ledger, masking=masking)
 
 
 def write_shop_files(
@@ -172,6 +213,7 @@ def write_shop_files(
     histories: Sequence[sparse.csr_matrix],
     *,
     ledger_url: str = IN_MEMORY,
+    identities: Sequence[IdentityKey] = (),
 ) -> Path:
     """Write what other processes need to run this federation: roster, items, content, one file of raw histories a shop.
 
@@ -182,6 +224,7 @@ def write_shop_files(
         terms: who takes part, and what is promised.
         histories: CSR, (num_shoppers, num_items) each, in roster order.
         ledger_url: database of the shops' ledgers, which other processes can open; needed under a privacy spec.
+        identities: the shops' keys, in roster order; needed where the terms ask for secure aggregation.
     Returns:
         The folder written.
     Raises:
@@ -195,6 +238,9 @@ def write_shop_files(
     folder.mkdir(parents=True, exist_ok=True)
     for position, (_, table) in enumerate(zip(terms.roster, histories, strict=True)):
         _save_csr(_histories_path(folder, position), table)
+        if terms.secure is not None:
+            _key_path(folder, position).unlink(missing_ok=True)
+            identities[position].save(_key_path(folder, position))
     np.save(folder / "items.npy", np.asarray([str(key) for key in public.items.tolist()], dtype=np.str_))
     if public.content is not None:
         _save_csr(folder / "content.npz", public.content)
@@ -249,6 +295,10 @@ def read_shop_files(run_dir: Path) -> FederationFiles:
 
 def _histories_path(folder: Path, position: int) -> Path:
     return folder / f"shop-{position:05d}.npz"
+
+
+def _key_path(folder: Path, position: int) -> Path:
+    return folder / f"shop-{position:05d}.key"
 
 
 def _save_csr(path: Path, matrix: sparse.csr_matrix) -> None:

@@ -25,7 +25,7 @@ from scipy import sparse
 from fedrec.data.events import clean
 from fedrec.federation.coordinator_side import Coordinator
 from fedrec.federation.plan import RoundPlan
-from fedrec.federation.release import MakeNoise, read_release
+from fedrec.federation.release import MakeNoise
 from fedrec.federation.shop_side import contribute_on_grid
 from fedrec.federation.terms import Terms
 from fedrec.models import load_model, private_model, private_schedule
@@ -45,6 +45,7 @@ from fedrec.privacy.spec import Mode, PrivacySpec
 from fedrec.shop.node import shop_nodes
 from fedrec.simulation.audit_claim import SMALL_CROWD, AuditSettings, Finding, item_name, item_positions
 from fedrec.simulation.audit_serving import audit_lists
+from fedrec.simulation.audit_shops import AuditedShops
 from fedrec.simulation.crafted import Crafted
 
 AUDITED_MODELS = ("popularity", "itemknn", "ease", "ials")
@@ -139,15 +140,10 @@ def audit_equal_data(
     terms = _terms(settings, settings.spec(max_shoppers=SMALL_CROWD), model)
     public = item_positions(settings.canaries)
     row = sparse.csr_matrix(np.full((1, settings.canaries), settings.canaries**-0.5, np.float32))
-    nodes = shop_nodes(model.trained, public, terms, [row] * settings.num_shops, make_noise=make_noise)[:2]
-    run = Coordinator(model.trained, public, terms)
+    shops = AuditedShops(model, public, terms, [row] * settings.num_shops, make_noise)
     sent = []
-    while (plan := run.next_plan()) is not None:
-        both = [node.answer(plan).to_bytes() for node in nodes]
-        sent.append([_decoded(data, plan) for data in both])
-        for shop, data in zip(terms.roster, both * settings.num_shops, strict=False):
-            run.receive(shop, data)
-        run.close()
+    while (plan := shops.next_round(settings.num_shops)) is not None:
+        sent.append([shops.vector(place, plan) for place in (0, 1)])
     sd = terms.shop_noise_units(0) * terms.grid(0).unit
     pairs = {"in two rounds": sent[0][0] - sent[1][0], "by two shops": sent[0][0] - sent[0][1]}
     return [_equal_data_finding(how, differences, sd) for how, differences in pairs.items()]
@@ -279,22 +275,14 @@ def _attackers_view(
     public = item_positions(settings.canaries)
     nobody = sparse.csr_matrix((0, settings.canaries), dtype=np.float32)
     tables = [canaries] + [nobody] * (settings.num_shops - 1)
-    nodes = shop_nodes(model.trained, public, terms, tables, make_noise=make_noise)
+    shops = AuditedShops(model, public, terms, tables, make_noise)
     num_known = settings.colluders if settings.mode is Mode.DISTRIBUTED else settings.min_shops - 1
-    run = Coordinator(model.trained, public, terms)
     known: State = {}
-    while (plan := run.next_plan()) is not None:
+    while (plan := shops.next_round(settings.min_shops)) is not None:
         known[plan.spec.name] = np.zeros(plan.num_values)
-        for place, node in enumerate(nodes):
-            if place >= settings.min_shops:
-                run.mark_unavailable(node.name)
-                continue
-            data = node.answer(plan).to_bytes()
-            run.receive(node.name, data)
-            if place >= settings.min_shops - num_known:
-                known[plan.spec.name] += _decoded(data, plan)
-        run.close()
-    return run.state, known
+        for place in range(settings.min_shops - num_known, settings.min_shops):
+            known[plan.spec.name] += shops.vector(place, plan)
+    return shops.run.state, known
 
 
 def _plans(private: Recommender, public: PublicInputs, terms: Terms, rows: sparse.csr_matrix) -> Sequence[RoundPlan]:
@@ -312,11 +300,6 @@ def _plans(private: Recommender, public: PublicInputs, terms: Terms, rows: spars
 def _terms(settings: AuditSettings, spec: PrivacySpec, model: Crafted) -> Terms:
     schedule = calibrate(model.release_requests(), spec)
     return Terms(settings.roster, settings.min_shops, "audit", privacy=spec, schedule=schedule)
-
-
-def _decoded(data: bytes, plan: RoundPlan) -> np.ndarray:
-    grid = plan.terms.grid(plan.index)
-    return grid.decode(grid.centre(read_release(data, plan).values))
 
 
 def _sigma(terms: Terms, index: int) -> float:

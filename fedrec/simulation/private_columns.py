@@ -17,7 +17,7 @@ from scipy import sparse
 
 from fedrec.config import PRIVATE_COLUMNS, SimulationSettings
 from fedrec.federation.run_record import RoundRecord, noisy_column
-from fedrec.federation.terms import Terms
+from fedrec.federation.terms import guarantee_of
 from fedrec.flower.engines import Trained
 from fedrec.models import load_model
 from fedrec.models.recommender import Recommender, Scorer, State
@@ -38,6 +38,7 @@ from fedrec.simulation.private_rounds import (
     LEDGER_FILE,
     PRIVACY_FOLDER,
     Promise,
+    is_secure,
     keeps_validation_back,
     make_promise,
     promise_record,
@@ -47,8 +48,8 @@ from fedrec.simulation.private_rounds import (
 from fedrec.simulation.progress import Progress
 from fedrec.simulation.world import Stage, World, queries
 
-NOT_YET = (
-    "until secure aggregation is on, the coordinator sees each shop's sum with only that shop's share of the noise: "
+NOT_MASKED = (
+    "secure aggregation is off, so the coordinator sees each shop's sum with only that shop's share of the noise: "
     "this run isn't protected from the coordinator"
 )
 
@@ -143,7 +144,7 @@ class _Maker:
             self._progress.phase(f"epsilon {promise.name}: rank", len(self.world.shops))
             draws.append([self._shop(place, released, families) for place in range(len(self.world.shops))])
             if draw == 0:
-                about = promise_record(promise, trained, self._guarantee(promise))
+                about = promise_record(promise, trained, guarantee_of(promise.spec, is_masked=is_secure(self.settings)))
                 self._keep_main(promise, trained, draws[0], families)
         for family in families:
             column = noisy_column(family, promise.spec.epsilon)
@@ -154,10 +155,6 @@ class _Maker:
             if family == "federated_dp_personal":
                 self.made.decisions[column] = self._decisions([[at.choice for at in of_draw] for of_draw in draws])
         return about
-
-    def _guarantee(self, promise: Promise) -> str:
-        roster = tuple(shop.name for shop in self.world.shops)
-        return Terms(roster, promise.spec.min_shops, privacy=promise.spec, schedule=promise.schedule).guarantee
 
     def _keep_main(self, promise: Promise, trained: Trained, first: Sequence[_AtShop], families: Sequence[str]) -> None:
         """Remember what the main column serves, if it is one of these."""
@@ -286,7 +283,8 @@ def _record(settings: SimulationSettings, world: World, runs: Sequence[Mapping[s
         "mode": str(privacy.mode),
         "delta": privacy.delta,
         "is_benchmark": privacy.benchmark,
-        "not_protected": NOT_YET if privacy.mode is Mode.DISTRIBUTED else "",
+        "is_masked": is_secure(settings),
+        "not_protected": NOT_MASKED if privacy.mode is Mode.DISTRIBUTED and not is_secure(settings) else "",
         "public_shoppers": spec["public_shoppers"],
         "public_inputs": (
             "the number of shoppers, where the scenario declares none, is the data's own, rounded to one digit, and "

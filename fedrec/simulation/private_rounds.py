@@ -17,6 +17,7 @@ from scipy import sparse
 
 from fedrec.config import SimulationSettings
 from fedrec.data.shops import ShopData
+from fedrec.federation.anchors import shop_keys
 from fedrec.federation.plan import RoundPlan
 from fedrec.federation.terms import Terms
 from fedrec.flower.engines import Federation, RunOptions, Trained
@@ -25,11 +26,14 @@ from fedrec.models.recommender import Recommender
 from fedrec.privacy import accounting
 from fedrec.privacy.mechanisms import Schedule, outlook
 from fedrec.privacy.settings import epsilon_name
-from fedrec.privacy.spec import PrivacySpec
-from fedrec.shop.node import IN_MEMORY
+from fedrec.privacy.spec import Mode, PrivacySpec
+from fedrec.secure_aggregation.keys import IdentityKey
+from fedrec.secure_aggregation.parameters import Parameters
+from fedrec.shop.node import IN_MEMORY, simulated_identities
 from fedrec.shop.personalise import keeps_validation
+from fedrec.simulation.coordinator_view import CoordinatorView
 from fedrec.simulation.progress import Progress
-from fedrec.simulation.rounds import run_id_of, run_rounds
+from fedrec.simulation.rounds import CHECKPOINT, run_id_of, run_rounds, secure_parameters
 from fedrec.simulation.world import Stage, World, training_rows
 
 PRIVACY_FOLDER = "privacy"
@@ -110,16 +114,9 @@ def run_draw(
     Args:
         rows: from `released_rows`.
         draw: its number, from 0.
-        keep_ledgers: leave the shops' ledgers in ``privacy/eps-<epsilon>/ledger.sqlite`` of the run directory. Where an
-            interrupted run left them, what was charged is sent again as it was, at no further charge.
+        keep_ledgers: leave the shops' ledgers in ``privacy/eps-<epsilon>/ledger.sqlite`` of the run directory. Rounds
+            that an interrupted run finished are not repeated.
     """
-    terms = Terms(
-        roster=tuple(shop.name for shop in world.shops),
-        min_shops=promise.spec.min_shops,
-        run_id=f"{run_id_of(settings, world)}-{promise.model.name}-eps-{promise.name}-draw-{draw}",
-        privacy=promise.spec,
-        schedule=promise.schedule,
-    )
 
     def on_reply(plan: RoundPlan, heard: int) -> None:
         if heard == 1:
@@ -135,11 +132,42 @@ def run_draw(
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         url = f"sqlite:///{(folder / LEDGER_FILE).absolute()}"
-    anchors = folder / ANCHORS_FOLDER if keep_ledgers and not is_shared else None
-    federation = Federation(promise.model, world.public, terms, rows, ledger_url=url, anchor_dir=anchors)
+    roster = tuple(shop.name for shop in world.shops)
+    anchors = folder / ANCHORS_FOLDER
+    identities: Sequence[IdentityKey] = ()
+    if is_secure(settings):
+        identities = shop_keys(anchors, len(roster)) if keep_ledgers else simulated_identities(len(roster))
+    terms = Terms(
+        roster=roster,
+        min_shops=promise.spec.min_shops,
+        run_id=f"{run_id_of(settings, world)}-{promise.model.name}-eps-{promise.name}-draw-{draw}",
+        privacy=promise.spec,
+        schedule=promise.schedule,
+        secure=_secure(roster, identities, promise.spec),
+    )
+    federation = Federation(
+        promise.model,
+        world.public,
+        terms,
+        rows,
+        ledger_url=url,
+        anchor_dir=anchors if keep_ledgers and not is_shared else None,
+        identities=identities,
+    )
+    view = None
+    if settings.federation.reveal_coordinator_view and keep_ledgers:
+        view = CoordinatorView(run_dir, f"eps-{promise.name}", is_masked=bool(identities))
+    options = RunOptions(
+        checkpoint=folder / CHECKPOINT if keep_ledgers else None,
+        resume=True,
+        on_reply=on_reply,
+        on_message=view,
+    )
     try:
-        return run_rounds(settings, federation, RunOptions(on_reply=on_reply), run_dir)
+        return run_rounds(settings, federation, options, run_dir)
     finally:
+        if view is not None:
+            view.close()
         if is_shared and not keep_ledgers:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -161,3 +189,16 @@ def promise_record(promise: Promise, trained: Trained, guarantee: str) -> dict[s
         "epsilon_by_accounts": accounts,
         "rounds": [dataclasses.asdict(one) for one in trained.rounds],
     }
+
+
+def is_secure(settings: SimulationSettings) -> bool:
+    """Whether the private rounds run with secure aggregation: where shops share the noise, unless switched off."""
+    if settings.federation.secure is None:
+        return settings.privacy.mode is Mode.DISTRIBUTED
+    return settings.federation.secure
+
+
+def _secure(roster: tuple[str, ...], identities: Sequence[IdentityKey], spec: PrivacySpec) -> Parameters | None:
+    if not identities:
+        return None
+    return secure_parameters(roster, identities, min_shops=spec.min_shops, colluders=spec.colluders)

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedrec.config import SimulationSettings
+from fedrec.federation.anchors import shop_keys
 from fedrec.federation.plan import RoundPlan
 from fedrec.federation.run_record import RoundRecord
 from fedrec.federation.terms import Terms
 from fedrec.flower.engines import Federation, RunOptions, Trained, run_local, run_with_ray
 from fedrec.flower.local_grid import Faults
 from fedrec.models.recommender import Recommender, State
+from fedrec.secure_aggregation.keys import IdentityKey
+from fedrec.secure_aggregation.parameters import Parameters, usual_threshold
 from fedrec.shop.node import FILES_FOLDER
 from fedrec.simulation.columns import judge, shared_scorer
+from fedrec.simulation.coordinator_view import CoordinatorView
 from fedrec.simulation.progress import Progress
 from fedrec.simulation.world import Stage, World, queries, training_rows
 
 CHECKPOINT = "checkpoint.safetensors"
+KEYS_FOLDER = "keys"
+EXPECTED_SHARE = 0.8
 
 
 def federate(
@@ -61,23 +69,53 @@ def federate(
             progress.phase(f"round {plan.index + 1}: {plan.spec.name}", len(plan.terms.roster))
         progress.advance()
 
+    is_secure = bool(settings.federation.secure)
+    view = (
+        CoordinatorView(run_dir, "federated", is_masked=is_secure)
+        if settings.federation.reveal_coordinator_view
+        else None
+    )
     options = RunOptions(
         checkpoint=run_dir / CHECKPOINT,
         resume=resume,
         on_round=on_round,
         on_reply=on_reply,
+        on_message=view,
     )
+    roster = tuple(shop.name for shop in world.shops)
+    identities = shop_keys(run_dir / KEYS_FOLDER, len(roster)) if is_secure else ()
+    min_shops = settings.federation.min_shops
+    if identities:
+        min_shops = max(min_shops, usual_min_shops(len(roster)))
     federation = Federation(
         model,
         world.public,
         Terms(
-            roster=tuple(shop.name for shop in world.shops),
-            min_shops=settings.federation.min_shops,
+            roster=roster,
+            min_shops=min_shops,
             run_id=run_id_of(settings, world),
+            secure=secure_parameters(roster, identities, min_shops=min_shops, colluders=1) if identities else None,
         ),
         [shop.shared(training_rows(shop, Stage.FINAL), world.public.num_items) for shop in world.shops],
+        identities=identities,
     )
-    return run_rounds(settings, federation, options, run_dir), curve
+    trained = run_rounds(settings, federation, options, run_dir)
+    if view is not None:
+        view.close()
+    return trained, curve
+
+
+def secure_parameters(
+    roster: tuple[str, ...], identities: Sequence[IdentityKey], *, min_shops: int, colluders: int
+) -> Parameters:
+    """What the simulation's shops agree on for secure aggregation."""
+    keys = [identity.public for identity in identities]
+    return Parameters.of(roster, keys, min_shops=min_shops, colluders=colluders)
+
+
+def usual_min_shops(num_shops: int) -> int:
+    """Fewest shops of a masked sum where nobody says it: four of five, and as many as one colluder calls for."""
+    return max(math.ceil(EXPECTED_SHARE * num_shops), usual_threshold(num_shops, 1))
 
 
 def run_rounds(settings: SimulationSettings, federation: Federation, options: RunOptions, run_dir: Path) -> Trained:

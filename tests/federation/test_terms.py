@@ -91,7 +91,7 @@ def test_rounds_on_the_schedule_are_allowed():
 
 def test_a_distributed_run_without_masks_says_who_is_not_kept_out():
     assert TERMS.protection is Protection.DISTRIBUTED
-    assert "not yet against the coordinator" in TERMS.guarantee
+    assert "not against the coordinator" in TERMS.guarantee
     assert "epsilon 3, delta 1e-05" in TERMS.guarantee
 
 

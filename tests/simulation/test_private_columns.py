@@ -73,12 +73,24 @@ def test_the_record_says_what_is_promised_and_what_it_costs_in_several_shops(run
     assert strict > 4 * lenient
 
 
-def test_the_guarantee_names_the_main_epsilon_and_who_is_not_kept_out_yet(run):
+def test_the_guarantee_names_the_main_epsilon_and_who_is_kept_out(run):
     guarantee = run.record.guarantee
     assert guarantee.startswith("epsilon 4, delta 1e-06 per shopper")
-    assert "not yet against the coordinator" in guarantee
+    assert "the coordinator included (masked sums), unless more than 1 of the shops work with it" in guarantee
     assert "Other epsilons of this run: 0.5" in guarantee
-    assert "isn't protected from the coordinator" in run.record.privacy["not_protected"]
+    assert run.record.privacy["is_masked"]
+    assert not run.record.privacy["not_protected"]
+
+
+def test_without_secure_aggregation_a_run_says_that_the_coordinator_is_not_kept_out(tmp_path):
+    settings = with_changes(
+        privacy={"epsilon": 4, "noise_draws": 1},
+        federation={"secure": False},
+        evaluation={"columns": ["local", "federated_dp"]},
+    )
+    record = fedrec.simulate(settings, out=tmp_path / "open").record
+    assert "not against the coordinator" in record.guarantee
+    assert "isn't protected from the coordinator" in record.privacy["not_protected"]
 
 
 def test_the_first_draw_of_each_epsilon_leaves_a_ledger_that_holds_its_two_releases(run):
