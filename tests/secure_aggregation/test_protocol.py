@@ -49,9 +49,9 @@ def test_an_upload_hides_the_vector_it_carries():
     assert not np.any(parties.masked("shop-0", 0) == vector("shop-0", 0))
 
 
-@pytest.mark.parametrize("num_shops", [7, 60], ids=["complete graph", "ring"])
+@pytest.mark.parametrize("num_shops", [7, 40], ids=["complete graph", "ring"])
 def test_shops_may_fall_out_at_every_step(num_shops):
-    min_shops = num_shops - 3 if num_shops == 7 else 50
+    min_shops = 4 if num_shops == 7 else 36
     parties = Parties.of(agreement(num_shops, min_shops=min_shops, colluders=0 if num_shops == 7 else 2))
     first, second, third = "shop-0", "shop-3", "shop-5"
     parties.set_up(no_keys={first}, no_deal={second})
@@ -64,9 +64,9 @@ def test_shops_may_fall_out_at_every_step(num_shops):
 
 
 def test_a_large_federation_shares_masks_with_few_neighbours_and_sums_exactly():
-    parties = Parties.ready(100, min_shops=70, colluders=3, num_rounds=2)
-    assert 0 < parties.parameters.num_neighbours < 99
-    dropped = {f"shop-{place}" for place in range(0, 100, 10)}
+    parties = Parties.ready(48, min_shops=40, colluders=2, num_rounds=2)
+    assert 0 < parties.parameters.num_neighbours < 47
+    dropped = {f"shop-{place}" for place in range(0, 48, 10)}
     assert np.array_equal(parties.round(0, dropped=dropped), parties.expected(0, dropped=dropped))
     assert np.array_equal(parties.round(1), parties.expected(1))
 
@@ -136,7 +136,10 @@ def test_a_wrong_share_ends_the_round_rather_than_give_a_wrong_sum(what):
         answer = parties.shops[name].reveal(signatures)
         if name == "shop-1":
             given = Shares.from_bytes(answer, parties.run, parties.parameters)
-            entries = {place: bytes([share[0] ^ 1]) + share[1:] for place, share in getattr(given, what).items()}
+            # Not in the lowest byte: X25519 ignores the three lowest bits of a key, and the sum would come out right.
+            entries = {
+                place: share[:9] + bytes([share[9] ^ 1]) + share[10:] for place, share in getattr(given, what).items()
+            }
             answer = replace(given, **{what: entries}).to_bytes()
         parties.coordinator.add_shares(name, answer)
     with pytest.raises(ProtocolError, match="wrong"):
