@@ -1,0 +1,512 @@
+"""What a coordinator of ill will may try, with t shops on its side: an honest shop refuses, or nothing opens.
+
+The last line of defence in most cases is that masks do not cancel; where a shop can see what is wrong it refuses.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedrec.errors import BadMessage, ProtocolError, TooFewShops
+from fedrec.secure_aggregation import masks
+from fedrec.secure_aggregation.messages import (
+    Advert,
+    Adverts,
+    Batch,
+    Deal,
+    Delivery,
+    Invite,
+    Shares,
+    Signature,
+    Signatures,
+    Survivors,
+)
+from fedrec.secure_aggregation.rules import ring_of, seed_of_pair, self_seed
+from fedrec.secure_aggregation.shop_session import ShopSession
+
+from .parties import RUN, SIZE, Parties, agreement, identity, vector
+
+ORDER_EIGHT = 325606250916557431795983626356110631294008115727848805560023387167927233504
+LOW_ORDER = [value.to_bytes(32, "little") for value in (0, 1, ORDER_EIGHT, 2**255 - 20, 2**255 - 19, 2**255 - 18)]
+
+
+def adverts_of(parties: Parties) -> Adverts:
+    parties.advertise()
+    return Adverts.from_bytes(parties.coordinator.adverts(), parties.run, parties.parameters)
+
+
+def signed(advert: Advert, name: str) -> Advert:
+    """Signed by whoever has this name's identity key."""
+    return replace(advert, signature=identity(name).sign(advert.signed_bytes()))
+
+
+def swapped(adverts: Adverts, advert: Advert) -> bytes:
+    """The keys with one shop's replaced."""
+    entries = {one.place: one for one in adverts.adverts} | {advert.place: advert}
+    return replace(adverts, adverts=tuple(entries[place] for place in sorted(entries))).to_bytes()
+
+
+def signatures_over(parties: Parties, survivors: bytes, names: list[str]) -> bytes:
+    """Real signatures over any set, by the identity keys of these shops."""
+    chosen = Survivors.from_bytes(survivors, parties.run, parties.parameters)
+    given = {parties.parameters.place_of[name]: identity(name).sign(chosen.signed_bytes()) for name in names}
+    return Signatures(parties.run, chosen.index, chosen.digest, given).to_bytes()
+
+
+def uploaded(num_shops: int = 5, min_shops: int = 4, colluders: int = 1) -> Parties:
+    """A round in which everybody has sent an upload."""
+    parties = Parties.ready(num_shops, min_shops=min_shops, colluders=colluders)
+    parties.upload(0)
+    return parties
+
+
+# Keys: inserted shops, men in the middle.
+
+
+def test_a_shop_that_the_roster_lacks_cannot_be_inserted():
+    parties = Parties.of(agreement(5, min_shops=4))
+    larger = Parties.of(agreement(6, min_shops=4))
+    foreign = adverts_of(larger)
+    parties.advertise()
+    with pytest.raises(BadMessage, match="another run, or for another roster"):
+        parties.shops["shop-0"].deal(foreign.to_bytes())
+    forged = replace(foreign, run=parties.run, adverts=tuple(replace(one, run=parties.run) for one in foreign.adverts))
+    with pytest.raises(BadMessage):
+        parties.shops["shop-0"].deal(forged.to_bytes())
+
+
+def test_one_shops_keys_do_not_count_for_two():
+    parties = Parties.of(agreement(5, min_shops=4))
+    adverts = adverts_of(parties)
+    twice = signed(replace(adverts.adverts[1], place=2), "shop-1")
+    with pytest.raises(BadMessage, match="did not sign"):
+        parties.shops["shop-0"].deal(swapped(adverts, twice))
+    # Two colluding shops that give the same keys are one: nobody can tell how many stand behind them.
+    copied = signed(replace(adverts.adverts[1], place=2), "shop-2")
+    with pytest.raises(BadMessage, match="twice"):
+        parties.shops["shop-0"].deal(swapped(adverts, copied))
+
+
+@pytest.mark.parametrize("which", ["share_key", "mask_keys"])
+def test_a_man_in_the_middle_is_refused(which):
+    parties = Parties.of(agreement(5, min_shops=4))
+    adverts = adverts_of(parties)
+    own = masks.public_key(bytes(range(32)))
+    advert = adverts.adverts[1]
+    keys = own if which == "share_key" else (own, *advert.mask_keys[1:])
+    for name in ("shop-0", "coordinator"):
+        with pytest.raises(BadMessage, match="did not sign"):
+            parties.shops["shop-0"].deal(swapped(adverts, signed(replace(advert, **{which: keys}), name)))
+    with pytest.raises(BadMessage, match="did not sign"):
+        parties.shops["shop-0"].deal(swapped(adverts, replace(advert, **{which: keys})))
+
+
+def test_a_shops_own_keys_cannot_be_changed_or_left_out():
+    parties = Parties.of(agreement(5, min_shops=4))
+    adverts = adverts_of(parties)
+    without = replace(adverts, adverts=adverts.adverts[1:])
+    with pytest.raises(BadMessage, match="own"):
+        parties.shops["shop-0"].deal(without.to_bytes())
+    # Signed by the shop itself, but other keys: as from a copy of the machine.
+    other = ShopSession(parties.parameters, "shop-0", identity("shop-0"), RUN)
+    copy = other.advertise(Invite(parties.run, adverts.batch).to_bytes())
+    with pytest.raises(BadMessage, match="own"):
+        parties.shops["shop-0"].deal(swapped(adverts, Advert.from_bytes(copy, parties.run, parties.parameters)))
+
+
+@pytest.mark.parametrize("key", LOW_ORDER, ids=range(len(LOW_ORDER)))
+@pytest.mark.parametrize("which", ["share_key", "mask_keys"])
+def test_keys_of_low_order_are_refused_on_both_sides(which, key):
+    parties = Parties.of(agreement(5, min_shops=4))
+    adverts = adverts_of(parties)
+    advert = adverts.adverts[1]
+    keys = key if which == "share_key" else (advert.mask_keys[0], key, advert.mask_keys[2])
+    weak = signed(replace(advert, **{which: keys}), "shop-1")
+    with pytest.raises(BadMessage, match="low order"):
+        parties.shops["shop-0"].deal(swapped(adverts, weak))
+    fresh = Parties.of(parties.parameters)
+    invite = Invite.from_bytes(fresh.coordinator.invite(0, 3), parties.run, parties.parameters)
+    with pytest.raises(BadMessage, match="low order"):
+        fresh.coordinator.add_advert("shop-1", signed(replace(weak, batch=invite.batch), "shop-1").to_bytes())
+
+
+def test_keys_of_another_batch_or_round_are_refused():
+    parties = Parties.of(agreement(5, min_shops=4))
+    old = adverts_of(parties)
+    new = adverts_of(parties)
+    with pytest.raises(BadMessage, match="another batch"):
+        parties.shops["shop-0"].deal(old.to_bytes())
+    with pytest.raises(BadMessage):
+        parties.shops["shop-0"].deal(swapped(new, old.adverts[1]))
+    relabelled = replace(old.adverts[1], batch=new.batch)
+    with pytest.raises(BadMessage, match="did not sign"):
+        parties.shops["shop-0"].deal(swapped(new, relabelled))
+
+
+def test_fewer_keys_than_the_fewest_shops_are_refused():
+    parties = Parties.of(agreement(5, min_shops=4))
+    adverts = adverts_of(parties)
+    few = replace(adverts, adverts=adverts.adverts[:3])
+    with pytest.raises(TooFewShops):
+        parties.shops["shop-0"].deal(few.to_bytes())
+
+
+def test_a_set_up_is_dealt_once():
+    parties = Parties.of(agreement(6, min_shops=4))
+    adverts = adverts_of(parties)
+    shop = parties.shops["shop-0"]
+    shop.deal(adverts.to_bytes())
+    with pytest.raises(BadMessage, match="dealt"):
+        shop.deal(replace(adverts, adverts=adverts.adverts[:5]).to_bytes())
+
+
+def test_a_batch_number_does_not_come_back_with_other_rounds():
+    parties = Parties.of(agreement(5, min_shops=4))
+    shop = parties.shops["shop-0"]
+    shop.advertise(Invite(parties.run, Batch(7, 0, 3)).to_bytes())
+    with pytest.raises(BadMessage, match="other rounds"):
+        shop.advertise(Invite(parties.run, Batch(7, 1, 3)).to_bytes())
+
+
+def test_the_same_invite_again_gives_fresh_keys_once_another_was_between():
+    parties = Parties.of(agreement(5, min_shops=4))
+    shop = parties.shops["shop-0"]
+    first, second = (Invite(parties.run, Batch(number, 0, 3)).to_bytes() for number in (7, 8))
+    before = shop.advertise(first)
+    shop.advertise(second)
+    assert shop.advertise(first) != before
+
+
+# Different things to different shops.
+
+
+def test_other_adverts_for_some_shops_open_nothing():
+    parties = Parties.of(agreement(7, min_shops=5))
+    adverts = adverts_of(parties)
+    fewer = replace(adverts, adverts=adverts.adverts[:6])
+    deals = {}
+    for place, name in enumerate(parties.parameters.names):
+        message = fewer if place < 3 else adverts
+        deals[name] = parties.shops[name].deal(message.to_bytes())
+    for name in ("shop-3", "shop-4", "shop-5", "shop-6"):
+        parties.coordinator.add_deal(name, deals[name])
+    with pytest.raises(BadMessage, match="other keys"):
+        parties.coordinator.add_deal("shop-0", deals["shop-0"])
+    # The coordinator leaves its own checks out: at the shops the boxes of those with other adverts do not open.
+    dealt = {name: Deal.from_bytes(deal, parties.run, parties.parameters) for name, deal in deals.items()}
+    given = {parties.parameters.place_of[name]: deal.digest for name, deal in dealt.items() if name != "shop-6"}
+    boxes = {parties.parameters.place_of[name]: deal.boxes[0] for name, deal in dealt.items() if name != "shop-6"}
+    delivery = Delivery(parties.run, adverts.batch, given, boxes)
+    with pytest.raises(BadMessage, match="not made for this one"):
+        parties.shops["shop-0"].accept(delivery.to_bytes())
+
+
+def test_a_delivery_without_a_neighbours_shares_or_ones_own_deal_is_refused():
+    parties = Parties.ready(6, min_shops=4)
+    whole = Delivery.from_bytes(parties.coordinator.delivery("shop-0"), parties.run, parties.parameters)
+    shop = parties.shops["shop-0"]
+
+    def without(entries, *places):
+        return {place: entry for place, entry in entries.items() if place not in places}
+
+    with pytest.raises(BadMessage, match="all neighbours"):
+        shop.accept(replace(whole, boxes=without(whole.boxes, 3)).to_bytes())
+    with pytest.raises(BadMessage, match="own deal"):
+        shop.accept(replace(whole, deals=without(whole.deals, 0), boxes=without(whole.boxes, 0)).to_bytes())
+    with pytest.raises(BadMessage, match="own deal"):
+        shop.accept(replace(whole, deals={**whole.deals, 0: bytes(32)}).to_bytes())
+    with pytest.raises(BadMessage, match="not made for this one"):
+        shop.accept(replace(whole, boxes={**whole.boxes, 1: whole.boxes[2], 2: whole.boxes[1]}).to_bytes())
+    with pytest.raises(TooFewShops):
+        shop.accept(replace(whole, deals=without(whole.deals, 3, 4, 5), boxes=without(whole.boxes, 3, 4, 5)).to_bytes())
+    shop.accept(whole.to_bytes())
+    with pytest.raises(BadMessage, match="accepted"):
+        shop.accept(replace(whole, deals=without(whole.deals, 5), boxes=without(whole.boxes, 5)).to_bytes())
+
+
+def test_other_participants_for_some_shops_give_another_set_up():
+    parties = Parties.ready(7, min_shops=5)
+    whole = Delivery.from_bytes(parties.coordinator.delivery("shop-0"), parties.run, parties.parameters)
+    fewer = replace(
+        whole,
+        deals={place: deal for place, deal in whole.deals.items() if place != 6},
+        boxes={place: box for place, box in whole.boxes.items() if place != 6},
+    )
+    assert parties.shops["shop-0"].accept(fewer.to_bytes()) != parties.coordinator.setup_digest
+    parties.masked("shop-0", 0)
+    with pytest.raises(BadMessage, match="not in the round"):
+        parties.shops["shop-0"].sign(parties.survivors_message(0, range(7)))
+
+
+def test_masks_of_other_plans_do_not_cancel_and_the_set_is_not_signed():
+    parties = Parties.ready()
+    parties.accept()
+    parties.coordinator.open_round(0, parties.context(0), SIZE, np.dtype("<u8"))
+    for name in parties.parameters.names:
+        context = bytes(32) if name == "shop-2" else None
+        parties.coordinator.add_upload(name, parties.masked(name, 0, context=context))
+    survivors = parties.coordinator.survivors()
+    with pytest.raises(BadMessage, match="plan"):
+        parties.shops["shop-2"].sign(survivors)
+    signatures = parties.sign(silent={"shop-2"})
+    parties.reveal(signatures, silent={"shop-2"})
+    # Everybody else was honest and answered, yet what comes out is not the sum.
+    opened = parties.coordinator.total()
+    assert not np.any(opened == parties.expected(0))
+    others = sum(vector(name, 0) for name in parties.parameters.names if name != "shop-2")
+    assert not np.any(opened == others)
+
+
+# Rounds: replayed, split, opened twice.
+
+
+def test_a_round_is_masked_once():
+    parties = uploaded()
+    shop = parties.shops["shop-0"]
+    before = parties.masked("shop-0", 0)
+    other = vector("shop-0", 0)
+    other[3] += np.uint64(1)
+    with pytest.raises(ProtocolError, match="used once"):
+        shop.mask(0, parties.context(0), other)
+    assert not np.any(other), "a second vector under the same masks stays in the caller's array"
+    with pytest.raises(ProtocolError, match="another plan"):
+        parties.masked("shop-0", 0, context=bytes(32))
+    assert np.array_equal(parties.masked("shop-0", 0), before)
+
+
+def test_a_round_that_is_over_is_never_masked_again():
+    parties = uploaded()
+    parties.reveal(parties.sign())
+    with pytest.raises(ProtocolError, match="over"):
+        parties.masked("shop-0", 0)
+    parties.upload(2)
+    for index in (0, 1):
+        with pytest.raises(ProtocolError, match="over"):
+            parties.masked("shop-0", index)
+
+
+def test_a_crash_does_not_make_a_shop_forget_what_it_masked_and_signed():
+    parties = Parties.ready(7, min_shops=5)
+    parties.upload(0)
+    parties.shops["shop-0"].sign(parties.survivors_message(0, range(6)))
+    stored = parties.shops["shop-0"].to_bytes()
+    shop = ShopSession(parties.parameters, "shop-0", identity("shop-0"), RUN)
+    shop.restore(stored)
+    with pytest.raises(ProtocolError, match="used once"):
+        shop.mask(0, parties.context(0), np.zeros(SIZE, "<u8"))
+    with pytest.raises(ProtocolError, match="signs one"):
+        shop.sign(parties.survivors_message(0, range(7)))
+
+
+def test_a_shop_signs_one_set_of_survivors_a_round():
+    parties = Parties.ready(7, min_shops=5)
+    parties.upload(0)
+    shop = parties.shops["shop-0"]
+    first, second = parties.survivors_message(0, range(6)), parties.survivors_message(0, range(7))
+    signature = shop.sign(first)
+    with pytest.raises(ProtocolError, match="signs one"):
+        shop.sign(second)
+    assert shop.sign(first) == signature
+    with pytest.raises(BadMessage, match="another set"):
+        shop.reveal(signatures_over(parties, second, list(parties.parameters.names)))
+
+
+@pytest.mark.parametrize(("num_shops", "min_shops", "colluders"), [(7, 5, 1), (7, 6, 3), (6, 5, 2), (9, 8, 4)])
+def test_two_sets_of_one_round_never_both_gather_enough_signatures(num_shops, min_shops, colluders):
+    """The honest ones split as best the coordinator can; colluders sign everything."""
+    parties = Parties.ready(num_shops, min_shops=min_shops, colluders=colluders)
+    parties.upload(0)
+    names = parties.parameters.names
+    colluding, honest = list(names[:colluders]), list(names[colluders:])
+    sets = [parties.survivors_message(0, range(num_shops)), parties.survivors_message(0, range(num_shops - 1))]
+    for part in range(len(honest) + 1):
+        signers = [colluding + honest[:part], colluding + honest[part:]]
+        assert min(map(len, signers)) < parties.parameters.threshold
+    # And the shops themselves: half of them sign the one set, half the other; neither half reveals.
+    half = len(honest) // 2
+    for chosen, group in zip(sets, (honest[:half], honest[half:-1]), strict=True):
+        for name in group:
+            parties.shops[name].sign(chosen)
+        for name in group:
+            with pytest.raises((TooFewShops, BadMessage)):
+                parties.shops[name].reveal(signatures_over(parties, chosen, colluding + group))
+
+
+def test_signatures_of_too_few_shops_open_nothing():
+    parties = uploaded()
+    survivors = parties.coordinator.survivors()
+    shop = parties.shops["shop-0"]
+    with pytest.raises(ProtocolError, match="signed"):
+        shop.reveal(signatures_over(parties, survivors, list(parties.parameters.names)))
+    shop.sign(survivors)
+    names = list(parties.parameters.names)
+    for count in range(parties.parameters.threshold):
+        with pytest.raises(TooFewShops):
+            shop.reveal(signatures_over(parties, survivors, names[:count]))
+    shop.reveal(signatures_over(parties, survivors, names[: parties.parameters.threshold]))
+
+
+def test_signatures_are_counted_by_survivors_of_the_set_alone():
+    parties = Parties.ready(7, min_shops=5)
+    parties.upload(0, dropped={"shop-5", "shop-6"})
+    survivors = parties.coordinator.survivors()
+    shop = parties.shops["shop-0"]
+    shop.sign(survivors)
+    with pytest.raises(BadMessage, match="not among the survivors"):
+        shop.reveal(signatures_over(parties, survivors, ["shop-0", "shop-1", "shop-2", "shop-5", "shop-6"]))
+
+
+def test_a_signature_that_does_not_hold_opens_nothing():
+    parties = uploaded()
+    survivors = parties.coordinator.survivors()
+    shop = parties.shops["shop-0"]
+    shop.sign(survivors)
+    names = list(parties.parameters.names)
+    good = Signatures.from_bytes(signatures_over(parties, survivors, names), parties.run, parties.parameters)
+    forged = {**good.signatures, 2: good.signatures[1]}
+    with pytest.raises(BadMessage, match="did not make"):
+        shop.reveal(replace(good, signatures=forged).to_bytes())
+
+
+@pytest.mark.parametrize("change", ["another round", "another plan", "another set", "another run"])
+def test_signatures_over_something_else_open_nothing(change):
+    parties = Parties.ready(7, min_shops=5)
+    parties.upload(0, dropped={"shop-6"})
+    survivors = parties.coordinator.survivors()
+    shop = parties.shops["shop-0"]
+    shop.sign(survivors)
+    chosen = Survivors.from_bytes(survivors, parties.run, parties.parameters)
+    other = {
+        "another round": replace(chosen, index=1),
+        "another plan": replace(chosen, context=bytes(32)),
+        "another set": replace(chosen, places=chosen.places[:-1]),
+        "another run": replace(chosen, run=bytes(32)),
+    }[change]
+    names = list(parties.parameters.names[:6])
+    stolen = {parties.parameters.place_of[name]: identity(name).sign(other.signed_bytes()) for name in names}
+    # Under their own labels, and relabelled for the set that the shop signed.
+    with pytest.raises(BadMessage):
+        shop.reveal(Signatures(other.run, other.index, other.digest, stolen).to_bytes())
+    with pytest.raises(BadMessage, match="did not make"):
+        shop.reveal(Signatures(parties.run, chosen.index, chosen.digest, stolen).to_bytes())
+
+
+def test_sets_of_survivors_that_a_shop_refuses():
+    parties = Parties.of(agreement(7, min_shops=5))
+    parties.set_up(no_deal={"shop-6"})
+    parties.upload(0)
+    shop = parties.shops["shop-0"]
+    with pytest.raises(TooFewShops):
+        shop.sign(parties.survivors_message(0, range(4)))
+    with pytest.raises(BadMessage, match="without this shop"):
+        shop.sign(parties.survivors_message(0, range(1, 6)))
+    with pytest.raises(BadMessage, match="not in the round"):
+        shop.sign(parties.survivors_message(0, range(7)))
+    with pytest.raises(BadMessage, match="another round"):
+        shop.sign(parties.survivors_message(1, range(6)))
+    with pytest.raises(BadMessage, match="plan"):
+        shop.sign(parties.survivors_message(0, range(6), context=bytes(32)))
+    shop.sign(parties.survivors_message(0, range(6)))
+
+
+def test_a_set_that_isolates_a_shop_on_the_ring_is_refused():
+    """More than n_min survivors, yet none of one shop's neighbours: its vector alone would open."""
+    parties = Parties.of(agreement(160, min_shops=96, colluders=1, rounds_per_setup=1))
+    parties.advertise()
+    adverts = Adverts.from_bytes(parties.coordinator.adverts(), parties.run, parties.parameters)
+    ring, shop = ring_of(adverts, parties.parameters), parties.shops["shop-0"]
+    beside = ring.neighbours("shop-0")
+    deals = {name: parties.shops[name].deal(adverts.to_bytes()) for name in ("shop-0", *beside)}
+    dealt = {
+        parties.parameters.place_of[name]: Deal.from_bytes(deal, parties.run, parties.parameters)
+        for name, deal in deals.items()
+    }
+    # The shop sees no more of the others' deals than a digest, so any will do here.
+    digests = {place: dealt[place].digest if place in dealt else bytes(32) for place in range(160)}
+    boxes = {place: deal.boxes[0] for place, deal in dealt.items()}
+    context = shop.accept(Delivery(parties.run, adverts.batch, digests, boxes).to_bytes())
+    shop.mask(0, context, vector("shop-0", 0))
+    gone = {parties.parameters.place_of[name] for name in beside}
+    left = sorted(set(range(160)) - gone)
+    assert len(left) >= parties.parameters.min_shops
+    with pytest.raises(TooFewShops, match="come apart"):
+        shop.sign(parties.survivors_message(0, left, context))
+    # One neighbour on either side, who may be the one that colludes.
+    near = {parties.parameters.place_of[beside[0]], parties.parameters.place_of[beside[-1]]}
+    with pytest.raises(TooFewShops, match="come apart"):
+        shop.sign(parties.survivors_message(0, [*left, *near], context))
+    shop.sign(parties.survivors_message(0, range(160), context))
+
+
+def test_a_shop_never_gives_both_shares_of_anybody():
+    parties = Parties.ready(7, min_shops=5)
+    parties.upload(0, dropped={"shop-6"})
+    signatures = parties.sign()
+    for name in parties.coordinator.survivor_names:
+        given = Shares.from_bytes(parties.shops[name].reveal(signatures), parties.run, parties.parameters)
+        assert sorted(given.seeds) == [0, 1, 2, 3, 4, 5]
+        assert sorted(given.keys) == [6]
+    # Asked again as if shop-5 were gone: the round is over, and was never about another set.
+    second = parties.survivors_message(0, range(5))
+    with pytest.raises(ProtocolError, match="signs one"):
+        parties.shops["shop-0"].sign(second)
+    with pytest.raises(BadMessage, match="another set"):
+        parties.shops["shop-0"].reveal(signatures_over(parties, second, list(parties.parameters.names[:5])))
+
+
+def test_the_coordinator_refuses_both_shares_of_one_shop():
+    parties = uploaded()
+    signatures = parties.sign()
+    answer = Shares.from_bytes(parties.shops["shop-0"].reveal(signatures), parties.run, parties.parameters)
+    with pytest.raises(BadMessage, match="both"):
+        parties.coordinator.add_shares("shop-0", replace(answer, keys={1: bytes(33)}).to_bytes())
+
+
+def test_shares_of_a_round_that_is_over_are_not_kept():
+    parties = uploaded()
+    held = {name: json.loads(shop.to_bytes())["setup"] for name, shop in parties.shops.items()}
+    parties.reveal(parties.sign())
+    for name, shop in parties.shops.items():
+        setup = json.loads(shop.to_bytes())["setup"]
+        for kind in ("mask_keys", "seeds", "shares"):
+            assert sorted(held[name][kind]) == ["0", "1", "2"]
+            assert sorted(setup[kind]) == ["1", "2"]
+        # Of others' secrets the answer holds the one share that was given; their keys' shares are gone.
+        key_share, seed_share = held[name]["shares"]["0"]["1"]
+        assert key_share.encode() not in shop.to_bytes()
+        assert seed_share.encode() in shop.to_bytes()
+        for secret in (held[name]["mask_keys"]["0"], held[name]["seeds"]["0"]):
+            assert secret.encode() not in shop.to_bytes()
+
+
+def test_a_late_upload_of_a_dropped_shop_stays_masked_by_its_own_seed():
+    """Its mask key of the round is opened, its seed is not: what is left is its own mask and its vector."""
+    parties = Parties.ready()
+    parties.accept()
+    late = parties.masked("shop-4", 0)
+    parties.upload(0, dropped={"shop-4"})
+    parties.reveal(parties.sign())
+    key = parties.shops["shop-4"]._setup.mask_keys[0]
+    adverts = parties.coordinator._setup.adverts
+    for place in range(4):
+        seed = seed_of_pair(key, adverts[place].mask_keys[0], parties.context(0), 4, place)
+        masks.add_mask(late, seed, sign=1)  # the last on the roster has subtracted them all
+    assert not np.any(late == vector("shop-4", 0))
+    masks.add_mask(late, self_seed(parties.shops["shop-4"]._setup.seeds[0], parties.context(0), 4), sign=-1)
+    assert np.array_equal(late, vector("shop-4", 0)), "the attack as such is computed rightly"
+
+
+def test_strangers_messages_are_refused_by_the_coordinator():
+    parties = uploaded()
+    survivors = parties.coordinator.survivors()
+    good = Signature.from_bytes(parties.shops["shop-0"].sign(survivors), parties.run, parties.parameters)
+    with pytest.raises(BadMessage, match="another shop"):
+        parties.coordinator.add_signature("shop-1", good.to_bytes())
+    with pytest.raises(BadMessage, match="did not make"):
+        parties.coordinator.add_signature("shop-1", replace(good, place=1).to_bytes())
+    with pytest.raises(BadMessage, match="another set"):
+        parties.coordinator.add_signature("shop-0", replace(good, survivors=bytes(32)).to_bytes())
