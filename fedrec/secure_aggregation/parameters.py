@@ -47,6 +47,7 @@ class Parameters:
     rounds_per_setup: int = USUAL_ROUNDS
 
     def __post_init__(self) -> None:
+        self._check_types()
         num_shops = len(self.names)
         if num_shops < 2:
             raise TooFewHonestShops(f"secure aggregation of {num_shops} shop: there is no sum to hide in")
@@ -55,9 +56,8 @@ class Parameters:
         if len(self.keys) != num_shops or len(set(self.keys)) != num_shops:
             raise ConfigError(f"{len(set(self.keys))} keys for {num_shops} shops: each shop needs a key of its own")
         for key in self.keys:
-            if not (isinstance(key, str) and key == key.lower()):
-                raise ConfigError("keys are written in lower-case hexadecimal digits")
-            PublicKey(_from_hex(key))
+            if PublicKey(_from_hex(key)).raw.hex() != key:
+                raise ConfigError("keys are written in lower-case hexadecimal digits, with nothing between")
         if not self.colluders >= 0:
             raise NoColluders(f"colluders = {self.colluders}: give 1 or more")
         if not self.min_shops - self.colluders >= 1 or self.min_shops > num_shops:
@@ -72,6 +72,15 @@ class Parameters:
             )
         if not 1 <= self.rounds_per_setup <= MOST_ROUNDS:
             raise ConfigError(f"rounds_per_setup = {self.rounds_per_setup}: from 1 to {MOST_ROUNDS}")
+
+    def _check_types(self) -> None:
+        """All shops compute the same digest: 4 and 4.0, or a list and a tuple, must not both pass."""
+        for texts in (self.names, self.keys):
+            if type(texts) is not tuple or not all(type(text) is str and text.isprintable() and text for text in texts):
+                raise ConfigError("names and keys are tuples of printable strings that are not empty")
+        for number in (self.min_shops, self.colluders, self.threshold, self.rounds_per_setup):
+            if type(number) is not int:
+                raise ConfigError(f"min_shops, colluders, threshold and rounds_per_setup are integers, not {number!r}")
 
     @classmethod
     def of(

@@ -220,8 +220,11 @@ class ShopSession:
         if sorted(given.boxes) != sorted(dealers):
             raise BadMessage("a delivery without the shares of all neighbours who dealt, or with others")
         keys = {advert.place: advert.share_key for advert in known.adverts}
-        for dealer in dealers:
-            self._open_box(setup, known, dealer, keys[dealer], given.boxes[dealer])
+        opened = {dealer: self._open_box(setup, known, dealer, keys[dealer], given.boxes[dealer]) for dealer in dealers}
+        setup.shares = {
+            index: {dealer: shares[offset] for dealer, shares in opened.items()}
+            for offset, index in enumerate(setup.batch.rounds)
+        }
         setup.digest, setup.participants = digest, tuple(sorted(given.deals))
         return digest
 
@@ -380,20 +383,19 @@ class ShopSession:
             boxes[place] = nonce + ChaCha20Poly1305(key).encrypt(nonce, b"".join(opened[place]), context)
         return boxes
 
-    def _open_box(self, setup: _Setup, known: Adverts, dealer: int, public: bytes, box: bytes) -> None:
+    def _open_box(
+        self, setup: _Setup, known: Adverts, dealer: int, public: bytes, box: bytes
+    ) -> list[tuple[bytes, bytes]]:
+        """For each round the shares of the dealer's mask key and of its seed."""
         context = box_context(self._run, known.digest, dealer=dealer, receiver=self.place)
         key = masks.pair_seed(setup.share_key, public, "fedrec shares", context)
         try:
             opened = ChaCha20Poly1305(key).decrypt(box[:NONCE_BYTES], box[NONCE_BYTES:], context)
         except InvalidTag as error:
-            raise BadMessage(
-                f"shares of shop {self.parameters.names[dealer]!r} that were not made for this one"
-            ) from error
+            name = self.parameters.names[dealer]
+            raise BadMessage(f"shares of shop {name!r} that were not made for this one") from error
         size = secret_sharing.SHARE_BYTES
-        for offset, index in enumerate(setup.batch.rounds):
-            at = 2 * size * offset
-            pair = opened[at : at + size], opened[at + size : at + 2 * size]
-            setup.shares.setdefault(index, {})[dealer] = pair
+        return [(opened[at : at + size], opened[at + size : at + 2 * size]) for at in range(0, len(opened), 2 * size)]
 
     def _element(self) -> int:
         """A uniform element of the sharing's field, by rejection."""
