@@ -90,7 +90,8 @@ class Terms:
         if self.privacy is not None:
             return guarantee_of(self.privacy, is_masked=self.secure is not None)
         if self.secure is not None:
-            return "none: research mode; sums without noise, though the coordinator sees only the sum over shops"
+            pair = "; of two shops each can subtract its own" if self.secure.is_pair else ""
+            return f"none: research mode; sums without noise, though the coordinator sees only those over shops{pair}"
         return "none: research mode; shops' sums leave unprotected"
 
     def allow(self, spec: RoundSpec, index: int) -> PlannedRelease:

@@ -192,6 +192,8 @@ def _assumed_of(run: Figures) -> str:
             f"ε {spec['epsilon']:g}: at least {spec['min_shops']} shops in every sum, of which at most "
             f"{spec['colluders']} may tell the coordinator their noise"
         )
+        if run["terms"]["is_masked"]:
+            text += ", and masked sums: the keys on the roster are the shops' own, and X25519 and Ed25519 hold"
     return (
         f"{text}; {spec['public_shoppers']:,} shoppers declared, {spec['max_shoppers']:,} at most; a person has an "
         f"account in at most {person}."

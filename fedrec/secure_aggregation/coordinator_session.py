@@ -43,6 +43,7 @@ from fedrec.secure_aggregation.rules import (
     holders,
     pair_sign,
     ring_of,
+    round_context,
     run_digest,
     seed_of_pair,
     self_seed,
@@ -220,7 +221,8 @@ class CoordinatorSession:
             raise ProtocolError(f"round {index} without keys: its set-up is missing")
         if self._round is not None and self._round.index >= index:
             raise ProtocolError(f"round {index} was opened before: its masks are used once, set up again")
-        self._round = _Round(index, context, np.zeros(size, dtype))
+        bound = round_context(self._closed_setup().digest, context)
+        self._round = _Round(index, bound, np.zeros(size, dtype))
 
     def add_upload(self, shop: str, values: np.ndarray) -> bool:
         """Add a shop's masked vector; False when it has sent one before.

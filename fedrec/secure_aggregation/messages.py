@@ -255,7 +255,7 @@ class Survivors:
     """Coordinator to the survivors: whose uploads are in the sum of a round.
 
     Attributes:
-        context: digest of the round's plan.
+        context: digest of the set-up and of the round's plan (`rules.round_context`).
         places: of the survivors, ascending.
     """
 

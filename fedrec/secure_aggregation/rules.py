@@ -70,6 +70,14 @@ def setup_digest(run: bytes, adverts: Adverts, deals: Mapping[int, bytes]) -> by
     return digest.digest()
 
 
+def round_context(setup: bytes, plan: bytes) -> bytes:
+    """32 bytes that masks and signatures of a round are bound to.
+
+    A plan names its set-up, yet nothing here hangs on that: what was signed under one set-up counts under no other.
+    """
+    return hashlib.sha256(b"fedrec round\0" + setup + plan).digest()
+
+
 def commitment(run: bytes, index: int, seed: bytes) -> bytes:
     """What a shop publishes of a seed: sha256, which hides 256 random bits and fits one seed alone."""
     return hashlib.sha256(b"fedrec seed\0" + run + index.to_bytes(8, "little") + seed).digest()

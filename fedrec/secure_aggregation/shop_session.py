@@ -10,7 +10,7 @@ masked vector, one set of survivors and one answer a round. **The state must be 
 What the coordinator learns is the sum over the survivors of one round, at least n_min of them, all with the same plan:
 
 - A vector carries a mask of each neighbour in common and one of its own. The seeds of both are bound to the digest of
-  the whole plan, which names the set-up: shops with other plans, rosters or keys do not cancel, they add noise.
+  the whole plan and of the set-up: masks of shops with other plans, rosters or keys do not cancel.
 - Keys are signed by identities that the shop pinned, so that the coordinator can neither insert shops nor sit between.
 - For each shop its neighbours give either shares of its own seed (it survived) or of its mask key (it dropped out),
   never both, and only for a set that T shops have signed (see `Parameters` for why there is one such set at most), that
@@ -63,6 +63,7 @@ from fedrec.secure_aggregation.rules import (
     holders,
     pair_sign,
     ring_of,
+    round_context,
     run_digest,
     seed_of_pair,
     self_seed,
@@ -244,6 +245,7 @@ class ShopSession:
             raise BadMessage(f"a context of {len(context)} bytes: the digest of a plan has {DIGEST_BYTES}")
         if index not in setup.mask_keys:
             raise ProtocolError(f"round {index} has no keys in this set-up, or they are erased: it is over")
+        context = round_context(setup.digest, context)
         if self._round is not None and self._round.index == index and self._round.context != context:
             raise ProtocolError(f"round {index} was masked under another plan: its masks are used once")
         known = Adverts.from_bytes(setup.adverts, self._run, self.parameters)
@@ -268,14 +270,14 @@ class ShopSession:
         """Agree to a set of survivors; the one set of this round.
 
         Raises:
-            BadMessage: of another round or plan, without this shop, or with shops that did not deal.
+            BadMessage: of another round, plan or set-up, without this shop, or with shops that did not deal.
             TooFewShops: fewer than n_min, or the honest ones of them would not be connected.
             ProtocolError: this shop has signed another set.
         """
         setup, current = self._accepted(), self._open_round()
         given = Survivors.from_bytes(survivors, self._run, self.parameters)
         if (given.index, given.context) != (current.index, current.context):
-            raise BadMessage(f"survivors of another round or plan than round {current.index}, which is open")
+            raise BadMessage(f"survivors of another round, plan or set-up than round {current.index}, which is open")
         if current.survivors and current.survivors != survivors:
             raise ProtocolError(f"another set of survivors of round {current.index}: a shop signs one")
         if self.place not in given.places or not set(given.places) <= set(setup.participants):

@@ -12,7 +12,7 @@ from fedrec.secure_aggregation.coordinator_session import CoordinatorSession
 from fedrec.secure_aggregation.keys import IdentityKey
 from fedrec.secure_aggregation.messages import Survivors
 from fedrec.secure_aggregation.parameters import Parameters
-from fedrec.secure_aggregation.rules import run_digest
+from fedrec.secure_aggregation.rules import round_context, run_digest
 from fedrec.secure_aggregation.shop_session import ShopSession
 
 RUN = "a-run"
@@ -136,7 +136,11 @@ class Parties:
         names = [name for name in self.coordinator.participants if name not in dropped]
         return np.sum([vector(name, index, dtype) for name in names], axis=0, dtype=dtype)
 
-    def survivors_message(self, index: int, places: Iterable[int], context: bytes | None = None) -> bytes:
+    def bound(self, index: int) -> bytes:
+        """What masks and signatures are bound to: the plan and the set-up."""
+        return round_context(self.coordinator.setup_digest, self.context(index))
+
+    def survivors_message(self, index: int, places: Iterable[int], bound: bytes | None = None) -> bytes:
         """A set of survivors as a coordinator of ill will might name it."""
-        digest = self.context(index) if context is None else context
+        digest = self.bound(index) if bound is None else bound
         return Survivors(self.run, index, digest, tuple(sorted(places))).to_bytes()

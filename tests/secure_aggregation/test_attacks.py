@@ -25,7 +25,7 @@ from fedrec.secure_aggregation.messages import (
     Signatures,
     Survivors,
 )
-from fedrec.secure_aggregation.rules import ring_of, seed_of_pair, self_seed
+from fedrec.secure_aggregation.rules import ring_of, round_context, seed_of_pair, self_seed
 from fedrec.secure_aggregation.shop_session import ShopSession
 
 from .parties import RUN, SIZE, Parties, agreement, identity, vector
@@ -336,6 +336,27 @@ def test_two_sets_of_one_round_never_both_gather_enough_signatures(num_shops, mi
                 parties.shops[name].reveal(signatures_over(parties, chosen, colluding + group))
 
 
+def test_a_signature_of_one_set_up_counts_under_no_other():
+    """Some shops are set up again under the very same plan and round: they sign another set, in another name."""
+    parties = Parties.ready(7, min_shops=5)
+    plan = bytes(range(32))
+    parties.accept()
+    for name in parties.parameters.names:
+        parties.masked(name, 0, context=plan)
+    before = parties.coordinator.setup_digest
+    first = parties.survivors_message(0, range(6), round_context(before, plan))
+    for name in parties.parameters.names[:6]:
+        parties.shops[name].sign(first)
+    parties.set_up()
+    parties.accept()
+    parties.masked("shop-0", 0, context=plan)
+    for digest in (before, bytes(32)):
+        with pytest.raises(BadMessage, match="set-up"):
+            parties.shops["shop-0"].sign(parties.survivors_message(0, range(7), round_context(digest, plan)))
+    now = round_context(parties.coordinator.setup_digest, plan)
+    parties.shops["shop-0"].sign(parties.survivors_message(0, range(7), now))
+
+
 def test_signatures_of_too_few_shops_open_nothing():
     parties = uploaded()
     survivors = parties.coordinator.survivors()
@@ -409,7 +430,7 @@ def test_sets_of_survivors_that_a_shop_refuses():
     with pytest.raises(BadMessage, match="another round"):
         shop.sign(parties.survivors_message(1, range(6)))
     with pytest.raises(BadMessage, match="plan"):
-        shop.sign(parties.survivors_message(0, range(6), context=bytes(32)))
+        shop.sign(parties.survivors_message(0, range(6), bound=bytes(32)))
     shop.sign(parties.survivors_message(0, range(6)))
 
 
@@ -428,18 +449,19 @@ def test_a_set_that_isolates_a_shop_on_the_ring_is_refused():
     # The shop sees no more of the others' deals than a digest, so any will do here.
     digests = {place: dealt[place].digest if place in dealt else bytes(32) for place in range(160)}
     boxes = {place: deal.boxes[0] for place, deal in dealt.items()}
-    context = shop.accept(Delivery(parties.run, adverts.batch, digests, boxes).to_bytes())
-    shop.mask(0, context, vector("shop-0", 0))
+    setup = shop.accept(Delivery(parties.run, adverts.batch, digests, boxes).to_bytes())
+    shop.mask(0, bytes(32), vector("shop-0", 0))
+    bound = round_context(setup, bytes(32))
     gone = {parties.parameters.place_of[name] for name in beside}
     left = sorted(set(range(160)) - gone)
     assert len(left) >= parties.parameters.min_shops
     with pytest.raises(TooFewShops, match="come apart"):
-        shop.sign(parties.survivors_message(0, left, context))
+        shop.sign(parties.survivors_message(0, left, bound))
     # One neighbour on either side, who may be the one that colludes.
     near = {parties.parameters.place_of[beside[0]], parties.parameters.place_of[beside[-1]]}
     with pytest.raises(TooFewShops, match="come apart"):
-        shop.sign(parties.survivors_message(0, [*left, *near], context))
-    shop.sign(parties.survivors_message(0, range(160), context))
+        shop.sign(parties.survivors_message(0, [*left, *near], bound))
+    shop.sign(parties.survivors_message(0, range(160), bound))
 
 
 def test_a_shop_never_gives_both_shares_of_anybody():
@@ -493,10 +515,10 @@ def test_a_late_upload_of_a_dropped_shop_stays_masked_by_its_own_seed():
     key = parties.shops["shop-4"]._setup.mask_keys[0]
     adverts = parties.coordinator._setup.adverts
     for place in range(4):
-        seed = seed_of_pair(key, adverts[place].mask_keys[0], parties.context(0), 4, place)
+        seed = seed_of_pair(key, adverts[place].mask_keys[0], parties.bound(0), 4, place)
         masks.add_mask(late, seed, sign=1)  # the last on the roster has subtracted them all
     assert not np.any(late == vector("shop-4", 0))
-    masks.add_mask(late, self_seed(parties.shops["shop-4"]._setup.seeds[0], parties.context(0), 4), sign=-1)
+    masks.add_mask(late, self_seed(parties.shops["shop-4"]._setup.seeds[0], parties.bound(0), 4), sign=-1)
     assert np.array_equal(late, vector("shop-4", 0)), "the attack as such is computed rightly"
 
 

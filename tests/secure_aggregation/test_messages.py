@@ -72,7 +72,7 @@ def test_a_message_comes_back_as_it_was(kind):
 
 def test_a_message_holds_what_was_said():
     survivors = decode(Survivors, MESSAGES[Survivors])
-    assert (survivors.index, survivors.places, survivors.context) == (6, (0, 1, 2, 3), PARTIES.context(6))
+    assert (survivors.index, survivors.places, survivors.context) == (6, (0, 1, 2, 3), PARTIES.bound(6))
     shares = decode(Shares, MESSAGES[Shares])
     assert (shares.place, sorted(shares.seeds), sorted(shares.keys)) == (1, [0, 1, 2, 3], [4])
     batch = decode(Invite, MESSAGES[Invite]).batch

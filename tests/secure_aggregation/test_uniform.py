@@ -61,7 +61,7 @@ def without_pairs(parties: Parties, name: str, index: int, key: bytes, values: n
     offset = index - setup.batch.first_round
     for other, advert in setup.adverts.items():
         if other != place:
-            seed = seed_of_pair(key, advert.mask_keys[offset], parties.context(index), place, other)
+            seed = seed_of_pair(key, advert.mask_keys[offset], parties.bound(index), place, other)
             masks.add_mask(left, seed, sign=-1 if place < other else 1)
     return left
 
@@ -135,7 +135,7 @@ def test_a_late_upload_stays_uniform_when_its_mask_key_is_opened():
     left = without_pairs(parties, "shop-2", 0, key, late)
     assert is_uniform(left)
     # The control: with the seed as well it would be open.
-    masks.add_mask(left, self_seed(seed, parties.context(0), 2), sign=-1)
+    masks.add_mask(left, self_seed(seed, parties.bound(0), 2), sign=-1)
     assert np.array_equal(left, small_counts("<u8"))
 
 
@@ -148,7 +148,7 @@ def test_survivors_seeds_leave_single_uploads_uniform():
     for place, name in enumerate(parties.parameters.names):
         seed = parties.shops[name]._setup.seeds[0]
         masked = upload(parties, name, 0, data)
-        masks.add_mask(masked, self_seed(seed, parties.context(0), place), sign=-1)
+        masks.add_mask(masked, self_seed(seed, parties.bound(0), place), sign=-1)
         assert is_uniform(masked)
         left.append(masked)
     for left_out in range(5):

@@ -46,7 +46,7 @@ def shop_at(place: int, step: str = "") -> ShopSession:
         "advertise": lambda: shop.advertise(due("advertise", place)),
         "deal": lambda: shop.deal(due("deal", place)),
         "accept": lambda: shop.accept(due("accept", place)),
-        "mask": lambda: shop.mask(last["index"], bytes.fromhex(last["context"]), values),
+        "mask": lambda: shop.mask(last["index"], bytes.fromhex(last["plan"]), values),
         "sign": lambda: shop.sign(due("sign", place)),
     }
     for one, act in steps.items():
@@ -91,7 +91,7 @@ def test_a_shop_answers_with_the_known_bytes(place):
         if name not in known["values"]:
             continue
         values = np.array(known["values"][name], known["dtype"])
-        shop.mask(known["index"], bytes.fromhex(known["context"]), values)
+        shop.mask(known["index"], bytes.fromhex(known["plan"]), values)
         assert values.tolist() == known["uploads"][name]
         shop.sign(bytes.fromhex(known["survivors"]))
         assert shop.reveal(bytes.fromhex(known["signatures"])).hex() == known["shares"][name]
@@ -109,7 +109,7 @@ def test_the_coordinator_delivers_and_opens_the_known_bytes():
 
 
 def run_known_round(session: CoordinatorSession, shops: list[ShopSession], known: dict[str, Any]) -> np.ndarray:
-    dtype, context = np.dtype(known["dtype"]), bytes.fromhex(known["context"])
+    dtype, context = np.dtype(known["dtype"]), bytes.fromhex(known["plan"])
     session.open_round(known["index"], context, len(known["total"]), dtype)
     for name, upload in known["uploads"].items():
         shops[PARAMETERS.place_of[name]].mask(known["index"], context, np.array(known["values"][name], dtype))

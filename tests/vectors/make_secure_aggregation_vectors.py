@@ -203,7 +203,8 @@ def survivors_of(index: int, context: bytes, places: list[int]) -> bytes:
 def round_messages(shops: list[Shop], index: int, setup: bytes) -> dict:
     dtype, alive = ROUNDS[index]
     gone = sorted(set(range(4)) - set(alive))
-    context = sha256(b"plan", setup, struct.pack("<Q", index))
+    plan = sha256(b"plan", struct.pack("<Q", index))
+    context = sha256(b"fedrec round\0", setup, plan)
     survivors = survivors_of(index, context, alive)
     answers = {}
     for place in alive:
@@ -216,6 +217,7 @@ def round_messages(shops: list[Shop], index: int, setup: bytes) -> dict:
     return {
         "index": index,
         "dtype": dtype,
+        "plan": plan.hex(),
         "context": context.hex(),
         "values": inputs,
         "uploads": {NAMES[place]: shops[place].upload(index, context, shops) for place in alive},
