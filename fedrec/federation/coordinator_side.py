@@ -139,7 +139,7 @@ class Coordinator:
             return False
         received = read_release(data, plan)
         if self.secure is not None:
-            self.secure.add_upload(shop, received.values)
+            self.secure.add_upload(shop, plan.digest, received.values)
         self._is_heard[position] = True
         self._answered.add(position)
         if self.secure is None:

@@ -224,15 +224,22 @@ class CoordinatorSession:
         bound = round_context(self._closed_setup().digest, context)
         self._round = _Round(index, bound, np.zeros(size, dtype))
 
-    def add_upload(self, shop: str, values: np.ndarray) -> bool:
+    def add_upload(self, shop: str, context: bytes, values: np.ndarray) -> bool:
         """Add a shop's masked vector; False when it has sent one before.
 
+        Args:
+            shop: its name.
+            context: digest of the plan that it is for: a vector alone does not say so.
+            values: as `open_round` has it.
         Raises:
-            BadMessage: of a shop outside the set-up, of another size or ring, or after the survivors were named.
+            BadMessage: for another plan, of a shop outside the set-up, of another size or ring, or after the
+                survivors were named.
         """
         current, place = self._open_round(), self._place(shop)
         if place in current.uploaded:
             return False
+        if round_context(self._closed_setup().digest, context) != current.context:
+            raise BadMessage(f"an upload of shop {shop!r} for another plan")
         if current.step != _Step.UPLOADS or place not in self._closed_setup().deals:
             raise BadMessage(f"an upload of shop {shop!r}, which is late or not in this set-up")
         if values.dtype != current.total.dtype or values.shape != current.total.shape:

@@ -153,7 +153,7 @@ class Federation:
                 values = clock("round", on_grid, vector(place, size), grid)
                 np.add(plain, values, out=plain)
                 clock("mask", shop.mask, 0, CONTEXT, values)
-                clock("add up", coordinator.add_upload, name, values)
+                clock("add up", coordinator.add_upload, name, CONTEXT, values)
         total = self._open(gone)
         if not np.array_equal(total, plain):
             raise SystemExit("the sum is not the plain sum")

@@ -101,7 +101,7 @@ class Parties:
         self.coordinator.open_round(index, self.context(index), SIZE, np.dtype(dtype))
         for name in self.coordinator.participants:
             if name not in dropped:
-                self.coordinator.add_upload(name, self.masked(name, index, dtype))
+                self.coordinator.add_upload(name, self.context(index), self.masked(name, index, dtype))
 
     def sign(self, *, silent: Collection[str] = ()) -> bytes:
         """The second exchange; gives the signatures that go out in the third."""

@@ -306,4 +306,4 @@ def test_an_upload_of_wrong_kind_is_refused():
     parties = Parties.ready()
     parties.coordinator.open_round(0, parties.context(0), SIZE, np.dtype("<u8"))
     with pytest.raises(BadMessage):
-        parties.coordinator.add_upload("shop-0", np.zeros(SIZE, "<f8"))
+        parties.coordinator.add_upload("shop-0", parties.context(0), np.zeros(SIZE, "<f8"))

@@ -165,7 +165,7 @@ def test_every_step_answers_a_repeated_request_with_the_same_bytes():
     parties.upload(0)
     again = parties.masked("shop-0", 0)
     assert np.array_equal(again, parties.masked("shop-0", 0))
-    assert not coordinator.add_upload("shop-0", again)
+    assert not coordinator.add_upload("shop-0", parties.context(0), again)
     survivors = coordinator.survivors()
     assert shop.sign(survivors) == shop.sign(survivors)
     signatures = parties.sign()
@@ -192,10 +192,19 @@ def test_what_comes_late_is_refused_and_changes_nothing():
         coordinator.add_deal("shop-3", parties.shops["shop-3"].deal(adverts))
     assert coordinator.participants == ("shop-0", "shop-1", "shop-2")
     with pytest.raises(BadMessage):
-        coordinator.add_upload("shop-0", vector("shop-0", 0))
+        coordinator.add_upload("shop-0", parties.context(0), vector("shop-0", 0))
     assert np.array_equal(parties.round(0), parties.expected(0))
     with pytest.raises(BadMessage, match="not in this set-up"):
-        coordinator.add_upload("shop-3", vector("shop-3", 0))
+        coordinator.add_upload("shop-3", parties.context(0), vector("shop-3", 0))
+
+
+def test_an_upload_for_another_plan_is_refused():
+    parties = Parties.ready()
+    parties.accept()
+    late = parties.masked("shop-0", 0)
+    parties.coordinator.open_round(1, parties.context(1), SIZE, np.dtype("<u8"))
+    with pytest.raises(BadMessage, match="another plan"):
+        parties.coordinator.add_upload("shop-0", parties.context(0), late)
 
 
 def test_an_upload_after_the_survivors_were_named_is_refused():
@@ -203,7 +212,7 @@ def test_an_upload_after_the_survivors_were_named_is_refused():
     parties.upload(0, dropped={"shop-4"})
     signatures = parties.sign()
     with pytest.raises(BadMessage, match="late"):
-        parties.coordinator.add_upload("shop-4", parties.masked("shop-4", 0))
+        parties.coordinator.add_upload("shop-4", parties.context(0), parties.masked("shop-4", 0))
     parties.reveal(signatures)
     assert np.array_equal(parties.coordinator.total(), parties.expected(0, dropped={"shop-4"}))
 
@@ -238,7 +247,7 @@ def test_a_shop_that_crashes_after_every_step_comes_back():
     for index in range(3):
         parties.upload(index)
         crash(parties, "shop-1")
-        assert not parties.coordinator.add_upload("shop-1", parties.masked("shop-1", index))
+        assert not parties.coordinator.add_upload("shop-1", parties.context(index), parties.masked("shop-1", index))
         signatures = parties.sign()
         crash(parties, "shop-1")
         parties.reveal(signatures)
@@ -287,7 +296,7 @@ def test_the_coordinator_holds_one_vector_whatever_the_number_of_shops():
     for name in parties.coordinator.participants:
         values = np.zeros(size, "<u4")
         parties.shops[name].mask(0, parties.context(0), values)
-        parties.coordinator.add_upload(name, values)
+        parties.coordinator.add_upload(name, parties.context(0), values)
     signatures = parties.sign()
     parties.reveal(signatures)
     del values
@@ -304,9 +313,9 @@ def test_uploads_of_another_size_or_ring_are_refused():
     parties.coordinator.open_round(0, parties.context(0), SIZE, np.dtype("<u8"))
     for values in (np.zeros(SIZE - 1, "<u8"), np.zeros(SIZE, "<u4"), np.zeros((1, SIZE), "<u8")):
         with pytest.raises(BadMessage, match="size or ring"):
-            parties.coordinator.add_upload("shop-0", values)
+            parties.coordinator.add_upload("shop-0", parties.context(0), values)
     with pytest.raises(BadMessage, match="roster"):
-        parties.coordinator.add_upload("shop-9", np.zeros(SIZE, "<u8"))
+        parties.coordinator.add_upload("shop-9", parties.context(0), np.zeros(SIZE, "<u8"))
 
 
 def test_a_shop_refuses_to_begin_with_a_foreign_name_or_key():

@@ -92,11 +92,13 @@ def run_round(schedule: Schedule, index: int) -> np.ndarray | None:
     names = coordinator.participants
     coordinator.open_round(index, parties.context(index), SIZE, np.dtype("<u8"))
 
+    context = parties.context(index)
+
     def masked(name: str) -> np.ndarray:
         parties.shops[name].accept(coordinator.delivery(name))
         return parties.masked(name, index)
 
-    schedule.exchange(names, masked, coordinator.add_upload)
+    schedule.exchange(names, masked, lambda name, values: parties.coordinator.add_upload(name, context, values))
     try:
         survivors = coordinator.survivors()
         named = coordinator.survivor_names

@@ -113,7 +113,7 @@ def run_known_round(session: CoordinatorSession, shops: list[ShopSession], known
     session.open_round(known["index"], context, len(known["total"]), dtype)
     for name, upload in known["uploads"].items():
         shops[PARAMETERS.place_of[name]].mask(known["index"], context, np.array(known["values"][name], dtype))
-        session.add_upload(name, np.array(upload, dtype))
+        session.add_upload(name, context, np.array(upload, dtype))
     assert session.survivors().hex() == known["survivors"]
     for name in known["uploads"]:
         session.add_signature(name, shops[PARAMETERS.place_of[name]].sign(session.survivors()))
