@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import secrets
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -23,11 +23,11 @@ import numpy as np
 
 from fedrec.errors import BadMessage, BadSignature, ProtocolError, StoreError, TooFewShops
 from fedrec.secure_aggregation import masks
+from fedrec.secure_aggregation.encoding import Batch
 from fedrec.secure_aggregation.graph import Ring
 from fedrec.secure_aggregation.messages import (
     Advert,
     Adverts,
-    Batch,
     Deal,
     Delivery,
     Invite,
@@ -36,26 +36,18 @@ from fedrec.secure_aggregation.messages import (
     Signatures,
     Survivors,
 )
+from fedrec.secure_aggregation.opening import Opening
 from fedrec.secure_aggregation.parameters import Parameters
 from fedrec.secure_aggregation.rules import (
     check_adverts,
-    commitment,
     holders,
-    pair_sign,
     ring_of,
     round_context,
     run_digest,
-    seed_of_pair,
-    self_seed,
     setup_digest,
-    share_threshold,
 )
-from fedrec.secure_aggregation.secret_sharing import Combiner
 
 STATE_FORMAT = 1
-
-_ByHolder = Mapping[int, Mapping[int, bytes]]
-"""Shares by the holder's place, then by the place of the shop whose secret they are of."""
 
 
 class _Step(IntEnum):
@@ -338,17 +330,20 @@ class CoordinatorSession:
         setup, current = self._closed_setup(), self._open_round()
         if current.step != _Step.SHARES:
             raise ProtocolError("the survivors have not signed, or the sum was taken")
-        combiners: dict[tuple[int, ...], Combiner] = {}
-        came = {place: given.seeds for place, given in current.shares.items()}
-        seeds = {place: self._seed(place, came, combiners) for place in sorted(current.uploaded)}
-        came = {place: given.keys for place, given in current.shares.items()}
-        gone = [place for place in sorted(setup.deals.keys() - current.uploaded) if self._survivors_beside(place)]
-        keys = {place: self._mask_key(place, came, combiners) for place in gone}
-        # Nothing has been subtracted so far: all secrets are there, or none is used.
-        for place, seed in seeds.items():
-            masks.add_mask(current.total, self_seed(seed, current.context, place), sign=-1)
-        for place, key in keys.items():
-            self._take_out(place, key)
+        assert self._ring is not None
+        opening = Opening(
+            self.parameters,
+            self._run,
+            self._ring,
+            adverts=setup.adverts,
+            deals=setup.deals,
+            offset=current.index - setup.batch.first_round,
+            index=current.index,
+            context=current.context,
+            survivors=current.uploaded,
+            shares=current.shares,
+        )
+        opening.take_masks_off(current.total)
         total, current.total, current.step = current.total, np.zeros(0, current.total.dtype), _Step.OVER
         return total
 
@@ -385,58 +380,6 @@ class CoordinatorSession:
             self.close_setup()
         except (ValueError, KeyError, TypeError, AttributeError, struct.error, ProtocolError) as error:
             raise StoreError(f"a stored set-up that cannot be read ({type(error).__name__})") from error
-
-    def _take_out(self, place: int, key: bytes) -> None:
-        """Subtract what a dropped shop's masks in common have left in the sum."""
-        setup, current = self._closed_setup(), self._open_round()
-        offset = current.index - setup.batch.first_round
-        for one in self._survivors_beside(place):
-            seed = seed_of_pair(key, setup.adverts[one].mask_keys[offset], current.context, place, one)
-            masks.add_mask(current.total, seed, sign=-pair_sign(one, place))
-
-    def _survivors_beside(self, place: int) -> list[int]:
-        return [one for one in self._holders(place) if one in self._open_round().uploaded]
-
-    def _seed(self, place: int, shares: _ByHolder, combiners: dict[tuple[int, ...], Combiner]) -> bytes:
-        """A survivor's seed of this round, which it promised."""
-        setup, current = self._closed_setup(), self._open_round()
-        seed = self._secret(place, shares, combiners)
-        offset = current.index - setup.batch.first_round
-        if commitment(self._run, current.index, seed) != setup.deals[place].commitments[offset]:
-            raise self._wrong(place)
-        return seed
-
-    def _mask_key(self, place: int, shares: _ByHolder, combiners: dict[tuple[int, ...], Combiner]) -> bytes:
-        """A dropped shop's mask key of this round, which belongs to its public one."""
-        setup, current = self._closed_setup(), self._open_round()
-        key = self._secret(place, shares, combiners)
-        if masks.public_key(key) != setup.adverts[place].mask_keys[current.index - setup.batch.first_round]:
-            raise self._wrong(place)
-        return key
-
-    def _secret(self, place: int, shares: _ByHolder, combiners: dict[tuple[int, ...], Combiner]) -> bytes:
-        """A shop's secret of this round, from the first shares of its holders that suffice."""
-        assert self._ring is not None
-        needed = share_threshold(self._ring, self.parameters)
-        came = [one for one in self._holders(place) if one in shares and place in shares[one]][:needed]
-        if len(came) < needed:
-            raise TooFewShops(
-                f"{len(came)} shares of a secret of shop {self.parameters.names[place]!r} came back, {needed} are "
-                "needed"
-            )
-        points = tuple(one + 1 for one in came)
-        if points not in combiners:
-            combiners[points] = Combiner(points)
-        try:
-            return combiners[points].secret({one + 1: shares[one][place] for one in came})
-        except BadMessage as error:
-            raise self._wrong(place) from error
-
-    def _wrong(self, place: int) -> ProtocolError:
-        return ProtocolError(
-            f"the shares of shop {self.parameters.names[place]!r} do not give the secret that it published: a shop "
-            "gave or dealt a wrong one; the round is given up"
-        )
 
     def _holders(self, place: int) -> tuple[int, ...]:
         assert self._ring is not None

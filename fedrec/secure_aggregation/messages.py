@@ -9,64 +9,29 @@ nothing else.
 from __future__ import annotations
 
 import hashlib
-import struct
-from collections.abc import Collection, Mapping, Sized
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import cached_property
-from itertools import pairwise
 
 from fedrec.errors import BadMessage
+from fedrec.secure_aggregation.encoding import (
+    HEADER,
+    PLACE,
+    SPAN,
+    Batch,
+    Kind,
+    Reader,
+    check_ascending,
+    count_of,
+    header,
+    span,
+)
 from fedrec.secure_aggregation.keys import KEY_BYTES, SIGNATURE_BYTES
-from fedrec.secure_aggregation.parameters import MOST_ROUNDS, Parameters
+from fedrec.secure_aggregation.parameters import Parameters
 from fedrec.secure_aggregation.secret_sharing import SHARE_BYTES
 
-VERSION = 1
 DIGEST_BYTES = 32
 NONCE_BYTES, TAG_BYTES = 12, 16
-
-_MAGIC = b"fedrecSA"
-_HEADER = struct.Struct("<8sHB32sQ")
-_SPAN = struct.Struct("<QH")
-_PLACE = struct.Struct("<H")
-_MOST_NUMBER = 2**63
-
-
-class Kind(IntEnum):
-    """What a message is."""
-
-    INVITE = 1
-    ADVERT = 2
-    ADVERTS = 3
-    DEAL = 4
-    DELIVERY = 5
-    SURVIVORS = 6
-    SIGNATURE = 7
-    SIGNATURES = 8
-    SHARES = 9
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The rounds that one set-up is for.
-
-    Attributes:
-        number: of the set-up within the run.
-        first_round, num_rounds: the rounds, in order.
-    """
-
-    number: int
-    first_round: int
-    num_rounds: int
-
-    @property
-    def rounds(self) -> range:
-        """Indices of the rounds."""
-        return range(self.first_round, self.first_round + self.num_rounds)
-
-    def to_bytes(self) -> bytes:
-        """18 bytes, part of what is signed and derived."""
-        return struct.pack("<Q", self.number) + _SPAN.pack(self.first_round, self.num_rounds)
 
 
 @dataclass(frozen=True)
@@ -78,12 +43,12 @@ class Invite:
 
     def to_bytes(self) -> bytes:
         """The message."""
-        return _header(Kind.INVITE, self.run, self.batch.number) + _span(self.batch)
+        return header(Kind.INVITE, self.run, self.batch.number) + span(self.batch)
 
     @classmethod
     def from_bytes(cls, data: bytes, run: bytes, parameters: Parameters) -> Invite:
         """Raises BadMessage."""
-        reader = _Reader(data, Kind.INVITE, run)
+        reader = Reader(data, Kind.INVITE, run)
         batch = reader.batch(parameters)
         reader.end()
         return cls(run, batch)
@@ -109,8 +74,8 @@ class Advert:
 
     def signed_bytes(self) -> bytes:
         """What the signature is over."""
-        parts = (_span(self.batch), _PLACE.pack(self.place), self.share_key, *self.mask_keys)
-        return _header(Kind.ADVERT, self.run, self.batch.number) + b"".join(parts)
+        parts = (span(self.batch), PLACE.pack(self.place), self.share_key, *self.mask_keys)
+        return header(Kind.ADVERT, self.run, self.batch.number) + b"".join(parts)
 
     def to_bytes(self) -> bytes:
         """The message."""
@@ -119,7 +84,7 @@ class Advert:
     @classmethod
     def from_bytes(cls, data: bytes, run: bytes, parameters: Parameters) -> Advert:
         """Raises BadMessage; the signature is not checked."""
-        reader = _Reader(data, Kind.ADVERT, run)
+        reader = Reader(data, Kind.ADVERT, run)
         batch = reader.batch(parameters)
         place, share_key = reader.place(parameters), reader.take(KEY_BYTES)
         keys = tuple(reader.take(KEY_BYTES) for _ in range(batch.num_rounds))
@@ -130,7 +95,7 @@ class Advert:
     @staticmethod
     def size(num_rounds: int) -> int:
         """Bytes of a message."""
-        return _HEADER.size + _SPAN.size + _PLACE.size + (1 + num_rounds) * KEY_BYTES + SIGNATURE_BYTES
+        return HEADER.size + SPAN.size + PLACE.size + (1 + num_rounds) * KEY_BYTES + SIGNATURE_BYTES
 
 
 @dataclass(frozen=True)
@@ -143,20 +108,20 @@ class Adverts:
 
     def to_bytes(self) -> bytes:
         """The message."""
-        head = _header(Kind.ADVERTS, self.run, self.batch.number) + _span(self.batch) + _count(self.adverts)
+        head = header(Kind.ADVERTS, self.run, self.batch.number) + span(self.batch) + count_of(self.adverts)
         return head + b"".join(advert.to_bytes() for advert in self.adverts)
 
     @classmethod
     def from_bytes(cls, data: bytes, run: bytes, parameters: Parameters) -> Adverts:
         """Raises BadMessage; signatures are not checked."""
-        reader = _Reader(data, Kind.ADVERTS, run)
+        reader = Reader(data, Kind.ADVERTS, run)
         batch = reader.batch(parameters)
         count = reader.count(parameters, Advert.size(batch.num_rounds))
         adverts = tuple(
             Advert.from_bytes(reader.take(Advert.size(batch.num_rounds)), run, parameters) for _ in range(count)
         )
         reader.end()
-        _check_ascending([advert.place for advert in adverts])
+        check_ascending([advert.place for advert in adverts])
         if any(advert.batch != batch for advert in adverts):
             raise BadMessage("adverts of another batch")
         return cls(run, batch, adverts)
@@ -192,9 +157,9 @@ class Deal:
 
     def signed_bytes(self) -> bytes:
         """What the signature is over."""
-        parts = [_span(self.batch), _PLACE.pack(self.place), self.adverts, *self.commitments, _count(self.boxes)]
-        parts += [_PLACE.pack(place) + box for place, box in sorted(self.boxes.items())]
-        return _header(Kind.DEAL, self.run, self.batch.number) + b"".join(parts)
+        parts = [span(self.batch), PLACE.pack(self.place), self.adverts, *self.commitments, count_of(self.boxes)]
+        parts += [PLACE.pack(place) + box for place, box in sorted(self.boxes.items())]
+        return header(Kind.DEAL, self.run, self.batch.number) + b"".join(parts)
 
     def to_bytes(self) -> bytes:
         """The message."""
@@ -203,7 +168,7 @@ class Deal:
     @classmethod
     def from_bytes(cls, data: bytes, run: bytes, parameters: Parameters) -> Deal:
         """Raises BadMessage; the signature is not checked."""
-        reader = _Reader(data, Kind.DEAL, run)
+        reader = Reader(data, Kind.DEAL, run)
         batch = reader.batch(parameters)
         place, adverts = reader.place(parameters), reader.take(DIGEST_BYTES)
         commitments = tuple(reader.take(DIGEST_BYTES) for _ in range(batch.num_rounds))
@@ -234,15 +199,15 @@ class Delivery:
 
     def to_bytes(self) -> bytes:
         """The message."""
-        parts = [_span(self.batch)]
+        parts = [span(self.batch)]
         for entries in (self.deals, self.boxes):
-            parts += [_count(entries), *(_PLACE.pack(place) + entry for place, entry in sorted(entries.items()))]
-        return _header(Kind.DELIVERY, self.run, self.batch.number) + b"".join(parts)
+            parts += [count_of(entries), *(PLACE.pack(place) + entry for place, entry in sorted(entries.items()))]
+        return header(Kind.DELIVERY, self.run, self.batch.number) + b"".join(parts)
 
     @classmethod
     def from_bytes(cls, data: bytes, run: bytes, parameters: Parameters) -> Delivery:
         """Raises BadMessage."""
-        reader = _Reader(data, Kind.DELIVERY, run)
+        reader = Reader(data, Kind.DELIVERY, run)
         batch = reader.batch(parameters)
         deals = reader.by_place(parameters, DIGEST_BYTES)
         boxes = reader.by_place(parameters, box_size(batch.num_rounds))
@@ -266,18 +231,18 @@ class Survivors:
 
     def to_bytes(self) -> bytes:
         """The message; also what is signed, after the header of a signature."""
-        head = _header(Kind.SURVIVORS, self.run, self.index) + self.context + _count(self.places)
-        return head + b"".join(map(_PLACE.pack, self.places))
+        head = header(Kind.SURVIVORS, self.run, self.index) + self.context + count_of(self.places)
+        return head + b"".join(map(PLACE.pack, self.places))
 
     @classmethod
     def from_bytes(cls, data: bytes, run: bytes, parameters: Parameters) -> Survivors:
         """Raises BadMessage."""
-        reader = _Reader(data, Kind.SURVIVORS, run)
+        reader = Reader(data, Kind.SURVIVORS, run)
         context = reader.take(DIGEST_BYTES)
-        count = reader.count(parameters, _PLACE.size)
+        count = reader.count(parameters, PLACE.size)
         places = tuple(reader.place(parameters) for _ in range(count))
         reader.end()
-        _check_ascending(places)
+        check_ascending(places)
         return cls(run, reader.number, context, places)
 
     @cached_property
@@ -287,7 +252,7 @@ class Survivors:
 
     def signed_bytes(self) -> bytes:
         """What each survivor signs."""
-        return _header(Kind.SIGNATURE, self.run, self.index) + self.digest
+        return header(Kind.SIGNATURE, self.run, self.index) + self.digest
 
 
 @dataclass(frozen=True)
@@ -302,13 +267,13 @@ class Signature:
 
     def to_bytes(self) -> bytes:
         """The message."""
-        head = _header(Kind.SIGNATURE, self.run, self.index)
-        return head + _PLACE.pack(self.place) + self.survivors + self.signature
+        head = header(Kind.SIGNATURE, self.run, self.index)
+        return head + PLACE.pack(self.place) + self.survivors + self.signature
 
     @classmethod
     def from_bytes(cls, data: bytes, run: bytes, parameters: Parameters) -> Signature:
         """Raises BadMessage; the signature is not checked."""
-        reader = _Reader(data, Kind.SIGNATURE, run)
+        reader = Reader(data, Kind.SIGNATURE, run)
         place, digest = reader.place(parameters), reader.take(DIGEST_BYTES)
         signed = cls(run, reader.number, place, digest, reader.take(SIGNATURE_BYTES))
         reader.end()
@@ -326,13 +291,13 @@ class Signatures:
 
     def to_bytes(self) -> bytes:
         """The message."""
-        head = _header(Kind.SIGNATURES, self.run, self.index) + self.survivors + _count(self.signatures)
-        return head + b"".join(_PLACE.pack(place) + entry for place, entry in sorted(self.signatures.items()))
+        head = header(Kind.SIGNATURES, self.run, self.index) + self.survivors + count_of(self.signatures)
+        return head + b"".join(PLACE.pack(place) + entry for place, entry in sorted(self.signatures.items()))
 
     @classmethod
     def from_bytes(cls, data: bytes, run: bytes, parameters: Parameters) -> Signatures:
         """Raises BadMessage; the signatures are not checked."""
-        reader = _Reader(data, Kind.SIGNATURES, run)
+        reader = Reader(data, Kind.SIGNATURES, run)
         digest = reader.take(DIGEST_BYTES)
         signatures = reader.by_place(parameters, SIGNATURE_BYTES)
         reader.end()
@@ -358,15 +323,15 @@ class Shares:
 
     def to_bytes(self) -> bytes:
         """The message."""
-        parts = [_PLACE.pack(self.place), self.survivors]
+        parts = [PLACE.pack(self.place), self.survivors]
         for entries in (self.seeds, self.keys):
-            parts += [_count(entries), *(_PLACE.pack(place) + entry for place, entry in sorted(entries.items()))]
-        return _header(Kind.SHARES, self.run, self.index) + b"".join(parts)
+            parts += [count_of(entries), *(PLACE.pack(place) + entry for place, entry in sorted(entries.items()))]
+        return header(Kind.SHARES, self.run, self.index) + b"".join(parts)
 
     @classmethod
     def from_bytes(cls, data: bytes, run: bytes, parameters: Parameters) -> Shares:
         """Raises BadMessage."""
-        reader = _Reader(data, Kind.SHARES, run)
+        reader = Reader(data, Kind.SHARES, run)
         place, digest = reader.place(parameters), reader.take(DIGEST_BYTES)
         seeds = reader.by_place(parameters, SHARE_BYTES)
         keys = reader.by_place(parameters, SHARE_BYTES)
@@ -374,74 +339,3 @@ class Shares:
         if seeds.keys() & keys.keys():
             raise BadMessage("both shares of one shop")
         return cls(run, reader.number, place, digest, seeds, keys)
-
-
-class _Reader:
-    """Takes a message apart; every lack or surplus is a `BadMessage`."""
-
-    def __init__(self, data: bytes, kind: Kind, run: bytes) -> None:
-        if not isinstance(data, bytes) or len(data) < _HEADER.size:
-            raise BadMessage(f"no message of secure aggregation: at least {_HEADER.size} bytes")
-        magic, version, found, of_run, self.number = _HEADER.unpack_from(data)
-        if magic != _MAGIC or version != VERSION:
-            raise BadMessage(f"no message of secure aggregation of version {VERSION}")
-        if found != kind:
-            raise BadMessage(f"a message of kind {found} where {kind.name.lower()} ({int(kind)}) is due")
-        if of_run != run:
-            raise BadMessage("a message of another run, or for another roster or threshold")
-        if self.number >= _MOST_NUMBER:
-            raise BadMessage("a batch or round beyond any run")
-        self._data = data
-        self._at = _HEADER.size
-
-    def take(self, size: int) -> bytes:
-        if len(self._data) - self._at < size:
-            raise BadMessage("a truncated message")
-        self._at += size
-        return self._data[self._at - size : self._at]
-
-    def batch(self, parameters: Parameters) -> Batch:
-        first, count = _SPAN.unpack(self.take(_SPAN.size))
-        if not 1 <= count <= min(parameters.rounds_per_setup, MOST_ROUNDS) or first >= _MOST_NUMBER:
-            raise BadMessage(f"a set-up for {count} rounds: from 1 to {parameters.rounds_per_setup}")
-        return Batch(self.number, first, count)
-
-    def place(self, parameters: Parameters) -> int:
-        place = int(_PLACE.unpack(self.take(_PLACE.size))[0])
-        if place >= len(parameters.names):
-            raise BadMessage(f"place {place} on a roster of {len(parameters.names)} shops")
-        return place
-
-    def count(self, parameters: Parameters, entry_bytes: int) -> int:
-        """How many entries follow; refused at once where they cannot all be there."""
-        count = int(_PLACE.unpack(self.take(_PLACE.size))[0])
-        if count > len(parameters.names) or count * entry_bytes > len(self._data) - self._at:
-            raise BadMessage("more entries than shops, or than the message holds")
-        return count
-
-    def by_place(self, parameters: Parameters, entry_bytes: int) -> dict[int, bytes]:
-        count = self.count(parameters, _PLACE.size + entry_bytes)
-        entries = [(self.place(parameters), self.take(entry_bytes)) for _ in range(count)]
-        _check_ascending([place for place, _ in entries])
-        return dict(entries)
-
-    def end(self) -> None:
-        if self._at != len(self._data):
-            raise BadMessage("a message with bytes left over")
-
-
-def _check_ascending(places: Collection[int]) -> None:
-    if any(after <= before for before, after in pairwise(places)):
-        raise BadMessage("shops out of order, or twice")
-
-
-def _header(kind: Kind, run: bytes, number: int) -> bytes:
-    return _HEADER.pack(_MAGIC, VERSION, kind, run, number)
-
-
-def _span(batch: Batch) -> bytes:
-    return _SPAN.pack(batch.first_round, batch.num_rounds)
-
-
-def _count(entries: Sized) -> bytes:
-    return _PLACE.pack(len(entries))

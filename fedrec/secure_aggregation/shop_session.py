@@ -27,17 +27,14 @@ Python cannot promise that erased secrets leave the memory; they are dropped, an
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from fedrec.errors import BadMessage, BadSignature, ConfigError, ProtocolError, StoreError, TooFewShops
+from fedrec.errors import BadMessage, BadSignature, ConfigError, ProtocolError, TooFewShops
 from fedrec.secure_aggregation import masks, secret_sharing
 from fedrec.secure_aggregation.graph import Ring
 from fedrec.secure_aggregation.keys import IdentityKey
@@ -46,7 +43,6 @@ from fedrec.secure_aggregation.messages import (
     NONCE_BYTES,
     Advert,
     Adverts,
-    Batch,
     Deal,
     Delivery,
     Invite,
@@ -70,38 +66,9 @@ from fedrec.secure_aggregation.rules import (
     setup_digest,
     share_threshold,
 )
-
-STATE_FORMAT = 1
+from fedrec.secure_aggregation.shop_state import ShopRound, ShopSetup, restored, stored
 
 Randomness = Callable[[int], bytes]
-
-
-@dataclass
-class _Round:
-    """What the shop did in the round that is open."""
-
-    index: int
-    context: bytes
-    upload: bytes
-    survivors: bytes = b""
-    answer: bytes = b""
-
-
-@dataclass
-class _Setup:
-    """One batch: secrets by round index, gone once their round is over."""
-
-    batch: Batch
-    share_key: bytes
-    mask_keys: dict[int, bytes]
-    seeds: dict[int, bytes]
-    advert: bytes
-    adverts: bytes = b""
-    deal: bytes = b""
-    digest: bytes = b""
-    participants: tuple[int, ...] = ()
-    shares: dict[int, dict[int, tuple[bytes, bytes]]] = field(default_factory=dict)
-    """By round: by dealer's place, shares of its mask key and of its seed."""
 
 
 class ShopSession:
@@ -135,8 +102,8 @@ class ShopSession:
         self._identity = identity
         self._run = run_digest(parameters, run_id)
         self._random = randomness
-        self._setup: _Setup | None = None
-        self._round: _Round | None = None
+        self._setup: ShopSetup | None = None
+        self._round: ShopRound | None = None
 
     def __repr__(self) -> str:
         return f"ShopSession({self.name!r})"
@@ -163,7 +130,7 @@ class ShopSession:
         public = tuple(masks.public_key(key) for key in mask_keys.values())
         advert = Advert(self._run, batch, self.place, masks.public_key(share_key), public)
         signed = advert.signed_bytes() + self._identity.sign(advert.signed_bytes())
-        self._setup = _Setup(batch, share_key, mask_keys, seeds, advert=signed)
+        self._setup = ShopSetup(batch, share_key, mask_keys, seeds, advert=signed)
         self._round = None
         return signed
 
@@ -264,7 +231,7 @@ class ShopSession:
                 raise ProtocolError(f"another vector for round {index}: its masks are used once")
             return
         self.forget_before(index)
-        self._round = _Round(index, context, upload)
+        self._round = ShopRound(index, context, upload)
 
     def sign(self, survivors: bytes) -> bytes:
         """Agree to a set of survivors; the one set of this round.
@@ -331,23 +298,7 @@ class ShopSession:
 
     def to_bytes(self) -> bytes:
         """The state for the shop's own store; holds secrets of the rounds that are not over."""
-        setup, current = self._setup, self._round
-        fields: dict[str, Any] = {"format": STATE_FORMAT, "run": self._run.hex(), "setup": None, "round": None}
-        if setup is not None:
-            fields["setup"] = {
-                "batch": [setup.batch.number, setup.batch.first_round, setup.batch.num_rounds],
-                "participants": list(setup.participants),
-                "mask_keys": {str(index): key.hex() for index, key in setup.mask_keys.items()},
-                "seeds": {str(index): seed.hex() for index, seed in setup.seeds.items()},
-                "shares": {
-                    str(index): {str(place): [share.hex() for share in pair] for place, pair in of_round.items()}
-                    for index, of_round in setup.shares.items()
-                },
-                **{name: getattr(setup, name).hex() for name in _SETUP_BYTES},
-            }
-        if current is not None:
-            fields["round"] = {"index": current.index, **{name: getattr(current, name).hex() for name in _ROUND_BYTES}}
-        return json.dumps(fields).encode()
+        return stored(self._run, self._setup, self._round)
 
     def restore(self, data: bytes) -> None:
         """Go on from a stored state.
@@ -355,19 +306,9 @@ class ShopSession:
         Raises:
             StoreError: not a state of this run, or of another version.
         """
-        try:
-            fields = json.loads(data)
-            if fields["format"] != STATE_FORMAT or fields["run"] != self._run.hex():
-                raise StoreError("stored keys of another run or version")
-            setup, current = fields["setup"], fields["round"]
-            self._setup = None if setup is None else _setup_from(setup)
-            self._round = None
-            if current is not None:
-                self._round = _Round(current["index"], **{name: bytes.fromhex(current[name]) for name in _ROUND_BYTES})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StoreError(f"stored keys that cannot be read ({type(error).__name__})") from error
+        self._setup, self._round = restored(self._run, data)
 
-    def _boxes(self, setup: _Setup, known: Adverts, receivers: tuple[int, ...], threshold: int) -> dict[int, bytes]:
+    def _boxes(self, setup: ShopSetup, known: Adverts, receivers: tuple[int, ...], threshold: int) -> dict[int, bytes]:
         """Shares of every round's mask key and seed, encrypted to each receiver (this shop included)."""
         points = [place + 1 for place in receivers]
         opened: dict[int, list[bytes]] = {place: [] for place in receivers}
@@ -386,7 +327,7 @@ class ShopSession:
         return boxes
 
     def _open_box(
-        self, setup: _Setup, known: Adverts, dealer: int, public: bytes, box: bytes
+        self, setup: ShopSetup, known: Adverts, dealer: int, public: bytes, box: bytes
     ) -> list[tuple[bytes, bytes]]:
         """For each round the shares of the dealer's mask key and of its seed."""
         context = box_context(self._run, known.digest, dealer=dealer, receiver=self.place)
@@ -413,37 +354,17 @@ class ShopSession:
         if not ring.keeps_connected(names, self.parameters.colluders):
             raise TooFewShops("too many neighbours dropped out: the sum could come apart into sums of fewer shops")
 
-    def _open_setup(self) -> _Setup:
+    def _open_setup(self) -> ShopSetup:
         if self._setup is None:
             raise BadMessage("no set-up has begun")
         return self._setup
 
-    def _accepted(self) -> _Setup:
+    def _accepted(self) -> ShopSetup:
         if self._setup is None or not self._setup.digest:
             raise ProtocolError("no set-up was accepted: there are no keys to mask with")
         return self._setup
 
-    def _open_round(self) -> _Round:
+    def _open_round(self) -> ShopRound:
         if self._round is None:
             raise ProtocolError("no round is open: this shop has masked nothing")
         return self._round
-
-
-_SETUP_BYTES = ("share_key", "advert", "adverts", "deal", "digest")
-_ROUND_BYTES = ("context", "upload", "survivors", "answer")
-
-
-def _setup_from(fields: dict[str, Any]) -> _Setup:
-    return _Setup(
-        batch=Batch(*fields["batch"]),
-        participants=tuple(fields["participants"]),
-        mask_keys={int(index): bytes.fromhex(key) for index, key in fields["mask_keys"].items()},
-        seeds={int(index): bytes.fromhex(seed) for index, seed in fields["seeds"].items()},
-        shares={
-            int(index): {
-                int(place): (bytes.fromhex(key), bytes.fromhex(seed)) for place, (key, seed) in of_round.items()
-            }
-            for index, of_round in fields["shares"].items()
-        },
-        **{name: bytes.fromhex(fields[name]) for name in _SETUP_BYTES},
-    )

@@ -12,10 +12,10 @@ import pytest
 
 from fedrec.errors import BadMessage, TooFewShops
 from fedrec.secure_aggregation import masks
+from fedrec.secure_aggregation.encoding import Batch
 from fedrec.secure_aggregation.messages import (
     Advert,
     Adverts,
-    Batch,
     Deal,
     Delivery,
     Invite,

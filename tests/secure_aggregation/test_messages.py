@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 
 from fedrec.errors import BadMessage, ProtocolError
 from fedrec.secure_aggregation.coordinator_session import CoordinatorSession
+from fedrec.secure_aggregation.encoding import Kind
 from fedrec.secure_aggregation.messages import (
     Advert,
     Adverts,
     Deal,
     Delivery,
     Invite,
-    Kind,
     Shares,
     Signature,
     Signatures,
