@@ -11,18 +11,14 @@ sum. For what the coordinator cannot learn see `shop_session`; nothing here is t
 
 from __future__ import annotations
 
-import json
 import secrets
-import struct
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import Any
 
 import numpy as np
 
-from fedrec.errors import BadMessage, BadSignature, ProtocolError, StoreError, TooFewShops
+from fedrec.errors import BadMessage, BadSignature, ProtocolError, TooFewShops
 from fedrec.secure_aggregation import masks
+from fedrec.secure_aggregation.coordinator_state import Round, Setup, Step, restored, stored
 from fedrec.secure_aggregation.encoding import Batch
 from fedrec.secure_aggregation.graph import Ring
 from fedrec.secure_aggregation.messages import (
@@ -47,36 +43,6 @@ from fedrec.secure_aggregation.rules import (
     setup_digest,
 )
 
-STATE_FORMAT = 1
-
-
-class _Step(IntEnum):
-    UPLOADS = 1
-    SIGNATURES = 2
-    SHARES = 3
-    OVER = 4
-
-
-@dataclass
-class _Setup:
-    batch: Batch
-    adverts: dict[int, Advert] = field(default_factory=dict)
-    sent: Adverts | None = None
-    deals: dict[int, Deal] = field(default_factory=dict)
-    digest: bytes = b""
-
-
-@dataclass
-class _Round:
-    index: int
-    context: bytes
-    total: np.ndarray
-    step: _Step = _Step.UPLOADS
-    uploaded: set[int] = field(default_factory=set)
-    survivors: Survivors | None = None
-    signatures: dict[int, bytes] = field(default_factory=dict)
-    shares: dict[int, Shares] = field(default_factory=dict)
-
 
 class CoordinatorSession:
     """The coordinator in one run. No clock, no input or output."""
@@ -88,9 +54,9 @@ class CoordinatorSession:
         """
         self.parameters = parameters
         self._run = run_digest(parameters, run_id)
-        self._setup: _Setup | None = None
+        self._setup: Setup | None = None
         self._ring: Ring | None = None
-        self._round: _Round | None = None
+        self._round: Round | None = None
 
     @property
     def setup_digest(self) -> bytes:
@@ -115,7 +81,7 @@ class CoordinatorSession:
         """Begin a set-up for these rounds; the one before is over. One message for all shops."""
         number = secrets.randbits(62)  # a coordinator that forgot the last one must not meet its number again
         count = min(num_rounds, self.parameters.rounds_per_setup)
-        self._setup, self._ring, self._round = _Setup(Batch(number, first_round, count)), None, None
+        self._setup, self._ring, self._round = Setup(Batch(number, first_round, count)), None, None
         return Invite(self._run, self._setup.batch).to_bytes()
 
     def add_advert(self, shop: str, data: bytes) -> bool:
@@ -214,7 +180,7 @@ class CoordinatorSession:
         if self._round is not None and self._round.index >= index:
             raise ProtocolError(f"round {index} was opened before: its masks are used once, set up again")
         bound = round_context(self._closed_setup().digest, context)
-        self._round = _Round(index, bound, np.zeros(size, dtype))
+        self._round = Round(index, bound, np.zeros(size, dtype))
 
     def add_upload(self, shop: str, context: bytes, values: np.ndarray) -> bool:
         """Add a shop's masked vector; False when it has sent one before.
@@ -232,7 +198,7 @@ class CoordinatorSession:
             return False
         if round_context(self._closed_setup().digest, context) != current.context:
             raise BadMessage(f"an upload of shop {shop!r} for another plan")
-        if current.step != _Step.UPLOADS or place not in self._closed_setup().deals:
+        if current.step != Step.UPLOADS or place not in self._closed_setup().deals:
             raise BadMessage(f"an upload of shop {shop!r}, which is late or not in this set-up")
         if values.dtype != current.total.dtype or values.shape != current.total.shape:
             raise BadMessage(f"an upload of shop {shop!r} of another size or ring")
@@ -248,7 +214,7 @@ class CoordinatorSession:
         """
         current = self._open_round()
         if current.survivors is None:
-            current.step = _Step.SIGNATURES
+            current.step = Step.SIGNATURES
             self._check_set(current.uploaded)
             places = tuple(sorted(current.uploaded))
             current.survivors = Survivors(self._run, current.index, current.context, places)
@@ -268,7 +234,7 @@ class CoordinatorSession:
         current, place = self._open_round(), self._place(shop)
         if place in current.signatures:
             return False
-        if current.survivors is None or current.step != _Step.SIGNATURES:
+        if current.survivors is None or current.step != Step.SIGNATURES:
             raise BadMessage(f"a signature of shop {shop!r} that is early or late")
         given = Signature.from_bytes(data, self._run, self.parameters)
         if given.place != place or place not in current.uploaded or given.index != current.index:
@@ -296,7 +262,7 @@ class CoordinatorSession:
                 f"round {current.index}: {len(current.signatures)} shops signed the set of survivors, "
                 f"{self.parameters.threshold} are needed"
             )
-        current.step = _Step.SHARES
+        current.step = Step.SHARES
         return Signatures(self._run, current.index, current.survivors.digest, current.signatures).to_bytes()
 
     def add_shares(self, shop: str, data: bytes) -> bool:
@@ -308,7 +274,7 @@ class CoordinatorSession:
         current, place = self._open_round(), self._place(shop)
         if place in current.shares:
             return False
-        if current.survivors is None or current.step != _Step.SHARES or place not in current.uploaded:
+        if current.survivors is None or current.step != Step.SHARES or place not in current.uploaded:
             raise BadMessage(f"shares of shop {shop!r} that are early or late, or of no survivor")
         given = Shares.from_bytes(data, self._run, self.parameters)
         if given.place != place or given.index != current.index or given.survivors != current.survivors.digest:
@@ -328,7 +294,7 @@ class CoordinatorSession:
             ProtocolError: a secret is not the one that its shop published: somebody gave a wrong share.
         """
         setup, current = self._closed_setup(), self._open_round()
-        if current.step != _Step.SHARES:
+        if current.step != Step.SHARES:
             raise ProtocolError("the survivors have not signed, or the sum was taken")
         assert self._ring is not None
         opening = Opening(
@@ -344,19 +310,12 @@ class CoordinatorSession:
             shares=current.shares,
         )
         opening.take_masks_off(current.total)
-        total, current.total, current.step = current.total, np.zeros(0, current.total.dtype), _Step.OVER
+        total, current.total, current.step = current.total, np.zeros(0, current.total.dtype), Step.OVER
         return total
 
     def to_bytes(self) -> bytes:
         """The set-up in use, for a coordinator that comes back between two rounds; holds nothing secret."""
-        fields: dict[str, Any] = {"format": STATE_FORMAT, "run": self._run.hex(), "setup": None}
-        if self._setup is not None and self._setup.sent is not None and self._setup.digest:
-            fields["setup"] = {
-                "batch": [self._setup.batch.number, self._setup.batch.first_round, self._setup.batch.num_rounds],
-                "adverts": self._setup.sent.to_bytes().hex(),
-                "deals": [self._setup.deals[place].to_bytes().hex() for place in sorted(self._setup.deals)],
-            }
-        return json.dumps(fields).encode()
+        return stored(self._run, self._setup)
 
     def restore(self, data: bytes) -> None:
         """Go on from a stored set-up.
@@ -364,22 +323,9 @@ class CoordinatorSession:
         Raises:
             StoreError: not a state of this run, or of another version.
         """
-        try:
-            fields = json.loads(data)
-            if fields["format"] != STATE_FORMAT or fields["run"] != self._run.hex():
-                raise StoreError("a stored set-up of another run or version")
-            self._setup, self._ring, self._round = None, None, None
-            if (stored := fields["setup"]) is None:
-                return
-            setup = _Setup(Batch(*stored["batch"]))
-            setup.sent = Adverts.from_bytes(bytes.fromhex(stored["adverts"]), self._run, self.parameters)
-            setup.adverts = {advert.place: advert for advert in setup.sent.adverts}
-            deals = [Deal.from_bytes(bytes.fromhex(deal), self._run, self.parameters) for deal in stored["deals"]]
-            setup.deals = {deal.place: deal for deal in deals}
-            self._setup, self._ring = setup, ring_of(setup.sent, self.parameters)
-            self.close_setup()
-        except (ValueError, KeyError, TypeError, AttributeError, struct.error, ProtocolError) as error:
-            raise StoreError(f"a stored set-up that cannot be read ({type(error).__name__})") from error
+        self._setup, self._ring, self._round = restored(self._run, data, self.parameters), None, None
+        if self._setup is not None and self._setup.sent is not None:
+            self._ring = ring_of(self._setup.sent, self.parameters)
 
     def _holders(self, place: int) -> tuple[int, ...]:
         assert self._ring is not None
@@ -405,17 +351,17 @@ class CoordinatorSession:
             raise BadMessage(f"shop {shop!r} is not on the roster of {len(self.parameters.names)} shops")
         return place
 
-    def _open_setup(self) -> _Setup:
+    def _open_setup(self) -> Setup:
         if self._setup is None:
             raise BadMessage("no set-up has begun: the message is late or early")
         return self._setup
 
-    def _closed_setup(self) -> _Setup:
+    def _closed_setup(self) -> Setup:
         if self._setup is None or not self._setup.digest:
             raise ProtocolError("the set-up is not finished")
         return self._setup
 
-    def _open_round(self) -> _Round:
+    def _open_round(self) -> Round:
         if self._round is None:
             raise BadMessage("no round is open: the message is late or early")
         return self._round

@@ -15,7 +15,8 @@ What the coordinator learns is the sum over the survivors of one round, at least
 - For each shop its neighbours give either shares of its own seed (it survived) or of its mask key (it dropped out),
   never both, and only for a set that T shops have signed (see `Parameters` for why there is one such set at most), that
   has n_min members, and that keeps the honest ones connected whoever colludes (see `graph`).
-- Keys and seeds are made for one round each: what is opened in a round tells nothing about another's vectors.
+- Keys and seeds are made for one round each: what is opened in a round tells nothing about another's vectors. They and
+  the shares of them are erased when the round is over, the key to the encrypted shares once these are opened.
 
 Source: Bonawitz et al. 2017 (figure 4, the version for active adversaries) and Bell et al. 2020 (section 3).
 Deviations: mask keys and seeds are dealt for several rounds at once, fresh for each; the seeds of masks are bound to
@@ -194,6 +195,8 @@ class ShopSession:
             for offset, index in enumerate(setup.batch.rounds)
         }
         setup.digest, setup.participants = digest, tuple(sorted(given.deals))
+        # With this key whoever took the machine later could open recorded boxes, and so rounds that are over.
+        setup.share_key = b""
         return digest
 
     def mask(self, index: int, context: bytes, values: np.ndarray) -> None:

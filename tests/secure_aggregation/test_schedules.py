@@ -132,7 +132,7 @@ def set_up(schedule: Schedule) -> bool:
     return True
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow])
 @given(num_shops=st.integers(3, 7), data=st.data())
 def test_any_schedule_gives_the_exact_sum_of_the_survivors_or_nothing(num_shops, data):
     colluders = data.draw(st.integers(0, max(0, num_shops - 4)))
@@ -150,7 +150,7 @@ def test_any_schedule_gives_the_exact_sum_of_the_survivors_or_nothing(num_shops,
             schedule.parties.coordinator.restore(stored)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow])
 @given(data=st.data())
 def test_doubles_crashes_and_any_order_never_cost_the_sum(data):
     schedule = Schedule(Parties.of(agreement(4, min_shops=4)), data, HARMLESS)
@@ -159,7 +159,7 @@ def test_doubles_crashes_and_any_order_never_cost_the_sum(data):
         assert run_round(schedule, index) is not None
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow])
 @given(data=st.data())
 def test_random_drop_outs_on_the_ring_give_the_exact_sum_or_nothing(data):
     parties = Parties.of(agreement(36, min_shops=32, colluders=1, rounds_per_setup=1))
