@@ -22,6 +22,7 @@ from fedrec.errors import BadMessage, NotFinite, PrivacyError
 from fedrec.federation.plan import FORMAT_VERSION, RoundPlan
 from fedrec.federation.shop_side import Contribution, is_finite
 from fedrec.federation.terms import Protection
+from fedrec.privacy.grid import Grid
 from fedrec.privacy.ledger import Ledger
 from fedrec.privacy.noise import NoiseSource, SecureNoise
 
@@ -98,7 +99,7 @@ def release(contribution: Contribution, plan: RoundPlan, mask: Mask | None = Non
     if ring is None:
         return Release(_SEAL, np.ascontiguousarray(contribution.values, dtype="<f8").data.cast("B"), plan, _NO_HEAD)
     units = np.clip(np.rint(contribution.values / ring.unit), -ring.bound, ring.bound).astype(np.int64)
-    return Release(_SEAL, _masked(ring.wrap(ring.saturate(units)), plan, mask), plan, _NO_HEAD)
+    return Release(_SEAL, _masked(ring, ring.saturate(units), plan, mask), plan, _NO_HEAD)
 
 
 class PrivateDoor:
@@ -163,7 +164,7 @@ class PrivateDoor:
         finally:
             noise.erase()
         contribution.values.fill(0)
-        payload = _masked(grid.wrap(values), plan, mask)
+        payload = _masked(grid, values, plan, mask)
         head = self._ledger.charge(plan.terms.run_id, plan.index, plan.digest, self._release, payload)
         return Release(_SEAL, payload, plan, head.place)
 
@@ -194,28 +195,33 @@ def read_release(data: bytes, plan: RoundPlan) -> ReceivedRelease:
     head = (sequence, ledger_hash)
     if plan.terms.privacy is None and head != _NO_HEAD:
         raise BadMessage("a release with a ledger head, in research mode")
-    dtype = wire_dtype(plan)
-    if len(data) != _HEADER.size + dtype.itemsize * count:
-        raise BadMessage(f"a release of {len(data)} bytes: {_HEADER.size + dtype.itemsize * count} expected")
-    values = np.frombuffer(data, dtype=dtype, offset=_HEADER.size)
-    if dtype.kind == "f" and not is_finite(values):
+    ring = plan.terms.ring(plan.index)
+    size = _HEADER.size + count * (8 if ring is None else ring.value_bytes)
+    if len(data) != size:
+        raise BadMessage(f"a release of {len(data)} bytes: {size} expected")
+    payload = memoryview(data)[_HEADER.size :]
+    if ring is not None:
+        return ReceivedRelease(ring.unpack(payload), head)
+    values = np.frombuffer(payload, "<f8")
+    if not is_finite(values):
         raise BadMessage("a release with values that are not finite")
     return ReceivedRelease(values, head)
 
 
 def wire_dtype(plan: RoundPlan) -> np.dtype:
-    """How one value travels: an element of the round's ring; float64 in research mode without secure aggregation."""
+    """What releases are added up in: elements of the round's ring; float64 in research mode without masks."""
     ring = plan.terms.ring(plan.index)
     return np.dtype("<f8") if ring is None else np.dtype(ring.ring_dtype)
 
 
-def _masked(values: np.ndarray, plan: RoundPlan, mask: Mask | None) -> bytes:
-    """The bytes of ring elements, masked where the terms ask for it; the elements are used up."""
+def _masked(grid: Grid, values: np.ndarray, plan: RoundPlan, mask: Mask | None) -> bytes:
+    """Int64 grid units as the bytes that travel: whole steps in the ring, masked where the terms ask for it."""
     if (plan.terms.secure is None) != (mask is None):
         raise PrivacyError("masks are needed where, and only where, the terms ask for secure aggregation")
+    elements = grid.wrap(grid.steps(values))
     if mask is not None:
-        mask(values)
-    return values.tobytes()
+        mask(elements)
+    return grid.pack(elements)
 
 
 def _check_layout(contribution: Contribution, plan: RoundPlan, dtype: type) -> None:

@@ -130,7 +130,12 @@ class Terms:
         """The integer grid of a round, by public rule."""
         spec, release = self._private(index)
         noise_units = sum_noise_sd(release, spec, len(self.roster)) / release.clip_norm * SCALE
-        return choose_grid(release.clip_norm, max_shoppers=spec.max_shoppers, noise_sd_units=noise_units)
+        return choose_grid(
+            release.clip_norm,
+            max_shoppers=spec.max_shoppers,
+            noise_sd_units=noise_units,
+            shop_noise_units=self.shop_noise_units(index),
+        )
 
     def shop_noise_units(self, index: int) -> float:
         """Standard deviation of one shop's noise in a round, in grid units."""
@@ -160,7 +165,12 @@ class Terms:
             RoundRefused: it is; depends on public numbers alone.
         """
         spec, _ = self._private(index)
-        distance = noise_residual_tv(self.shop_noise_units(index), num_values, num_shops=len(self.roster))
+        distance = noise_residual_tv(
+            self.shop_noise_units(index),
+            num_values,
+            num_shops=len(self.roster),
+            step_units=2 ** self.grid(index).step_bits,
+        )
         cost = math.log(distance) + float(np.logaddexp(0.0, spec.epsilon)) + math.log(len(self.schedule))
         if not cost <= math.log(self.residual_delta):
             raise RoundRefused(

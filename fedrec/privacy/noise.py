@@ -172,13 +172,14 @@ class SeededNoiseForTests(_OneRelease):
         self.purpose = purpose
 
 
-def noise_residual_tv(sd_units: float, num_values: int, *, num_shops: int = 1) -> float:
+def noise_residual_tv(sd_units: float, num_values: int, *, num_shops: int = 1, step_units: int = 1) -> float:
     """Total variation between a sum's noise as drawn and the Gaussian that the accounting assumes.
 
     Args:
         sd_units: standard deviation of one shop's noise, in grid units.
         num_values: values of one release.
         num_shops: whose noise the sum holds.
+        step_units: to whose multiples every shop rounds its noisy values (`fedrec.privacy.grid.Grid.steps`).
     Returns:
         A bound tau. With epsilon and delta computed for exact Gaussians, the release is
         (epsilon, delta + (1 + e^epsilon) tau)-DP; the terms of several releases add up.
@@ -187,7 +188,8 @@ def noise_residual_tv(sd_units: float, num_values: int, *, num_shops: int = 1) -
     Guarantee: the sum of these parts.
         *Rounding*: data lie on the grid, so rounding one Gaussian is post-processing and costs nothing. Of several
         shops the sum of rounded Gaussians differs from rounding one Gaussian plus uniforms by 0.4 exp(-pi^2 s^2) a
-        value (Poisson summation, worst for two shops), and each further shop adds at most as much.
+        value (Poisson summation, worst for two shops), and each further shop adds at most as much. With steps, s
+        counts in steps, and the same bound holds where the data lie between them: they turn phases, not sizes.
         *float64, mantissa, tail*: nothing. What is not certain within the error bound is computed again.
         *Decimals*: a uniform has 255 digits and a sign. Outside of two events of probability 2^-128 and 2^-121 (U below
         2^-128, radius below 2^-60) a value is known to 10^-39 s, and rounds differently with probability of at
@@ -199,7 +201,9 @@ def noise_residual_tv(sd_units: float, num_values: int, *, num_shops: int = 1) -
     if not MIN_SD_UNITS <= sd_units <= MAX_SD_UNITS:
         raise BadAssumption(f"noise of {sd_units} grid units: must be from {MIN_SD_UNITS:g} to 2^36")
     decimals = 2.1e-39 * sd_units + 2.0**-120
-    rounding = _rounding_tv(sd_units, num_shops)
+    if not sd_units / step_units >= MIN_SD_UNITS:
+        raise BadAssumption(f"noise of {sd_units} grid units, rounded to {step_units}: at least {MIN_SD_UNITS:g} steps")
+    rounding = _rounding_tv(sd_units / step_units, num_shops)
     blocks = num_values / 2 + 1
     return num_values * (decimals * num_shops + rounding) + num_shops * blocks**2 * 2.0**-129
 

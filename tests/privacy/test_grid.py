@@ -58,6 +58,45 @@ def test_a_sum_in_the_ring_is_the_sum_modulo_its_size(bits, parts):
     assert int(grid.centre(total)[0]) == (sum(parts) + half) % (2 * half) - half
 
 
+@given(values=vectors(st.integers(-(2**61), 2**61)), step_bits=st.integers(0, 40))
+def test_steps_are_the_nearest_whole_ones(values, step_bits):
+    steps = Grid(1.0, 64, 1, step_bits).steps(values)
+    for value, step in zip(values.tolist(), steps.tolist(), strict=True):
+        assert abs(step * 2**step_bits - value) * 2 <= 2**step_bits
+
+
+@pytest.mark.parametrize("bits", [24, 32, 64])
+@given(data=st.data())
+def test_packed_sums_come_back_modulo_the_ring(bits, data):
+    grid = Grid(1.0, bits, 1)
+    parts = data.draw(st.lists(vectors(st.integers(-(2**50), 2**50)).filter(lambda part: len(part) > 0), min_size=1))
+    size = min(map(len, parts))
+    total = np.zeros(size, grid.ring_dtype)
+    for part in parts:
+        packed = grid.pack(grid.wrap(part[:size]))
+        assert len(packed) == size * bits // 8
+        total += grid.unpack(packed)
+    half = 2 ** (bits - 1)
+    expected = [(sum(int(part[i]) for part in parts) + half) % (2 * half) - half for i in range(size)]
+    assert grid.centre(total).tolist() == expected
+
+
+def test_bytes_that_are_no_whole_values_are_refused():
+    with pytest.raises(BadAssumption, match="3 bytes"):
+        Grid(1.0, 24, 1).unpack(bytes(5))
+
+
+def test_steps_are_an_eighth_of_a_shops_noise_at_most_and_save_bytes():
+    noise = {"noise_sd_units": 3.0 * 3 * SCALE, "shop_noise_units": 3.0 * SCALE}
+    for max_shoppers, bits in ((6_000, 24), (1_000_000, 24), (20_000_000, 32), (2 * 10**9, 64)):
+        grid = choose_grid(1.0, max_shoppers=max_shoppers, **noise)
+        assert 2**grid.step_bits <= 3.0 * SCALE / 8 < 2 ** (grid.step_bits + 1)
+        assert grid.ring_bits == bits
+        reach = (max_shoppers * SCALE + 16 * 9.0 * SCALE) / 2**grid.step_bits + 2**14
+        assert reach < 2 ** (bits - 1)
+    assert choose_grid(1.0, max_shoppers=6_000, noise_sd_units=9.0, shop_noise_units=3.0).step_bits == 0
+
+
 def test_values_on_the_grid_are_read_in_units_of_the_sum():
     grid = Grid(1.5, 32, SCALE)
     assert grid.unit == 1.5 / 262144

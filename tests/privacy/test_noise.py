@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from fractions import Fraction
@@ -231,21 +232,32 @@ def test_coins_are_exact_where_64_digits_are_not_enough(probability):
     assert not at[2]
 
 
-def test_a_sum_of_two_rounded_gaussians_is_as_close_to_post_processing_as_stated():
-    s = 1.0
-    k = np.arange(-12, 13)
-    one = np.diff(stats.norm.cdf(np.append(k - 0.5, 12.5) / s))
-    two = np.convolve(one, one)
-    x, wide = np.arange(-25, 26), math.sqrt(2) * s
+def distance_from_post_processing(s: float, first: float, second: float) -> float:
+    """Total variation between the sum of two values rounded with their noise, and their sum with it rounded once."""
+    k = np.arange(-14, 15)
+    parts = [np.diff(stats.norm.cdf((np.append(k - 0.5, 14.5) - value) / s)) for value in (first, second)]
+    two = np.convolve(*parts)
+    x, wide = np.arange(-29, 30) - (first + second), math.sqrt(2) * s
     # second antiderivative of the normal density: integrates the triangle of two uniforms
     ramp = x * stats.norm.cdf(x / wide) + wide**2 * stats.norm.pdf(x, scale=wide)
     smooth = ramp[2:] - 2 * ramp[1:-1] + ramp[:-2]
-    distance = np.abs(two - smooth).sum() / 2
-    assert distance == pytest.approx(noise._rounding_tv(s, 2), rel=0.1)
+    return float(np.abs(two - smooth).sum() / 2)
+
+
+def test_a_sum_of_two_rounded_gaussians_is_as_close_to_post_processing_as_stated():
+    assert distance_from_post_processing(1.0, 0.0, 0.0) == pytest.approx(noise._rounding_tv(1.0, 2), rel=0.1)
+
+
+def test_values_between_the_steps_come_no_further_from_post_processing():
+    for first, second in itertools.product((0.0, 0.2, 0.5, 0.9), repeat=2):
+        assert distance_from_post_processing(1.0, first, second) <= 1.1 * noise._rounding_tv(1.0, 2)
 
 
 def test_the_residual_is_far_below_any_delta():
     assert 0 < noise_residual_tv(2.0**18, 400_000, num_shops=10) < 1e-20
     assert noise_residual_tv(3.0, 1, num_shops=2) > 0.4 * math.exp(-9 * math.pi**2)
+    assert noise_residual_tv(3.0 * 2**14, 1, num_shops=2, step_units=2**14) > 0.4 * math.exp(-9 * math.pi**2)
+    with pytest.raises(BadAssumption, match="steps"):
+        noise_residual_tv(2.0**14, 1, num_shops=2, step_units=2**14)
     one, two = (noise_residual_tv(2.0**18, size) for size in (10**6, 2 * 10**6))
     assert one < two
