@@ -311,3 +311,29 @@ def test_strangers_messages_are_refused_by_the_coordinator():
         parties.coordinator.add_signature("shop-1", replace(good, place=1).to_bytes())
     with pytest.raises(BadMessage, match="another set"):
         parties.coordinator.add_signature("shop-0", replace(good, survivors=bytes(32)).to_bytes())
+
+
+def test_the_coordinator_asks_for_shares_once_enough_have_signed():
+    parties = uploaded()
+    survivors = parties.coordinator.survivors()
+    names = parties.parameters.names
+    for name in names[: parties.parameters.threshold - 1]:
+        parties.coordinator.add_signature(name, parties.shops[name].sign(survivors))
+    with pytest.raises(TooFewShops, match="signed"):
+        parties.coordinator.signatures()
+    last = names[parties.parameters.threshold - 1]
+    parties.coordinator.add_signature(last, parties.shops[last].sign(survivors))
+    parties.coordinator.signatures()
+
+
+def test_the_coordinator_refuses_shares_of_another_shop_round_or_set():
+    parties = uploaded()
+    data = parties.shops["shop-1"].reveal(parties.sign())
+    shares = Shares.from_bytes(data, parties.run, parties.parameters)
+    for wrong in (replace(shares, place=2), replace(shares, index=1), replace(shares, survivors=bytes(32))):
+        with pytest.raises(BadMessage, match="another shop, round or set"):
+            parties.coordinator.add_shares("shop-1", wrong.to_bytes())
+    fewer = {place: share for place, share in shares.seeds.items() if place != 3}
+    with pytest.raises(BadMessage, match="other secrets"):
+        parties.coordinator.add_shares("shop-1", replace(shares, seeds=fewer).to_bytes())
+    assert parties.coordinator.add_shares("shop-1", data)

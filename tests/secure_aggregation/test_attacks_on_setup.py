@@ -239,3 +239,37 @@ def test_masks_of_other_plans_do_not_cancel_and_the_set_is_not_signed():
     assert not np.any(opened == parties.expected(0))
     others = sum(vector(name, 0) for name in parties.parameters.names if name != "shop-2")
     assert not np.any(opened == others)
+
+
+def test_the_coordinator_refuses_keys_under_another_name_or_batch():
+    parties = Parties.of(agreement(5, min_shops=4))
+    batch = Invite.from_bytes(parties.coordinator.invite(0, 3), parties.run, parties.parameters).batch
+    data = parties.shops["shop-1"].advertise(Invite(parties.run, batch).to_bytes())
+    advert = Advert.from_bytes(data, parties.run, parties.parameters)
+    other = replace(batch, number=batch.number ^ 1)
+    for wrong in (replace(advert, place=2), replace(advert, batch=other)):
+        with pytest.raises(BadMessage, match="another shop or batch"):
+            parties.coordinator.add_advert("shop-1", signed(wrong, "shop-1").to_bytes())
+    with pytest.raises(BadMessage, match="did not sign"):
+        parties.coordinator.add_advert("shop-1", signed(advert, "shop-2").to_bytes())
+    assert parties.coordinator.add_advert("shop-1", data)
+
+
+def test_the_coordinator_refuses_shares_under_another_name_for_other_keys_or_holders():
+    parties = Parties.of(agreement(5, min_shops=4))
+    adverts = adverts_of(parties)
+    data = parties.shops["shop-1"].deal(adverts.to_bytes())
+    deal = Deal.from_bytes(data, parties.run, parties.parameters)
+    some = {place: box for place, box in deal.boxes.items() if place != 3}
+    for wrong, message in (
+        (replace(deal, place=2), "another shop"),
+        (replace(deal, batch=replace(deal.batch, first_round=1)), "another shop or batch"),
+        (replace(deal, adverts=bytes(32)), "other keys"),
+        (replace(deal, boxes=some), "neighbours"),
+    ):
+        forged = replace(wrong, signature=identity("shop-1").sign(wrong.signed_bytes()))
+        with pytest.raises(BadMessage, match=message):
+            parties.coordinator.add_deal("shop-1", forged.to_bytes())
+    with pytest.raises(BadMessage, match="did not sign"):
+        parties.coordinator.add_deal("shop-1", replace(deal, commitments=deal.commitments[::-1]).to_bytes())
+    assert parties.coordinator.add_deal("shop-1", data)
