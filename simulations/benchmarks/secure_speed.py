@@ -1,11 +1,13 @@
 """What secure aggregation costs, beside Flower 1.41's SecAgg+ on the same vectors.
 
-Run: python simulations/benchmarks/secure_speed.py --output FOLDER [--full] [--parts table shops values memory]
-Writes FOLDER/secure_speed.json, and plots of the cost against the number of shops and of values. Both sides begin with
-float32 values, round them and end with the sum; fedrec's is compared with the plain sum of the rounded values bit for
-bit. They take turns in one process on one thread, without a network; processor time counts, a shop's own as the median
-over shops. fedrec's set-up (checked signatures, keys and shares for eight rounds) is done once for those rounds,
-Flower's for each round. --full takes half an hour: up to 1,000 shops, and Flower's complete graph of 100.
+Run: python simulations/benchmarks/secure_speed.py [--output FOLDER] [--quick | --full] [--parts table shops ...]
+Prints a JSON line for each measurement; with --output also writes FOLDER/secure_speed.json, and plots of the cost
+against the number of shops and of values. Both sides begin with float32 values, round them and end with the sum;
+fedrec's is compared with the plain sum of the rounded values bit for bit. They take turns in one process on one thread,
+without a network; processor time counts, a shop's own as the median over shops. fedrec's set-up (checked signatures,
+keys and shares for eight rounds) is done once for those rounds, Flower's for each round. Whole rounds of Flower's go up
+to --flower-limit shops: its complete graph takes more than the square of their number. --quick is for trying it out;
+--full measures Flower's graph of 100 as well.
 """
 
 from __future__ import annotations
@@ -16,21 +18,18 @@ import hashlib
 import json
 import os
 import statistics
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import matplotlib as mpl
-
-mpl.use("Agg")
 import numpy as np
 from flower_secagg import FlowerRound, setup_of_one_client
-from matplotlib import pyplot as plt
 
 from fedrec.federation.run_record import num_cores, package_versions
 from fedrec.privacy.grid import Grid, choose_grid
@@ -45,6 +44,49 @@ ANSWERING = 0.8
 """Share of the shops that a sum needs, where no threshold is given."""
 PIECE = 2**15
 CONTEXT = hashlib.sha256(b"a plan").digest()
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured.
+
+    Attributes:
+        table_values: of the rounds that decide, at 10 shops.
+        repeats: of the rounds that decide, both sides in turn.
+        shops, values: that costs are drawn against.
+        memory: (shops, values) of rounds whose peak is taken.
+        flower_limit: most shops of a whole round of Flower's.
+    """
+
+    table_values: int
+    repeats: int
+    shops: tuple[int, ...]
+    values: tuple[int, ...]
+    memory: tuple[tuple[int, int], ...]
+    flower_limit: int
+
+
+SIZES = {
+    "quick": Sizes(10**6, 1, (10, 30), (10**4, 10**5), ((10, 10**5), (20, 10**5)), 10),
+    "usual": Sizes(
+        10**7,
+        3,
+        (10, 30, 100, 300, 1000),
+        (10**4, 10**5, 10**6, 10**7),
+        ((10, 10**6), (20, 10**6), (100, 10**7)),
+        50,
+    ),
+    "full": Sizes(
+        10**7,
+        3,
+        (10, 20, 30, 50, 100, 200, 500, 1000),
+        (10**4, 10**5, 10**6, 10**7),
+        ((10, 10**6), (20, 10**6), (50, 10**6), (100, 10**6), (100, 10**7)),
+        100,
+    ),
+}
+MOST_FLOWER_MEMORY = 10**8
+"""Values of all shops together: Flower's server holds every upload."""
 
 
 @dataclass
@@ -242,30 +284,32 @@ def median(costs: list[Cost]) -> Cost:
     return Cost(who=costs[0].who, **fields)
 
 
-def measure_table(full: bool) -> list[Cost]:
+def measure_table(sizes: Sizes) -> list[Cost]:
     """The rounds and set-ups that decide."""
-    size = 10**7
-    rows = compare(10, size, threshold=6, dropped=(), repeats=1)
-    rows += compare(10, size, threshold=6, dropped=(2, 6), repeats=3 if full else 1)
+    rows = compare(10, sizes.table_values, threshold=6, dropped=(), repeats=1)
+    rows += compare(10, sizes.table_values, threshold=6, dropped=(2, 6), repeats=sizes.repeats)
     show(rows)
-    rows += compare(50, 10**5, threshold=30, dropped=(), repeats=1)
+    if sizes.flower_limit >= 50:
+        rows += compare(50, 10**5, threshold=30, dropped=(), repeats=1)
     rows.append(Federation(50, threshold=30).round(10**5, dropped=(2, 6)))
-    rows.append(Federation(200, threshold=101).round(10**4))
-    rows.append(federation := Federation(200).round(10**4))
-    for shares, threshold in ((200, 101), (federation.neighbours + 1, federation.neighbours // 2)):
-        took_s = setup_of_one_client(200, threshold, shares)
-        rows.append(Cost("Flower", 200, 0, 0, threshold, shares - 1, setup_shop_s=took_s))
+    if sizes.flower_limit >= 50:
+        rows.append(Federation(200, threshold=101).round(10**4))
+        rows.append(federation := Federation(200).round(10**4))
+        # One client's set-up alone, with the others' keys at hand; a whole round of 200 does not end.
+        for shares, threshold in ((200, 101), (federation.neighbours + 1, federation.neighbours // 2)):
+            took_s = setup_of_one_client(200, threshold, shares)
+            rows.append(Cost("Flower", 200, 0, 0, threshold, shares - 1, setup_shop_s=took_s))
     show(rows[4:])
     return rows
 
 
-def measure_shops(full: bool) -> list[Cost]:
+def measure_shops(sizes: Sizes) -> list[Cost]:
     """Cost against the number of shops, an eighth of whom drop out."""
     rows = []
-    for num_shops in (10, 20, 30, 50, 100, 200, 500, 1000) if full else (10, 30, 50, 100):
+    for num_shops in sizes.shops:
         dropped = range(0, num_shops, 8)
         costs = [Federation(num_shops).round(10**5, dropped=dropped)]
-        if num_shops <= (100 if full else 30):
+        if num_shops <= sizes.flower_limit:
             threshold = usual_threshold(num_shops, COLLUDERS)
             costs.append(flower_round(num_shops, 10**5, threshold, dropped=dropped, shares=None))
         show(costs)
@@ -273,48 +317,57 @@ def measure_shops(full: bool) -> list[Cost]:
     return rows
 
 
-def measure_values(full: bool) -> list[Cost]:
+def measure_values(sizes: Sizes) -> list[Cost]:
     """Cost against the number of values, ten shops of whom one drops out."""
     rows = []
-    for size in (10**4, 10**5, 10**6, 10**7) if full else (10**4, 10**5, 10**6):
+    for size in sizes.values:
         rows += compare(10, size, threshold=6, dropped=(4,), repeats=1)
         show(rows[-2:])
     return rows
 
 
-def measure_memory(full: bool) -> list[dict[str, Any]]:
+def measure_memory(sizes: Sizes) -> list[dict[str, Any]]:
     """The coordinator's peak in a round, all that it holds at once, in bytes a value."""
-    size = 10**6
     rows = []
-    for num_shops in (10, 20, 50, 100) if full else (10, 20):
-        threshold = usual_threshold(num_shops, COLLUDERS)
+    for num_shops, size in sizes.memory:
+        row: dict[str, Any] = {"shops": num_shops, "values": size}
         federation = Federation(num_shops)
-        flower = FlowerRound(num_shops, threshold, lambda node: vector(node - 1, size))
-        flower.stage("setup_stage")
-        flower.stage("share_keys_stage")
         gc.collect()
         tracemalloc.start()
         federation.round(size)
         # Not the coordinator's: the plain sum that the result is compared with.
-        ours = federation.clock.peak_bytes / size - 4
-        gc.collect()
-        before = tracemalloc.get_traced_memory()[0]
-        flower.stage("collect_masked_vectors_stage")
-        rows.append({"shops": num_shops, "values": size, "fedrec": ours, "Flower": (flower.peak_bytes - before) / size})
+        row["fedrec"] = federation.clock.peak_bytes / size - 4
         tracemalloc.stop()
-        print(rows[-1], flush=True)
+        if num_shops <= max(20, sizes.flower_limit) and num_shops * size <= MOST_FLOWER_MEMORY:
+            row["Flower"] = flower_memory(num_shops, size)
+        rows.append(row)
+        print(json.dumps(row), flush=True)
     return rows
 
 
+def flower_memory(num_shops: int, size: int) -> float:
+    """The peak of Flower's server while it has the uploads, in bytes a value."""
+    flower = FlowerRound(num_shops, usual_threshold(num_shops, COLLUDERS), lambda node: vector(node - 1, size))
+    flower.stage("setup_stage")
+    flower.stage("share_keys_stage")
+    gc.collect()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    flower.stage("collect_masked_vectors_stage")
+    tracemalloc.stop()
+    return (flower.peak_bytes - before) / size
+
+
 def show(costs: Iterable[Cost]) -> None:
-    """One line a cost."""
+    """A JSON line a cost, and one to read on the error stream."""
     for cost in costs:
+        print(json.dumps(asdict(cost)), flush=True)
         print(
             f"{cost.who:7s} {cost.shops:5d} shops, {cost.neighbours:4d} neighbours, {cost.values:9,d} values, "
             f"{cost.dropped:3d} dropped: set-up {cost.setup_shop_s:7.3f} s a shop, round {cost.round_shop_s:7.4f} s a "
             f"shop (masks {cost.mask_shop_s:.4f}), sum {cost.sum_s:6.3f} s, unmask {cost.unmask_s:7.3f} s, "
             f"{cost.upload_bytes_per_value:.1f} bytes a value",
-            flush=True,
+            file=sys.stderr,
         )
 
 
@@ -327,6 +380,11 @@ PANELS = {
 
 def plot(costs: list[Cost], against: str, path: Path) -> None:
     """Processor seconds against one field of the costs, both axes logarithmic."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
     figure, panels = plt.subplots(1, len(PANELS), figsize=(12, 3.6), layout="constrained")
     for panel, (field, title) in zip(panels, PANELS.items(), strict=True):
         for who, colour, marker in (("fedrec", "#1f5fa8", "o"), ("Flower", "#c2571a", "s")):
@@ -342,23 +400,38 @@ def plot(costs: list[Cost], against: str, path: Path) -> None:
     plt.close(figure)
 
 
+MEASURES: dict[str, Callable[[Sizes], list[Cost]]] = {
+    "table": measure_table,
+    "shops": measure_shops,
+    "values": measure_values,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder for the JSON file and the plots")
-    parser.add_argument("--full", action="store_true")
-    parser.add_argument("--parts", nargs="+", default=["table", "shops", "values", "memory"])
+    parser.add_argument("--output", type=Path, help="folder for a JSON file and the plots")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true")
+    size.add_argument("--full", action="store_true")
+    parser.add_argument("--flower-limit", type=int, help="most shops of a whole round of Flower's")
+    parser.add_argument("--parts", nargs="+", choices=[*MEASURES, "memory"], default=[*MEASURES, "memory"])
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
+    sizes = SIZES["quick" if options.quick else "full" if options.full else "usual"]
+    if options.flower_limit is not None:
+        sizes = replace(sizes, flower_limit=options.flower_limit)
     result: dict[str, Any] = {"cores": num_cores(), **package_versions()}
     for part in options.parts:
         if part == "memory":
-            result[part] = measure_memory(options.full)
+            result[part] = measure_memory(sizes)
             continue
-        costs = {"table": measure_table, "shops": measure_shops, "values": measure_values}[part](options.full)
+        costs = MEASURES[part](sizes)
         result[part] = [asdict(cost) for cost in costs]
-        if part != "table":
+        if part != "table" and options.output is not None:
+            options.output.mkdir(parents=True, exist_ok=True)
             plot(costs, part, options.output / f"secure_speed_{part}.png")
-    (options.output / "secure_speed.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if options.output is not None:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "secure_speed.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
