@@ -198,6 +198,14 @@ def test_what_comes_late_is_refused_and_changes_nothing():
         coordinator.add_upload("shop-3", parties.context(0), vector("shop-3", 0))
 
 
+@pytest.mark.parametrize("size", [0, 31, 33])
+def test_a_plan_is_named_by_a_whole_digest(size):
+    parties = Parties.ready()
+    parties.accept()
+    with pytest.raises(BadMessage, match="digest of a plan"):
+        parties.masked("shop-0", 0, context=bytes(size))
+
+
 def test_an_upload_for_another_plan_is_refused():
     parties = Parties.ready()
     parties.accept()

@@ -16,7 +16,7 @@ from fedrec.errors import ProtocolError
 from fedrec.secure_aggregation.coordinator_session import CoordinatorSession
 from fedrec.secure_aggregation.shop_session import ShopSession
 
-from .parties import RUN, SIZE, Parties, agreement, identity, vector
+from .parties import DTYPES, RUN, SIZE, Parties, agreement, identity, vector
 
 Message = Any
 HARMLESS = ("doubled", "asked again", "crashes")
@@ -85,18 +85,18 @@ class Schedule:
         return answer[:at] + bytes([answer[at] ^ (1 << self._draw(st.integers(0, 7)))]) + answer[at + 1 :]
 
 
-def run_round(schedule: Schedule, index: int) -> np.ndarray | None:
+def run_round(schedule: Schedule, index: int, dtype: str) -> np.ndarray | None:
     """One round; None where it ends without a sum."""
     parties = schedule.parties
     coordinator = parties.coordinator
     names = coordinator.participants
-    coordinator.open_round(index, parties.context(index), SIZE, np.dtype("<u8"))
+    coordinator.open_round(index, parties.context(index), SIZE, np.dtype(dtype))
 
     context = parties.context(index)
 
     def masked(name: str) -> np.ndarray:
         parties.shops[name].accept(coordinator.delivery(name))
-        return parties.masked(name, index)
+        return parties.masked(name, index, dtype)
 
     schedule.exchange(names, masked, lambda name, values: parties.coordinator.add_upload(name, context, values))
     try:
@@ -109,7 +109,7 @@ def run_round(schedule: Schedule, index: int) -> np.ndarray | None:
     except ProtocolError as error:
         event(f"ended by {type(error).__name__}")
         return None
-    expected = np.sum([vector(name, index) for name in named], axis=0, dtype="<u8")
+    expected = np.sum([vector(name, index, dtype) for name in named], axis=0, dtype=dtype)
     assert np.array_equal(total, expected)
     assert len(named) >= parties.parameters.min_shops
     return total
@@ -142,7 +142,7 @@ def test_any_schedule_gives_the_exact_sum_of_the_survivors_or_nothing(num_shops,
     if not set_up(schedule):
         return
     for index in range(3):
-        total = run_round(schedule, index)
+        total = run_round(schedule, index, data.draw(st.sampled_from(DTYPES)))
         event("a sum" if total is not None else "no sum")
         if data.draw(st.booleans()):
             stored = schedule.parties.coordinator.to_bytes()
@@ -156,7 +156,7 @@ def test_doubles_crashes_and_any_order_never_cost_the_sum(data):
     schedule = Schedule(Parties.of(agreement(4, min_shops=4)), data, HARMLESS)
     assert set_up(schedule)
     for index in range(3):
-        assert run_round(schedule, index) is not None
+        assert run_round(schedule, index, data.draw(st.sampled_from(DTYPES))) is not None
 
 
 @settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow])
