@@ -106,7 +106,7 @@ class Coordinator:
         if spec is None:
             self._is_complete = True
             return None
-        self._plan = RoundPlan(
+        plan = RoundPlan(
             index=self.index,
             spec=spec,
             model_name=self.model.name,
@@ -116,8 +116,9 @@ class Coordinator:
             setup="" if self.secure is None else self.secure.setup_digest.hex(),
         )
         if self.secure is not None:
-            self.secure.open_round(self.index, self._plan.digest, spec.layout.size, wire_dtype(self._plan))
-        self._total = np.zeros(0 if self.secure is not None else spec.layout.size, wire_dtype(self._plan))
+            self.secure.open_round(self.index, plan.digest, spec.layout.size, wire_dtype(plan))
+        self._plan = plan
+        self._total = np.zeros(0 if self.secure is not None else spec.layout.size, wire_dtype(plan))
         self._waiting: dict[int, np.ndarray] = {}
         self._is_heard = [False] * len(self.roster)
         self._answered: set[int] = set()
@@ -186,6 +187,10 @@ class Coordinator:
             answered=tuple(shop for i, shop in enumerate(self.roster) if i in self._answered),
             failed=tuple(shop for i, shop in enumerate(self.roster) if i not in self._answered),
         )
+
+    def abandon(self) -> None:
+        """Give the open round up, if there is one; shared arrays and index stay as they were."""
+        self._plan, self._total = None, np.zeros(0)
 
     @property
     def num_waiting(self) -> int:

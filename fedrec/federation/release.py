@@ -87,18 +87,20 @@ def release(contribution: Contribution, plan: RoundPlan, mask: Mask | None = Non
         mask: needed where the terms ask for secure aggregation; the values are rounded to fixed point before.
     Raises:
         BadMessage: the contribution is not of the plan's layout.
-        NotFinite: the sum holds NaN or infinity.
+        NotFinite: the sum holds NaN or infinity, without secure aggregation; with it NaN counts as 0.
         PrivacyError: the terms promise something; such a sum leaves by a `PrivateDoor` alone.
     """
     if plan.terms.privacy is not None:
         raise PrivacyError("these terms promise privacy: nothing leaves without noise and ledger")
     _check_layout(contribution, plan, np.float64)
-    if not is_finite(contribution.values):
-        raise NotFinite(f"the sum of round {plan.index} ({plan.spec.name}) is not finite")
     ring = plan.terms.ring(plan.index)
     if ring is None:
+        if not is_finite(contribution.values):
+            raise NotFinite(f"the sum of round {plan.index} ({plan.spec.name}) is not finite")
         return Release(_SEAL, np.ascontiguousarray(contribution.values, dtype="<f8").data.cast("B"), plan, _NO_HEAD)
-    units = np.clip(np.rint(contribution.values / ring.unit), -ring.bound, ring.bound).astype(np.int64)
+    # What is not finite is put where it can travel, not refused: a refusal would tell of one shop's data.
+    most = ring.bound * ring.unit
+    units = np.rint(np.clip(np.nan_to_num(contribution.values, nan=0.0), -most, most) / ring.unit).astype(np.int64)
     return Release(_SEAL, _masked(ring, ring.saturate(units), plan, mask), plan, _NO_HEAD)
 
 

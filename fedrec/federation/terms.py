@@ -135,6 +135,7 @@ class Terms:
             max_shoppers=spec.max_shoppers,
             noise_sd_units=noise_units,
             shop_noise_units=self.shop_noise_units(index),
+            num_shops=len(self.roster),
         )
 
     def shop_noise_units(self, index: int) -> float:

@@ -14,7 +14,7 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from safetensors.numpy import save
 
-from fedrec.errors import BadMessage
+from fedrec.errors import BadMessage, ProtocolError
 from fedrec.federation.checkpoint import Checkpoints
 from fedrec.federation.coordinator_side import Coordinator
 from fedrec.federation.plan import RoundPlan
@@ -123,10 +123,14 @@ class Traffic:
 
 def _run_round(run: ServerRun, plan: RoundPlan, grid: Grid, nodes: Mapping[str, int], traffic: Traffic) -> RoundRecord:
     started = time.perf_counter()
-    _collect(run, plan, grid, nodes, traffic)
-    if run.coordinator.secure is not None:
-        _ask(run, unmask(run.coordinator.secure), grid, nodes, traffic)
-    closed = run.coordinator.close()
+    try:
+        _collect(run, plan, grid, nodes, traffic)
+        if run.coordinator.secure is not None:
+            _ask(run, unmask(run.coordinator.secure), grid, nodes, traffic)
+        closed = run.coordinator.close()
+    except ProtocolError:
+        run.coordinator.abandon()
+        raise
     record = RoundRecord(
         index=closed.index,
         name=closed.name,

@@ -135,7 +135,14 @@ class Grid:
         return values * (self.unit * 2.0**self.step_bits)
 
 
-def choose_grid(clip_norm: float, *, max_shoppers: int, noise_sd_units: float, shop_noise_units: float = 0.0) -> Grid:
+def choose_grid(
+    clip_norm: float,
+    *,
+    max_shoppers: int,
+    noise_sd_units: float,
+    shop_noise_units: float = 0.0,
+    num_shops: int = 1,
+) -> Grid:
     """The grid of a round by a rule on public numbers alone.
 
     Args:
@@ -143,10 +150,11 @@ def choose_grid(clip_norm: float, *, max_shoppers: int, noise_sd_units: float, s
         max_shoppers: declared bound on the federation's shoppers; >= 1.
         noise_sd_units: standard deviation of all shops' noise in one value of the sum, in grid units.
         shop_noise_units: of one shop's noise; 0 = values are not rounded to steps.
+        num_shops: whose values are added up, each of them at most B.
     Returns:
-        Steps of at most an eighth of one shop's noise. The shortest ring in which max_shoppers x 2^18 + 16
-        noise_sd_units, and the rounding of 2^14 shops, stay below half its size; B = max_shoppers x 2^18, which no
-        shop with fewer shoppers can reach.
+        Steps of at most an eighth of one shop's noise. The shortest ring in which num_shops x B + 16 noise_sd_units,
+        and the rounding of 2^14 shops, stay below half its size, so that no sum can leave it, whatever was declared;
+        B = max_shoppers x 2^18, which no shop with fewer shoppers can reach.
     Raises:
         BadAssumption: the sum would not fit into 2^62.
     """
@@ -155,7 +163,7 @@ def choose_grid(clip_norm: float, *, max_shoppers: int, noise_sd_units: float, s
     if not 0 <= noise_sd_units < math.inf:
         raise BadAssumption(f"noise of {noise_sd_units} grid units: must be a finite number of at least 0")
     bound = int(max_shoppers) * SCALE
-    reach = bound + HEADROOM_SDS * noise_sd_units
+    reach = num_shops * bound + HEADROOM_SDS * noise_sd_units
     if not reach < _MOST:
         raise BadAssumption(
             f"{max_shoppers:,} shoppers with noise of {noise_sd_units:.3g} grid units do not fit into 2^62: declare "

@@ -74,8 +74,10 @@ class CoordinatorSession:
         return self._names(self._closed_setup().deals)
 
     def covers(self, index: int) -> bool:
-        """Whether the set-up in use has keys for a round."""
-        return self._setup is not None and bool(self._setup.digest) and index in self._setup.batch.rounds
+        """Whether the set-up in use has keys for a round that were not used."""
+        if self._setup is None or not self._setup.digest or index not in self._setup.batch.rounds:
+            return False
+        return self._round is None or self._round.index < index
 
     def invite(self, first_round: int, num_rounds: int) -> bytes:
         """Begin a set-up for these rounds; the one before is over. One message for all shops."""
@@ -88,7 +90,7 @@ class CoordinatorSession:
         """Take a shop's keys; False when it has sent some before.
 
         Raises:
-            BadMessage: not this shop's keys for this batch, or too late.
+            BadMessage: not this shop's keys for this batch, keys that others have, or too late.
         """
         setup, place = self._open_setup(), self._place(shop)
         if place in setup.adverts:
@@ -102,8 +104,12 @@ class CoordinatorSession:
             self.parameters.key_at(place).verify(advert.signed_bytes(), advert.signature)
         except BadSignature as error:
             raise BadMessage(f"keys that shop {shop!r} of the roster did not sign") from error
-        for key in (advert.share_key, *advert.mask_keys):
+        keys = [advert.share_key, *advert.mask_keys]
+        for key in keys:
             masks.check_public_key(key)
+        others = {key for other in setup.adverts.values() for key in (other.share_key, *other.mask_keys)}
+        if len(set(keys)) < len(keys) or others & set(keys):
+            raise BadMessage(f"a key of shop {shop!r} that occurs twice")
         setup.adverts[place] = advert
         return True
 
@@ -160,8 +166,14 @@ class CoordinatorSession:
         return setup.digest
 
     def delivery(self, shop: str) -> bytes:
-        """What was dealt to one participant, and who dealt."""
+        """What was dealt to one participant, and who dealt.
+
+        Raises:
+            BadMessage: the shop takes no part.
+        """
         setup, place = self._closed_setup(), self._place(shop)
+        if place not in setup.deals:
+            raise BadMessage(f"shop {shop!r} did not deal: there is nothing for it")
         boxes = {dealer: setup.deals[dealer].boxes[place] for dealer in self._holders(place) if dealer in setup.deals}
         digests = {dealer: deal.digest for dealer, deal in setup.deals.items()}
         return Delivery(self._run, setup.batch, digests, boxes).to_bytes()
@@ -175,10 +187,10 @@ class CoordinatorSession:
             size: number of values.
             dtype: <u4 or <u8.
         """
-        if not self.covers(index):
-            raise ProtocolError(f"round {index} without keys: its set-up is missing")
         if self._round is not None and self._round.index >= index:
             raise ProtocolError(f"round {index} was opened before: its masks are used once, set up again")
+        if not self.covers(index):
+            raise ProtocolError(f"round {index} without keys: its set-up is missing")
         bound = round_context(self._closed_setup().digest, context)
         self._round = Round(index, bound, np.zeros(size, dtype))
 
@@ -255,8 +267,8 @@ class CoordinatorSession:
             TooFewShops: fewer than T.
         """
         current = self._open_round()
-        if current.survivors is None:
-            raise ProtocolError("no set of survivors was named")
+        if current.survivors is None or current.step == Step.OVER:
+            raise ProtocolError("no set of survivors was named, or the round is over")
         if len(current.signatures) < self.parameters.threshold:
             raise TooFewShops(
                 f"round {current.index}: {len(current.signatures)} shops signed the set of survivors, "

@@ -102,8 +102,9 @@ def check_public_key(public: bytes) -> None:
     Raises:
         BadMessage: it is one, or no key at all.
     """
-    # RFC 7748, section 5: the highest bit is not looked at, and numbers from the prime on are reduced.
-    if len(public) != SEED_BYTES or int.from_bytes(public, "little") % 2**255 % _FIELD_PRIME in _LOW_ORDER:
+    # RFC 7748, section 5, would take numbers from the prime on, and a highest bit: other spellings of the same keys.
+    number = int.from_bytes(public, "little")
+    if len(public) != SEED_BYTES or number >= _FIELD_PRIME or number in _LOW_ORDER:
         raise BadMessage("a public key of low order, or no X25519 key")
 
 

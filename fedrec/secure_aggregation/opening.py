@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,32 +61,40 @@ class Opening:
 
     def _seed(self, place: int) -> bytes:
         """A survivor's seed of this round, which it promised."""
-        seed = self._secret(place, {one: given.seeds for one, given in self.shares.items()})
-        if commitment(self.run, self.index, seed) != self.deals[place].commitments[self.offset]:
-            raise self._wrong(place)
-        return seed
+        promised = self.deals[place].commitments[self.offset]
+        shares = {one: given.seeds for one, given in self.shares.items()}
+        return self._secret(place, shares, lambda seed: commitment(self.run, self.index, seed) == promised)
 
     def _mask_key(self, place: int) -> bytes:
         """A dropped shop's mask key of this round, which belongs to its public one."""
-        key = self._secret(place, {one: given.keys for one, given in self.shares.items()})
-        if masks.public_key(key) != self.adverts[place].mask_keys[self.offset]:
-            raise self._wrong(place)
-        return key
+        public = self.adverts[place].mask_keys[self.offset]
+        shares = {one: given.keys for one, given in self.shares.items()}
+        return self._secret(place, shares, lambda key: masks.public_key(key) == public)
 
-    def _secret(self, place: int, shares: Mapping[int, Mapping[int, bytes]]) -> bytes:
-        """A shop's secret of this round, from the first of its holders' shares that suffice."""
+    def _secret(
+        self, place: int, shares: Mapping[int, Mapping[int, bytes]], is_right: Callable[[bytes], bool]
+    ) -> bytes:
+        """A shop's secret of this round, from the first shares that suffice; else without one holder after the other.
+
+        So one holder that gives wrong shares costs time and not the round, where others can stand in for it.
+        """
         needed = share_threshold(self.ring, self.parameters)
-        came = [one for one in self._holders(place) if one in shares and place in shares[one]][:needed]
+        came = [one for one in self._holders(place) if one in shares and place in shares[one]]
         if len(came) < needed:
             name = self.parameters.names[place]
             raise TooFewShops(f"{len(came)} shares of a secret of shop {name!r} came back, {needed} are needed")
-        points = tuple(one + 1 for one in came)
-        if points not in self._combiners:
-            self._combiners[points] = Combiner(points)
-        try:
-            return self._combiners[points].secret({one + 1: shares[one][place] for one in came})
-        except BadMessage as error:
-            raise self._wrong(place) from error
+        for left_out in (None, *came) if len(came) > needed else (None,):
+            chosen = [one for one in came if one != left_out][:needed]
+            points = tuple(one + 1 for one in chosen)
+            if points not in self._combiners:
+                self._combiners[points] = Combiner(points)
+            try:
+                secret = self._combiners[points].secret({one + 1: shares[one][place] for one in chosen})
+            except BadMessage:
+                continue
+            if is_right(secret):
+                return secret
+        raise self._wrong(place)
 
     def _holders(self, place: int) -> tuple[int, ...]:
         return holders(self.ring, place, self.parameters)

@@ -67,9 +67,13 @@ from fedrec.secure_aggregation.rules import (
     setup_digest,
     share_threshold,
 )
-from fedrec.secure_aggregation.shop_state import ShopRound, ShopSetup, restored, stored
+from fedrec.secure_aggregation.shop_state import Past, ShopRound, ShopSetup, restored, stored
 
 Randomness = Callable[[int], bytes]
+
+MOST_REPEATS = 2
+"""So many rounds, in all of a run, a shop masks again under new keys: a coordinator that crashed needs it, and two sums
+of one round over different survivors differ by single shops' vectors. Where there is a ledger, each is charged too."""
 
 
 class ShopSession:
@@ -105,6 +109,7 @@ class ShopSession:
         self._random = randomness
         self._setup: ShopSetup | None = None
         self._round: ShopRound | None = None
+        self._past = Past()
 
     def __repr__(self) -> str:
         return f"ShopSession({self.name!r})"
@@ -207,7 +212,8 @@ class ShopSession:
             context: digest of its whole plan, (32,) bytes; the plan names `setup_digest`.
             values: <u4 or <u8, (num_values,), contiguous: the shop's noisy sum in the ring.
         Raises:
-            ProtocolError: the round's masks were used on another vector or under another plan, or are erased.
+            ProtocolError: the round's masks were used on another vector or under another plan, or are erased; or after
+                new set-ups the shop has masked rounds anew `MOST_REPEATS` times.
         Guarantee: see the module; a mask is used once.
         """
         setup = self._accepted()
@@ -233,6 +239,11 @@ class ShopSession:
                 values.fill(0)
                 raise ProtocolError(f"another vector for round {index}: its masks are used once")
             return
+        if index <= self._past.highest and self._past.repeats >= MOST_REPEATS:
+            values.fill(0)
+            raise ProtocolError(f"round {index} again: this shop has masked {MOST_REPEATS} rounds anew, which is all")
+        self._past.repeats += index <= self._past.highest
+        self._past.highest = max(self._past.highest, index)
         self.forget_before(index)
         self._round = ShopRound(index, context, upload)
 
@@ -301,7 +312,7 @@ class ShopSession:
 
     def to_bytes(self) -> bytes:
         """The state for the shop's own store; holds secrets of the rounds that are not over."""
-        return stored(self._run, self._setup, self._round)
+        return stored(self._run, self._setup, self._round, self._past)
 
     def restore(self, data: bytes) -> None:
         """Go on from a stored state.
@@ -309,7 +320,7 @@ class ShopSession:
         Raises:
             StoreError: not a state of this run, or of another version.
         """
-        self._setup, self._round = restored(self._run, data)
+        self._setup, self._round, self._past = restored(self._run, data)
 
     def _boxes(self, setup: ShopSetup, known: Adverts, receivers: tuple[int, ...], threshold: int) -> dict[int, bytes]:
         """Shares of every round's mask key and seed, encrypted to each receiver (this shop included)."""

@@ -40,13 +40,22 @@ class ShopSetup:
     """By round: by dealer's place, shares of its mask key and of its seed."""
 
 
+@dataclass
+class Past:
+    """What outlasts a set-up: the highest round that was ever masked, and how many were masked again under new keys."""
+
+    highest: int = -1
+    repeats: int = 0
+
+
 _SETUP_BYTES = ("share_key", "advert", "adverts", "deal", "digest")
 _ROUND_BYTES = ("context", "upload", "survivors", "answer")
 
 
-def stored(run: bytes, setup: ShopSetup | None, current: ShopRound | None) -> bytes:
+def stored(run: bytes, setup: ShopSetup | None, current: ShopRound | None, past: Past) -> bytes:
     """The state as bytes; they hold secrets of the rounds that are not over."""
     fields: dict[str, Any] = {"format": STATE_FORMAT, "run": run.hex(), "setup": None, "round": None}
+    fields["past"] = [past.highest, past.repeats]
     if setup is not None:
         fields["setup"] = {
             "batch": [setup.batch.number, setup.batch.first_round, setup.batch.num_rounds],
@@ -64,7 +73,7 @@ def stored(run: bytes, setup: ShopSetup | None, current: ShopRound | None) -> by
     return json.dumps(fields).encode()
 
 
-def restored(run: bytes, data: bytes) -> tuple[ShopSetup | None, ShopRound | None]:
+def restored(run: bytes, data: bytes) -> tuple[ShopSetup | None, ShopRound | None, Past]:
     """A state from its bytes.
 
     Raises:
@@ -75,7 +84,12 @@ def restored(run: bytes, data: bytes) -> tuple[ShopSetup | None, ShopRound | Non
         if fields["format"] != STATE_FORMAT or fields["run"] != run.hex():
             raise StoreError("stored keys of another run or version")
         setup, current = fields["setup"], fields["round"]
-        return None if setup is None else _setup_from(setup), None if current is None else _round_from(current)
+        highest, repeats = fields["past"]
+        return (
+            None if setup is None else _setup_from(setup),
+            None if current is None else _round_from(current),
+            Past(int(highest), int(repeats)),
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"stored keys that cannot be read ({type(error).__name__})") from error
 

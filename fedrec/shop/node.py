@@ -69,16 +69,19 @@ class ShopNode:
         return f"ShopNode({self.name!r}, histories={self.histories.shape})"
 
     def _contribution(self, plan: RoundPlan) -> Contribution:
-        """The sum on the grid, or zeros where it cannot be computed, which the shop's own log alone says.
+        """The sum, or zeros where it cannot be computed, which the shop's own log alone says.
 
-        A round that failed for some data and not for other would tell which it was, at no charge: so it is released
-        and charged like any other.
+        A round that failed for some data and not for other would tell which it was, past noise, masks and charge: so it
+        leaves like any other. In research mode without masks there is nothing to hide, and the failure is raised.
         """
+        is_private = plan.terms.privacy is not None
         try:
-            return contribute_on_grid(self.model, plan, self.histories)
+            return (contribute_on_grid if is_private else contribute)(self.model, plan, self.histories)
         except Exception:
-            _log.exception("shop %s could not compute its sum of round %d; noise alone leaves", self.name, plan.index)
-            return Contribution(np.zeros(plan.num_values, np.int64), plan.spec.layout)
+            if plan.terms.ring(plan.index) is None:
+                raise
+            _log.exception("shop %s could not compute its sum of round %d; zeros count in it", self.name, plan.index)
+            return Contribution(np.zeros(plan.num_values, np.int64 if is_private else np.float64), plan.spec.layout)
 
     def answer(self, plan: RoundPlan, delivery: bytes = b"") -> Release:
         """The shop's release for one round.
@@ -105,7 +108,7 @@ class ShopNode:
             self.masking.accept(plan, delivery)
             mask = self.masking.mask_for(plan)
         if plan.terms.privacy is None:
-            return release(contribute(self.model, plan, self.histories), plan, mask)
+            return release(self._contribution(plan), plan, mask)
         if self.ledger is None:
             raise PrivacyError(f"shop {self.name!r} has no privacy ledger: nothing leaves under a privacy spec")
         if self.anchored is not None:
@@ -201,7 +204,7 @@ class FederationFiles:
         if self.terms.secure is not None:
             identity = IdentityKey.load(_key_path(self.folder, position))
             session = ShopSession(self.terms.secure, roster[position], identity, self.terms.run_id)
-            masking = Masking(session, self.folder / f"shop-{position:05d}.masking")
+            masking = Masking(session, _masking_path(self.folder, position))
         return ShopNode(roster[position], self.model, histories, self.agreement, ledger, masking=masking)
 
 
@@ -239,7 +242,8 @@ def write_shop_files(
     for position, (_, table) in enumerate(zip(terms.roster, histories, strict=True)):
         _save_csr(_histories_path(folder, position), table)
         if terms.secure is not None:
-            _key_path(folder, position).unlink(missing_ok=True)
+            for old in (_key_path(folder, position), _masking_path(folder, position)):
+                old.unlink(missing_ok=True)
             identities[position].save(_key_path(folder, position))
     np.save(folder / "items.npy", np.asarray([str(key) for key in public.items.tolist()], dtype=np.str_))
     if public.content is not None:
@@ -299,6 +303,10 @@ def _histories_path(folder: Path, position: int) -> Path:
 
 def _key_path(folder: Path, position: int) -> Path:
     return folder / f"shop-{position:05d}.key"
+
+
+def _masking_path(folder: Path, position: int) -> Path:
+    return folder / f"shop-{position:05d}.masking"
 
 
 def _save_csr(path: Path, matrix: sparse.csr_matrix) -> None:

@@ -153,3 +153,19 @@ def test_other_types_are_refused_rather_than_cast():
     for step in (grid.saturate, grid.wrap, grid.decode, grid.centre):
         with pytest.raises(TypeError):
             step(np.zeros(2, np.float32))
+
+
+@given(st.integers(1, 5000), st.integers(1, 10**6), st.floats(16, 2.0**24))
+def test_shops_that_all_saturate_cannot_leave_the_ring(num_shops, max_shoppers, shop_noise_units):
+    total_noise = shop_noise_units * math.sqrt(num_shops)
+    grid = choose_grid(
+        1.0,
+        max_shoppers=max_shoppers,
+        noise_sd_units=total_noise,
+        shop_noise_units=shop_noise_units,
+        num_shops=num_shops,
+    )
+    shop = int(grid.steps(np.array([grid.bound + int(16 * total_noise / num_shops)]))[0])
+    total = np.zeros(1, grid.ring_dtype)
+    total += grid.ring_dtype.type((num_shops * shop) % 2 ** (8 * grid.ring_dtype.itemsize))
+    assert int(grid.centre(total)[0]) == num_shops * shop
