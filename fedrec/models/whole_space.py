@@ -2,9 +2,10 @@
 
 EASE over all items with M = lambda (I + r F F^T) + g U U^T + X^T X: public content F, released statistics U U^T of low
 rank (the spectral cut leaves few directions) at what they are worth to this shop, the shop's own scaled rows X. Items
-that the shop doesn't sell still link those that it does. The public part R = (I + r F F^T)^-1 is solved once for all
-shops; a shop adds its rows by the Woodbury identity, which takes milliseconds for a small one. As the noise grows U
-empties, and what is left is the shop alone with content.
+that the shop doesn't sell still link those that it does. R = (I + r F F^T)^-1 holds no shop's rows and is solved once
+for all shops alone and once for each release, which says where content counts: more for popular items, as in the shared
+model, and in large shops more where the noisy sum asks for it. A shop adds its rows by the Woodbury identity, which
+takes milliseconds for a small one. As the noise grows U empties, and what is left is the shop alone with content.
 
 Everything here happens inside the shop, or on public and released arrays.
 """
@@ -21,19 +22,19 @@ from scipy.linalg import cho_factor, cho_solve, lapack
 
 from fedrec.models.co_occurrence import blocks, unpack
 from fedrec.models.ease import Ease, PrivateEase
-from fedrec.models.item_item import ItemItemScorer, add_similarity
+from fedrec.models.item_item import ItemItemScorer, add_similarity, scaled_content
 from fedrec.models.popularity import binary_rows
 from fedrec.models.private_rules import popularity_share
 from fedrec.models.recommender import PublicInputs, Recommender, State
 
 MOST_ITEMS = 8_000
-"""Of a larger shared item space the resolvent would exceed 256 MB: there is no whole-space model then."""
+"""Of a larger shared item space a resolvent would exceed 256 MB: there is no whole-space model then."""
 
 RIDGE = 30.0
 """lambda, in units of the co-occurrence sum of unit-norm rows."""
 
 CONTENT_RATIO = 0.1
-"""r: content's weight against the ridge."""
+"""r: content's weight against the ridge. A large shop goes up to twice as far where the release asks for it."""
 
 OWN_WEIGHT = 10.0
 """What a shop's own rows count beside released ones, on average over its shoppers."""
@@ -46,8 +47,13 @@ _PSEUDO_SHOPPERS = 10.0
 
 _HALF_WORTH = 3.0
 _SMALL_SHOP = 100.0
+_LARGE_SHOP = 300
+"""From so many shoppers on content may count more (frozen on other sets: no gain at 190, one at 470)."""
 
 _RELATIVE_RANK = 1e-9
+
+_LEAST_POPULARITY = 0.1
+"""Items rarer than this part of the mean count as if they had it, where content is tilted by popularity."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,12 +65,29 @@ class ReleasedFactor:
         factor: float64, (K, k).
         popularity: float64, (num_items,), >= 0; released, of the whole item space.
         crowd: x, declared shoppers over the noise of one release with the whole budget.
+        asked_content: content's weight against the ridge that suits the noisy sum best; >= 0.
+        content_tilt: similarity of two items is multiplied by (the product of their popularities, over the mean of the
+            released items') to this power; >= 0.
     """
 
     items: np.ndarray
     factor: np.ndarray
     popularity: np.ndarray
     crowd: float
+    asked_content: float = 0.0
+    content_tilt: float = 0.0
+
+    def content_ratio(self, num_shoppers: int) -> float:
+        """r for a shop of so many shoppers: a large one goes up to twice the usual where the noisy sum asks for it."""
+        more = min(self.asked_content, CONTENT_RATIO) if num_shoppers >= _LARGE_SHOP else 0.0
+        return CONTENT_RATIO + more
+
+    def content_scale(self) -> np.ndarray:
+        """float64, (num_items,): what items' features are multiplied with, 1 at the mean popularity."""
+        mean = float(self.popularity[self.items].mean()) if len(self.items) else 0.0
+        if mean <= 0:
+            return np.ones(len(self.popularity))
+        return np.maximum(self.popularity / mean, _LEAST_POPULARITY) ** self.content_tilt
 
     def worth(self, num_shoppers: int) -> float:
         """g in (0, 1]: what the released statistics count beside those of so many shoppers of one's own.
@@ -75,22 +98,38 @@ class ReleasedFactor:
 
 
 class WholeSpace:
-    """The public part of every whole-space model: solved when first asked for, once for all shops."""
+    """What no shop's rows are in: solved when first asked for, once for all shops alone and once for each release."""
 
     def __init__(self, public: PublicInputs) -> None:
         self._public = public
-        self._resolvent: np.ndarray | None = None
+        self._alone: np.ndarray | None = None
+        self._latest: ReleasedFactor | None = None
+        self._joined: dict[float, np.ndarray] = {}  # by r, of the latest release
 
     @property
     def is_small_enough(self) -> bool:
         """Whether there are whole-space models at all."""
         return self._public.num_items <= MOST_ITEMS
 
-    def resolvent(self) -> np.ndarray:
-        """float32, (num_items, num_items): R = (I + r F F^T)^-1, symmetric."""
-        if self._resolvent is None:
-            self._resolvent = _resolvent(self._public)
-        return self._resolvent
+    def resolvent(self, released: ReleasedFactor | None = None, num_shoppers: int = 0) -> np.ndarray:
+        """float32, (num_items, num_items): R = (I + r F F^T)^-1, symmetric.
+
+        Args:
+            released: the features' scale follows from it; None = a shop alone. Only the latest one's R are kept.
+            num_shoppers: of the shop; r follows from it too.
+        """
+        if released is None or self._public.content is None:
+            if self._alone is None:
+                self._alone = _resolvent(self._public, CONTENT_RATIO)
+            return self._alone
+        if released is not self._latest:
+            self._latest = released
+            self._joined.clear()
+        ratio = released.content_ratio(num_shoppers)
+        if ratio not in self._joined:
+            scaled = scaled_content(self._public, released.content_scale())
+            self._joined[ratio] = _resolvent(scaled, ratio)
+        return self._joined[ratio]
 
 
 def has_whole_space(model: Recommender) -> bool:
@@ -107,7 +146,14 @@ def released_factor(model: Recommender, state: State) -> ReleasedFactor:
     factor = vectors[:, is_kept] * np.sqrt(values[is_kept])
     shoppers, share = 1 / max(settings.popularity_weight, 1e-12), popularity_share(settings.crowd)
     least = shoppers / (settings.crowd * math.sqrt(share))  # the noise of one item's popularity
-    return ReleasedFactor(items, factor, np.maximum(state["popularity"], least), settings.crowd)
+    return ReleasedFactor(
+        items,
+        factor,
+        np.maximum(state["popularity"], least),
+        settings.crowd,
+        asked_content=float(state["content_weight"][0] / state["ridge"][0]),
+        content_tilt=settings.content_tilt,
+    )
 
 
 def whole_space_scorer(
@@ -126,7 +172,8 @@ def whole_space_scorer(
         released: what the federation released; None = the shop alone.
     """
     rows = binary_rows(histories)
-    weights = _weights(space.resolvent(), positions, _scaled(rows), released)
+    scaled = _scaled(rows)
+    weights = _weights(space.resolvent(released, scaled.shape[0]), positions, scaled, released)
     covered = np.arange(public.num_items, dtype=np.int64)
     return ItemItemScorer(
         public,
@@ -196,10 +243,10 @@ def _at(matrix: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray
     return taken
 
 
-def _resolvent(public: PublicInputs) -> np.ndarray:
+def _resolvent(public: PublicInputs, ratio: float) -> np.ndarray:
     matrix = np.zeros((public.num_items, public.num_items), np.float32, order="F")
     if public.content is not None:
-        add_similarity(matrix, public.content, CONTENT_RATIO)
+        add_similarity(matrix, public.content, ratio)
     matrix[np.diag_indices_from(matrix)] += 1
     return _inverse(matrix)
 

@@ -31,7 +31,12 @@ def made_rows(num_shoppers: int, num_items: int) -> sparse.csr_matrix:
 
 def plain(positions: np.ndarray, rows: sparse.csr_matrix, released: ReleasedFactor | None) -> np.ndarray:
     """B by one inverse of the whole matrix."""
-    matrix = RIDGE * (np.eye(NUM_ITEMS) + CONTENT_RATIO * (CONTENT @ CONTENT.T).toarray())
+    content, ratio = CONTENT.toarray().astype(float), CONTENT_RATIO
+    if released is not None:
+        of_released = released.popularity[released.items].mean()
+        content *= np.maximum(released.popularity / of_released, 0.1)[:, None] ** released.content_tilt
+        ratio += min(released.asked_content, 0.1) * (rows.shape[0] >= 300)
+    matrix = RIDGE * (np.eye(NUM_ITEMS) + ratio * content @ content.T)
     if released is not None:
         worth = 1 / (1 + (3 * (rows.shape[0] + 100) / released.crowd) ** 2)
         matrix[np.ix_(released.items, released.items)] += worth * released.factor @ released.factor.T
@@ -43,7 +48,7 @@ def plain(positions: np.ndarray, rows: sparse.csr_matrix, released: ReleasedFact
     return weights
 
 
-@pytest.mark.parametrize("num_shoppers", [3, 40])
+@pytest.mark.parametrize("num_shoppers", [3, 40, 299, 300])
 @pytest.mark.parametrize("is_joined", [False, True])
 def test_weights_are_those_of_one_inverse_over_all_items(num_shoppers: int, is_joined: bool) -> None:
     positions = np.array([1, 4, 5, 9, 12, 20, 21, 29])
@@ -51,10 +56,39 @@ def test_weights_are_those_of_one_inverse_over_all_items(num_shoppers: int, is_j
     released = None
     if is_joined:
         factor = np.random.default_rng(1).normal(size=(5, 3)) * 6
-        released = ReleasedFactor(np.array([0, 4, 7, 12, 25]), factor, np.ones(NUM_ITEMS), crowd=500.0)
+        popularity = np.random.default_rng(2).random(NUM_ITEMS) * 20
+        released = ReleasedFactor(
+            np.array([0, 4, 7, 12, 25]), factor, popularity, crowd=500.0, asked_content=0.06, content_tilt=0.3
+        )
     shop = PublicInputs(PUBLIC.items[positions], CONTENT[positions])
     found = whole_space_scorer(WholeSpace(PUBLIC), positions, rows, shop, released)
     np.testing.assert_allclose(found.weights, plain(positions, rows, released), rtol=1e-3, atol=2e-5)
+
+
+def test_content_counts_more_in_a_large_shop_only_where_the_release_asks_for_it_and_never_over_twice() -> None:
+    def ratio(asked: float, num_shoppers: int) -> float:
+        released = ReleasedFactor(np.arange(1), np.ones((1, 1)), np.ones(1), 100.0, asked_content=asked)
+        return released.content_ratio(num_shoppers)
+
+    assert [ratio(0.0, 300), ratio(0.05, 300), ratio(0.3, 300), ratio(0.3, 299)] == pytest.approx([0.1, 0.15, 0.2, 0.1])
+
+
+def test_each_release_has_its_own_content_and_a_shop_alone_keeps_the_plain_one() -> None:
+    space, popularity = WholeSpace(PUBLIC), np.arange(1.0, NUM_ITEMS + 1)
+    first, second = (
+        ReleasedFactor(np.arange(9), np.ones((9, 1)), popularity[::sign], 100.0, content_tilt=0.3) for sign in (1, -1)
+    )
+    alone, found = space.resolvent(), [space.resolvent(released, 5) for released in (first, second, first)]
+    assert np.array_equal(found[0], found[2])
+    assert not np.allclose(found[0], found[1])
+    assert not np.allclose(found[0], alone)
+    assert space.resolvent(first, 400) is space.resolvent(first, 5)  # nothing was asked for
+    assert np.array_equal(alone, WholeSpace(PUBLIC).resolvent())
+
+
+def test_a_release_of_no_items_leaves_content_as_it_is() -> None:
+    empty = ReleasedFactor(np.zeros(0, np.int64), np.zeros((0, 0)), np.ones(3), 100.0, content_tilt=0.3)
+    np.testing.assert_array_equal(empty.content_scale(), 1)
 
 
 def test_items_that_the_shop_does_not_sell_link_those_that_it_does() -> None:
@@ -92,9 +126,17 @@ def test_a_factor_gives_the_released_matrix_back_without_empty_directions() -> N
     packed = np.concatenate([np.r_[gram[n, n], np.sqrt(2) * gram[n, n + 1 :]] for n in range(6)])
     model = PrivateEase(PrivateEaseSettings(popularity_weight=1e-3, crowd=100.0))
     popularity = np.array([-5.0, 2.0, 40.0, 0.0, 60.0, 1.0])
-    found = released_factor(model, {"covered": np.arange(6), "co_occurrence": packed, "popularity": popularity})
+    state = {
+        "covered": np.arange(6),
+        "co_occurrence": packed,
+        "popularity": popularity,
+        "ridge": np.array([20.0]),
+        "content_weight": np.array([4.0]),
+    }
+    found = released_factor(model, state)
     assert found.factor.shape == (6, 2)
     np.testing.assert_allclose(found.factor @ found.factor.T, gram, atol=1e-9)
+    assert (found.asked_content, found.content_tilt) == (pytest.approx(0.2), 0.3)
     # 1,000 shoppers against noise of 10 in one release; with half of the budget an item's popularity holds 14.1
     np.testing.assert_allclose(found.popularity, [14.1421] * 2 + [40] + [14.1421] + [60] + [14.1421], rtol=1e-4)
 
