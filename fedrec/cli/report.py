@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 FAILED = 1
 
+USUAL_DELTA = 1e-6
+"""What a plan answers for where no delta is given; runs have no default."""
+
 report_app = typer.Typer(
     no_args_is_help=True,
     help="What privacy has cost, whether a report of it is true, and what a promise would cost.",
@@ -111,7 +114,9 @@ def plan(
     delta: Annotated[
         float | None,
         typer.Option(
-            help="Chance at which the promise may fail; at most 1 / (10 x shoppers). Needed.", show_default=False
+            help="Chance at which the promise may fail; at most 1 / (10 x shoppers). A run needs one; a plan without "
+            "answers for 1e-6 and says so.",
+            show_default=False,
         ),
     ] = None,
     shops: Annotated[int, typer.Option(help="That take part.")] = 10,
@@ -145,23 +150,24 @@ def plan(
     from fedrec.reports.privacy_plan import Question, alternatives, answer, largest_delta
 
     most = largest_delta(shoppers)
-    if delta is None:
-        raise ConfigError(
-            f"--delta is missing, and has no default: the chance at which the promise may fail; for {shoppers:,} "
-            f"shoppers at most {most:.3g}, and 1e-6 is usual"
-        )
     if mode not in set(Mode):
         raise ConfigError(f"--mode {mode}: give distributed or local")
     settings = PrivacySettings(
         epsilon=epsilon,
-        delta=delta,
+        delta=min(USUAL_DELTA, most) if delta is None else delta,
         mode=Mode(mode),
         min_shops=min_shops,
         colluders=colluders,
         max_shops_per_person=accounts,
     )
     question = Question(settings, rounds, shoppers, shops, items)
-    print_plan(question, answer(question), alternatives(question), Console())
+    console = Console()
+    print_plan(question, answer(question), alternatives(question), console)
+    if delta is None:
+        console.print(
+            f"No --delta was given: this answers for {settings.delta:g}. It is the chance at which the promise may "
+            f"fail; {shoppers:,} shoppers allow at most {most:.3g}, and a run has no default for it."
+        )
 
 
 def _folder(source: str, out: Path | None) -> Path:

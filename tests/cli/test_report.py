@@ -185,13 +185,17 @@ def test_a_plan_answers_before_any_data(fedrec: Command):
         assert words in text, words
 
 
-def test_a_plan_asks_for_delta_and_says_the_largest(fedrec: Command):
-    said = fedrec("report", "plan", "--epsilon", 2, "--rounds", 5, "--shoppers", 6000)
-    assert (said.status, said.out) == (2, "")
-    assert said.err == (
-        "error: --delta is missing, and has no default: the chance at which the promise may fail; for 6,000 shoppers "
-        "at most 1.67e-05, and 1e-6 is usual\n"
+def test_a_plan_without_delta_says_which_one_it_answers_for(fedrec: Command):
+    asked = ("report", "plan", "--epsilon", 2, "--rounds", 5, "--shoppers", 6000)
+    said, given = fedrec(*asked), fedrec(*asked, "--delta", 1e-6)
+    assert (said.status, said.err) == (0, "")
+    assert said.out.startswith(given.out)
+    assert " ".join(said.out.removeprefix(given.out).split()) == (
+        "No --delta was given: this answers for 1e-06. It is the chance at which the promise may fail; 6,000 shoppers "
+        "allow at most 1.67e-05, and a run has no default for it."
     )
+    many = fedrec("report", "plan", "--epsilon", 2, "--rounds", 5, "--shoppers", 10**6)
+    assert "δ 1e-07" in many.out
 
 
 @pytest.mark.parametrize(
