@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tracemalloc
 from dataclasses import replace
 
@@ -10,7 +11,8 @@ import pytest
 
 from fedrec.errors import BadMessage, ConfigError, ProtocolError, StoreError, TooFewShops
 from fedrec.secure_aggregation.coordinator_session import CoordinatorSession
-from fedrec.secure_aggregation.messages import Shares
+from fedrec.secure_aggregation.encoding import Batch
+from fedrec.secure_aggregation.messages import Invite, Shares
 from fedrec.secure_aggregation.shop_session import ShopSession
 
 from .parties import DTYPES, RUN, SIZE, Parties, agreement, identity, plan_digest, vector
@@ -204,6 +206,47 @@ def test_a_plan_is_named_by_a_whole_digest(size):
     parties.accept()
     with pytest.raises(BadMessage, match="digest of a plan"):
         parties.masked("shop-0", 0, context=bytes(size))
+
+
+def test_signatures_and_shares_that_come_early_or_late_are_refused():
+    parties = Parties.of(agreement(7, min_shops=5))
+    parties.set_up()
+    parties.accept()
+    coordinator, late = parties.coordinator, "shop-6"
+    with pytest.raises(ProtocolError, match="masked nothing"):
+        parties.shops[late].sign(parties.survivors_message(0, range(7)))
+    parties.upload(0)
+    signature = parties.shops[late].sign(parties.survivors_message(0, range(7)))
+    with pytest.raises(BadMessage, match="early"):
+        coordinator.add_signature(late, signature)
+    signatures = parties.sign(silent={late})
+    shares = parties.shops[late].reveal(signatures)
+    with pytest.raises(BadMessage, match="late"):
+        coordinator.add_signature(late, signature)
+    parties.reveal(signatures, silent={late})
+    assert np.array_equal(coordinator.total(), parties.expected(0))
+    with pytest.raises(BadMessage, match="late"):
+        coordinator.add_shares(late, shares)
+
+
+def test_shares_before_the_signatures_went_out_are_refused():
+    parties = Parties.ready()
+    parties.upload(0)
+    survivors = parties.coordinator.survivors()
+    for name, shop in parties.shops.items():
+        parties.coordinator.add_signature(name, shop.sign(survivors))
+    ahead = copy.deepcopy(parties.coordinator).signatures()
+    with pytest.raises(BadMessage, match="early"):
+        parties.coordinator.add_shares("shop-0", parties.shops["shop-0"].reveal(ahead))
+    parties.reveal(parties.coordinator.signatures())
+    assert np.array_equal(parties.coordinator.total(), parties.expected(0))
+
+
+@pytest.mark.parametrize("num_rounds", [0, 4, 65535])
+def test_a_set_up_for_no_rounds_or_more_than_agreed_is_refused(num_rounds):
+    parties = Parties.of(agreement(5, min_shops=4, rounds_per_setup=3))
+    with pytest.raises(BadMessage, match="from 1 to 3"):
+        parties.shops["shop-0"].advertise(Invite(parties.run, Batch(1, 0, num_rounds)).to_bytes())
 
 
 def test_an_upload_for_another_plan_is_refused():
