@@ -3,8 +3,9 @@
 EASE over all items with M = lambda (I + r F F^T) + g U U^T + X^T X: public content F, released statistics U U^T of low
 rank (the spectral cut leaves few directions) at what they are worth to this shop, the shop's own scaled rows X. Items
 that the shop doesn't sell still link those that it does. R = (I + r F F^T)^-1 holds no shop's rows and is solved once
-for all shops alone and once for each release, which says where content counts: more for popular items, as in the shared
-model, and in large shops more where the noisy sum asks for it. A shop adds its rows by the Woodbury identity, which
+for all shops alone and for small ones that join. For large ones it is solved once for each release, which says where
+content counts: more for popular items, as in the shared model, and more in all where the noisy sum asks for it. A shop
+adds its rows by the Woodbury identity, which
 takes milliseconds for a small one. As the noise grows U empties, and what is left is the shop alone with content.
 
 Everything here happens inside the shop, or on public and released arrays.
@@ -34,7 +35,7 @@ RIDGE = 30.0
 """lambda, in units of the co-occurrence sum of unit-norm rows."""
 
 CONTENT_RATIO = 0.1
-"""r: content's weight against the ridge. A large shop goes up to twice as far where the release asks for it."""
+"""r: content's weight against the ridge. A large shop that joins goes up to twice as far where a release asks for it."""
 
 OWN_WEIGHT = 10.0
 """What a shop's own rows count beside released ones, on average over its shoppers."""
@@ -48,7 +49,8 @@ _PSEUDO_SHOPPERS = 10.0
 _HALF_WORTH = 3.0
 _SMALL_SHOP = 100.0
 _LARGE_SHOP = 300
-"""From so many shoppers on content may count more (frozen on other sets: no gain at 190, one at 470)."""
+"""From so many shoppers on content follows the release (frozen on other sets: no gain by more at 190 shoppers, one
+at 470)."""
 
 _RELATIVE_RANK = 1e-9
 
@@ -77,10 +79,9 @@ class ReleasedFactor:
     asked_content: float = 0.0
     content_tilt: float = 0.0
 
-    def content_ratio(self, num_shoppers: int) -> float:
-        """r for a shop of so many shoppers: a large one goes up to twice the usual where the noisy sum asks for it."""
-        more = min(self.asked_content, CONTENT_RATIO) if num_shoppers >= _LARGE_SHOP else 0.0
-        return CONTENT_RATIO + more
+    def content_ratio(self) -> float:
+        """r of a large shop: up to twice the usual where the noisy sum asks for it."""
+        return CONTENT_RATIO + min(self.asked_content, CONTENT_RATIO)
 
     def content_scale(self) -> np.ndarray:
         """float64, (num_items,): what items' features are multiplied with, 1 at the mean popularity."""
@@ -104,7 +105,7 @@ class WholeSpace:
         self._public = public
         self._alone: np.ndarray | None = None
         self._latest: ReleasedFactor | None = None
-        self._joined: dict[float, np.ndarray] = {}  # by r, of the latest release
+        self._joined = np.zeros((0, 0), np.float32)
 
     @property
     def is_small_enough(self) -> bool:
@@ -115,21 +116,18 @@ class WholeSpace:
         """float32, (num_items, num_items): R = (I + r F F^T)^-1, symmetric.
 
         Args:
-            released: the features' scale follows from it; None = a shop alone. Only the latest one's R are kept.
-            num_shoppers: of the shop; r follows from it too.
+            released: in a large shop r and the features' scale follow from it; None = a shop alone. Only the latest
+                one's R is kept.
+            num_shoppers: of the shop.
         """
-        if released is None or self._public.content is None:
+        if released is None or num_shoppers < _LARGE_SHOP or self._public.content is None:
             if self._alone is None:
                 self._alone = _resolvent(self._public, CONTENT_RATIO)
             return self._alone
         if released is not self._latest:
-            self._latest = released
-            self._joined.clear()
-        ratio = released.content_ratio(num_shoppers)
-        if ratio not in self._joined:
             scaled = scaled_content(self._public, released.content_scale())
-            self._joined[ratio] = _resolvent(scaled, ratio)
-        return self._joined[ratio]
+            self._latest, self._joined = released, _resolvent(scaled, released.content_ratio())
+        return self._joined
 
 
 def has_whole_space(model: Recommender) -> bool:

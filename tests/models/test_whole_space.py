@@ -32,10 +32,10 @@ def made_rows(num_shoppers: int, num_items: int) -> sparse.csr_matrix:
 def plain(positions: np.ndarray, rows: sparse.csr_matrix, released: ReleasedFactor | None) -> np.ndarray:
     """B by one inverse of the whole matrix."""
     content, ratio = CONTENT.toarray().astype(float), CONTENT_RATIO
-    if released is not None:
+    if released is not None and rows.shape[0] >= 300:
         of_released = released.popularity[released.items].mean()
         content *= np.maximum(released.popularity / of_released, 0.1)[:, None] ** released.content_tilt
-        ratio += min(released.asked_content, 0.1) * (rows.shape[0] >= 300)
+        ratio += min(released.asked_content, 0.1)
     matrix = RIDGE * (np.eye(NUM_ITEMS) + ratio * content @ content.T)
     if released is not None:
         worth = 1 / (1 + (3 * (rows.shape[0] + 100) / released.crowd) ** 2)
@@ -65,24 +65,23 @@ def test_weights_are_those_of_one_inverse_over_all_items(num_shoppers: int, is_j
     np.testing.assert_allclose(found.weights, plain(positions, rows, released), rtol=1e-3, atol=2e-5)
 
 
-def test_content_counts_more_in_a_large_shop_only_where_the_release_asks_for_it_and_never_over_twice() -> None:
-    def ratio(asked: float, num_shoppers: int) -> float:
-        released = ReleasedFactor(np.arange(1), np.ones((1, 1)), np.ones(1), 100.0, asked_content=asked)
-        return released.content_ratio(num_shoppers)
+def test_content_counts_more_only_where_the_release_asks_for_it_and_never_over_twice() -> None:
+    def ratio(asked: float) -> float:
+        return ReleasedFactor(np.arange(1), np.ones((1, 1)), np.ones(1), 100.0, asked_content=asked).content_ratio()
 
-    assert [ratio(0.0, 300), ratio(0.05, 300), ratio(0.3, 300), ratio(0.3, 299)] == pytest.approx([0.1, 0.15, 0.2, 0.1])
+    assert [ratio(0.0), ratio(0.05), ratio(0.3)] == pytest.approx([0.1, 0.15, 0.2])
 
 
-def test_each_release_has_its_own_content_and_a_shop_alone_keeps_the_plain_one() -> None:
+def test_large_shops_have_each_releases_own_content_and_the_others_the_plain_one() -> None:
     space, popularity = WholeSpace(PUBLIC), np.arange(1.0, NUM_ITEMS + 1)
     first, second = (
         ReleasedFactor(np.arange(9), np.ones((9, 1)), popularity[::sign], 100.0, content_tilt=0.3) for sign in (1, -1)
     )
-    alone, found = space.resolvent(), [space.resolvent(released, 5) for released in (first, second, first)]
+    alone, found = space.resolvent(), [space.resolvent(released, 300) for released in (first, second, first)]
     assert np.array_equal(found[0], found[2])
     assert not np.allclose(found[0], found[1])
     assert not np.allclose(found[0], alone)
-    assert space.resolvent(first, 400) is space.resolvent(first, 5)  # nothing was asked for
+    assert space.resolvent(first, 299) is alone
     assert np.array_equal(alone, WholeSpace(PUBLIC).resolvent())
 
 
