@@ -35,7 +35,7 @@ RIDGE = 30.0
 """lambda, in units of the co-occurrence sum of unit-norm rows."""
 
 CONTENT_RATIO = 0.1
-"""r: content's weight against the ridge. A large shop that joins goes up to twice as far where a release asks for it."""
+"""r: content's weight against the ridge. A large shop that joins goes to twice that where the release asks for it."""
 
 OWN_WEIGHT = 10.0
 """What a shop's own rows count beside released ones, on average over its shoppers."""

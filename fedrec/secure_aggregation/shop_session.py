@@ -3,9 +3,9 @@
     invite -> advertise -> adverts -> deal -> delivery -> accept       set-up, for a batch of rounds
     (accepted) -> mask -> upload -> survivors -> sign -> signatures -> reveal -> (round over)      each round
 
-Every step answers a repeated request with the same bytes, and refuses another one: one advert and one deal a batch, one
-masked vector, one set of survivors and one answer a round. **The state must be stored before an answer leaves**
-(`to_bytes`), so that a shop that crashes and comes back cannot be made to answer twice.
+Every step answers a repeated request with the same bytes, and refuses another one: one advert and one deal a set-up,
+one masked vector, one set of survivors and one answer a round of it. **The state must be stored before an answer
+leaves** (`to_bytes`), so that a shop that crashes and comes back cannot be made to answer twice.
 
 What the coordinator learns is the sum over the survivors of one round, at least n_min of them, all with the same plan:
 
@@ -17,6 +17,9 @@ What the coordinator learns is the sum over the survivors of one round, at least
   has n_min members, and that keeps the honest ones connected whoever colludes (see `graph`).
 - Keys and seeds are made for one round each: what is opened in a round tells nothing about another's vectors. They and
   the shares of them are erased when the round is over, the key to the encrypted shares once these are opened.
+
+What masks cannot hide is a difference: a round repeated under new keys (at most `MOST_REPEATS` times a run), or two rounds
+of equal data, with different survivors differ by the vectors of those that fell out. Noise is there for that.
 
 Source: Bonawitz et al. 2017 (figure 4, the version for active adversaries) and Bell et al. 2020 (section 3).
 Deviations: mask keys and seeds are dealt for several rounds at once, fresh for each; the seeds of masks are bound to
