@@ -18,8 +18,8 @@ What the coordinator learns is the sum over the survivors of one round, at least
 - Keys and seeds are made for one round each: what is opened in a round tells nothing about another's vectors. They and
   the shares of them are erased when the round is over, the key to the encrypted shares once these are opened.
 
-What masks cannot hide is a difference: a round repeated under new keys (at most `MOST_REPEATS` times a run), or two rounds
-of equal data, with different survivors differ by the vectors of those that fell out. Noise is there for that.
+What masks cannot hide is a difference: a round repeated under new keys (at most `MOST_REPEATS` times a run), or two
+rounds of equal data, with different survivors differ by the vectors of those that fell out. Noise is there for that.
 
 Source: Bonawitz et al. 2017 (figure 4, the version for active adversaries) and Bell et al. 2020 (section 3).
 Deviations: mask keys and seeds are dealt for several rounds at once, fresh for each; the seeds of masks are bound to
