@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("svg")
+matplotlib.rcParams["svg.hashsalt"] = "fedrec"
 import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parents[1]
