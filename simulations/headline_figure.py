@@ -13,7 +13,6 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("svg")
-matplotlib.rcParams["svg.hashsalt"] = "fedrec"
 import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +36,7 @@ def read_rows(text: str) -> list[tuple[str, list[tuple[float, float, float]]]]:
 
 def draw(rows: list[tuple[str, list[tuple[float, float, float]]]], path: Path) -> None:
     """One panel a way of averaging; the last place is the joined column without privacy."""
+    matplotlib.rcParams["svg.hashsalt"] = "fedrec"  # the same table gives the same file
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.3), sharey=True)
     titles = ("mean over test shoppers", "mean over shops of 5 test shoppers and more")
     names = [name.removeprefix("federated DP(").replace(") + personal", "") for name, _ in rows]
