@@ -20,7 +20,7 @@ from fedrec.errors import BadMessage, ConfigError, PrivacyError
 from fedrec.federation.terms import Terms
 from fedrec.models.recommender import Layout, PublicInputs, Recommender, RoundKind, RoundSpec
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Version of plans and releases; a shop and a coordinator of different versions refuse each other."""
 
 WIRE_DTYPES = frozenset({"float64", "float32", "int64", "int32", "uint8", "bool"})
@@ -54,6 +54,11 @@ class RoundPlan:
             raise ConfigError(f"round index {self.index}: must be a whole number, 0 or more")
         if (self.terms.secure is not None) != (len(self.setup) == 64):
             raise ConfigError("a plan names a set-up of keys if, and only if, its terms ask for secure aggregation")
+        rate = self.spec.sampling_rate
+        if not (type(rate) is float and 0 < rate <= 1) or (rate < 1 and self.spec.kind is not RoundKind.GRADIENT_STEP):
+            raise ConfigError(
+                f"sampling rate {rate} of a {self.spec.kind} round: above 0 and at most 1; 1 but in steps"
+            )
         for name, array in self.spec.inputs.items():
             if array.dtype.name not in WIRE_DTYPES:
                 allowed = ", ".join(sorted(WIRE_DTYPES))
@@ -71,6 +76,7 @@ class RoundPlan:
                 "kind": str(self.spec.kind),
                 "name": self.spec.name,
                 "layout": self.spec.layout.shapes,
+                "sampling_rate": self.spec.sampling_rate,
                 "inputs": [
                     [name, array.dtype.name, array.shape, _array_digest(array)]
                     for name, array in self.spec.inputs.items()
@@ -134,6 +140,7 @@ def read_plan(header: bytes, arrays: Mapping[str, np.ndarray]) -> RoundPlan:
                 name=fields["name"],
                 layout=layout,
                 inputs={name: arrays[name] for name in names},
+                sampling_rate=fields["sampling_rate"],
             ),
             model_name=fields["model"],
             model_settings=fields["settings"],

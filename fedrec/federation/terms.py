@@ -110,8 +110,11 @@ class Terms:
             )
         if index >= len(self.schedule) or self.schedule[index].name != spec.name:
             raise RoundRefused(f"round {index} ({spec.name}) is not on the agreed schedule of {len(self.schedule)}")
-        if self.schedule[index].sampling_rate != 1:
-            raise RoundRefused(f"round {index} ({spec.name}): shops do not sample their shoppers, so q must be 1")
+        if self.schedule[index].sampling_rate != spec.sampling_rate:
+            raise RoundRefused(
+                f"round {index} ({spec.name}) samples shoppers at q = {spec.sampling_rate:g}; "
+                f"{self.schedule[index].sampling_rate:g} is agreed"
+            )
         _check_promise(self.schedule, self.privacy.epsilon, self.privacy.delta - self.residual_delta)
         return self.schedule[index]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flwr.app import Context, RecordDict
 from scipy import sparse
 
@@ -43,6 +44,7 @@ class Federation:
         make_noise: where noise comes from; anything but the operating system's randomness is for tests, and stays in
             this process.
         identities: the shops' keys, in roster order; needed where the terms ask for secure aggregation.
+        shoppers: str, (num_shoppers,) each; ids of the histories' rows, in roster order.
     """
 
     model: Recommender
@@ -53,6 +55,7 @@ class Federation:
     anchor_dir: Path | None = None
     make_noise: MakeNoise = SecureNoise
     identities: Sequence[IdentityKey] = ()
+    shoppers: Sequence[np.ndarray] = ()
 
     def coordinator(self) -> Coordinator:
         """A coordinator before the first round."""
@@ -70,6 +73,7 @@ class Federation:
             self.histories,
             ledger_url=self.ledger_url,
             identities=self.identities,
+            shoppers=self.shoppers,
         )
 
 
@@ -140,6 +144,7 @@ def run_local(
             make_noise=federation.make_noise,
             anchors=None if anchor_dir is None else anchored_shops(anchor_dir, roster),
             identities=federation.identities,
+            shoppers=federation.shoppers,
         )
         client_app = make_client_app(NodesInMemory(nodes))
     with LocalGrid(client_app, federation.terms.roster, workers=workers, faults=faults) as grid:

@@ -17,13 +17,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from scipy import sparse
 
 from fedrec.errors import BadMessage, NotFinite
 from fedrec.privacy.mechanisms import Outlook, ReleaseRequest
+
+if TYPE_CHECKING:
+    from fedrec.privacy.draws import Draws
 
 State = dict[str, np.ndarray]
 """A model's shared arrays by name: what the coordinator may hold and every shop may get."""
@@ -77,12 +80,15 @@ class RoundSpec:
         name: what is summed, for people ("popularity", "co-occurrence", "normal equations").
         layout: of the flat vector that each shop sends.
         inputs: shared arrays a shop needs to compute it (sent to every shop).
+        sampling_rate: q in (0, 1]: a shop computes a gradient step over a random part of its shoppers, each of whom is
+            in it with this public probability, whoever else is (Poisson sampling).
     """
 
     kind: RoundKind
     name: str
     layout: Layout
     inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    sampling_rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,22 @@ class Contributions(Protocol):
             a shopper's own integers depend on nothing but her row, her weight and the scale, to the last bit, and
             rounding toward zero makes no value larger. Where that is too slow (c_u without zeros) a sum may be rounded
             once, if every shopper's bound is lowered first by what that can add.
+        """
+        ...
+
+
+class Gradients(Protocol):
+    """All shoppers' gradients of one gradient step, without ever writing out one vector per shopper."""
+
+    def total(self, weights: np.ndarray) -> np.ndarray:
+        """float64, (layout.size,): sum over shoppers of ``weights[u]`` times her gradient; weights (num_shoppers,)."""
+        ...
+
+    def clipped(self, bound: float) -> tuple[np.ndarray, np.ndarray]:
+        """The sum of gradients scaled down to an L2 norm of at most ``bound`` each, and the norms before.
+
+        Returns:
+            float64 (layout.size,), float64 (num_shoppers,); a shopper whose norm is not finite counts as zero.
         """
         ...
 
@@ -217,6 +239,34 @@ class Recommender(Protocol):
 
 
 @runtime_checkable
+class GradientModel(Protocol):
+    """A recommender some of whose rounds are gradient steps: the whole federation takes one step together."""
+
+    def gradients(self, spec: RoundSpec, histories: sparse.csr_matrix, draws: Draws) -> Gradients:
+        """The shop's side of a gradient step, of the sampled shoppers alone.
+
+        Args:
+            spec: the round, of kind ``gradient-step``.
+            histories: CSR, (num_sampled, num_items).
+            draws: randomness of these shoppers; a gradient depends on the spec, her row and her draws alone.
+        """
+        ...
+
+
+@runtime_checkable
+class LocalModel(Protocol):
+    """A recommender some of whose rounds are local updates: every shop trains for itself, then updates are averaged."""
+
+    def local_update(self, spec: RoundSpec, histories: sparse.csr_matrix, draws: Draws) -> np.ndarray:
+        """The shop's side of a local update: float64 (layout.size,), whose sum over shops `advance` understands."""
+        ...
+
+    def train_alone(self, histories: sparse.csr_matrix, public: PublicInputs) -> State:
+        """The shared arrays of one table of histories in one place, without averaging."""
+        ...
+
+
+@runtime_checkable
 class PrivateVariant(Protocol):
     """A recommender that can be trained under a privacy budget; `fedrec.models.private_model` asks for it.
 
@@ -247,6 +297,8 @@ class PrivateVariant(Protocol):
 
 def train_alone(model: Recommender, histories: sparse.csr_matrix, public: PublicInputs) -> State:
     """Run all of a model's rounds on one table of histories, without a federation (local-only and pooled columns)."""
+    if isinstance(model, LocalModel):
+        return model.train_alone(histories, public)
     state: State = {}
     index = 0
     while (spec := model.plan_round(index, state, public)) is not None:

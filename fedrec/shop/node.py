@@ -25,6 +25,7 @@ from fedrec.federation.shop_side import Contribution, contribute, contribute_on_
 from fedrec.federation.terms import Terms
 from fedrec.models import load_model, settings_of
 from fedrec.models.recommender import PublicInputs, Recommender
+from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.privacy.ledger import Budget, Ledger
 from fedrec.privacy.noise import SecureNoise
 from fedrec.secure_aggregation.keys import IdentityKey
@@ -33,7 +34,7 @@ from fedrec.shop.masking import Masking
 
 _log = logging.getLogger("fedrec.shop")
 
-FILES_FORMAT = 3
+FILES_FORMAT = 4
 IN_MEMORY = "sqlite://"
 """URL of a database that ends with this process."""
 
@@ -53,6 +54,8 @@ class ShopNode:
         ledger: the shop's privacy ledger; None in research mode.
         make_noise: where noise comes from; the operating system's randomness, but in tests.
         masking: the shop's keys of secure aggregation; None where the terms ask for none.
+        digests: uint8, (num_shoppers, 16), from `shopper_digests`: whose row is which, for what is drawn per shopper;
+            None = the rows' numbers, for rows that nobody will ever be removed from.
         anchored: who keeps the ledger's heads outside the shop; None = nobody, so that an older copy goes unnoticed.
     """
 
@@ -64,6 +67,7 @@ class ShopNode:
     make_noise: MakeNoise = SecureNoise
     anchored: Anchored | None = None
     masking: Masking | None = None
+    digests: np.ndarray | None = None
 
     def __repr__(self) -> str:
         return f"ShopNode({self.name!r}, histories={self.histories.shape})"
@@ -76,12 +80,24 @@ class ShopNode:
         """
         is_private = plan.terms.privacy is not None
         try:
-            return (contribute_on_grid if is_private else contribute)(self.model, plan, self.histories)
+            return (contribute_on_grid if is_private else contribute)(
+                self.model, plan, self.histories, self._draws(plan)
+            )
         except Exception:
             if plan.terms.ring(plan.index) is None:
                 raise
             _log.exception("shop %s could not compute its sum of round %d; zeros count in it", self.name, plan.index)
             return Contribution(np.zeros(plan.num_values, np.int64 if is_private else np.float64), plan.spec.layout)
+
+    def _draws(self, plan: RoundPlan) -> Draws:
+        """A round's randomness: fresh and secret under a privacy spec, where a release is never computed twice.
+
+        In research mode it follows from run, shop and round, so that a run can be repeated.
+        """
+        digests = shopper_digests(range(self.histories.shape[0])) if self.digests is None else self.digests
+        if plan.terms.privacy is not None:
+            return Draws.fresh(digests)
+        return Draws.seeded(f"{plan.terms.run_id}/{self.name}/{plan.index}", digests)
 
     def answer(self, plan: RoundPlan, delivery: bytes = b"") -> Release:
         """The shop's release for one round.
@@ -146,6 +162,7 @@ def shop_nodes(
     make_noise: MakeNoise = SecureNoise,
     anchors: Mapping[str, Anchored] | None = None,
     identities: Sequence[IdentityKey] = (),
+    shoppers: Sequence[np.ndarray] = (),
 ) -> tuple[ShopNode, ...]:
     """The shops of a simulation, all in this process, in roster order; they agree to these terms and no others.
 
@@ -154,6 +171,7 @@ def shop_nodes(
         make_noise: for tests.
         anchors: by shop; None = nobody keeps the heads of their ledgers.
         identities: the shops' keys, in roster order; needed where the terms ask for secure aggregation.
+        shoppers: str, (num_shoppers,) each; ids of the histories' rows, in roster order. Empty = the rows' numbers.
     """
     agreed = agreement(model.name, model_settings(model), items_digest(public), terms)
     nodes = []
@@ -164,7 +182,9 @@ def shop_nodes(
         masking = None
         if terms.secure is not None:
             masking = Masking(ShopSession(terms.secure, name, identities[place], terms.run_id))
-        nodes.append(ShopNode(name, model, table, agreed, ledger, make_noise, (anchors or {}).get(name), masking))
+        digests = shopper_digests(shoppers[place]) if len(shoppers) else None
+        anchored = (anchors or {}).get(name)
+        nodes.append(ShopNode(name, model, table, agreed, ledger, make_noise, anchored, masking, digests))
     return tuple(nodes)
 
 
@@ -199,13 +219,16 @@ class FederationFiles:
         if not 0 <= position < len(roster):
             raise ConfigError(f"partition-id {position}: the roster has {len(roster)} shops")
         histories = _load_csr(_histories_path(self.folder, position))
+        digests = np.load(_digests_path(self.folder, position), allow_pickle=False)
         ledger = simulated_ledger(self.terms, roster[position], self.ledger_url)
         masking = None
         if self.terms.secure is not None:
             identity = IdentityKey.load(_key_path(self.folder, position))
             session = ShopSession(self.terms.secure, roster[position], identity, self.terms.run_id)
             masking = Masking(session, _masking_path(self.folder, position))
-        return ShopNode(roster[position], self.model, histories, self.agreement, ledger, masking=masking)
+        return ShopNode(
+            roster[position], self.model, histories, self.agreement, ledger, masking=masking, digests=digests
+        )
 
 
 def write_shop_files(
@@ -217,6 +240,7 @@ def write_shop_files(
     *,
     ledger_url: str = IN_MEMORY,
     identities: Sequence[IdentityKey] = (),
+    shoppers: Sequence[np.ndarray] = (),
 ) -> Path:
     """Write what other processes need to run this federation: roster, items, content, one file of raw histories a shop.
 
@@ -228,6 +252,7 @@ def write_shop_files(
         histories: CSR, (num_shoppers, num_items) each, in roster order.
         ledger_url: database of the shops' ledgers, which other processes can open; needed under a privacy spec.
         identities: the shops' keys, in roster order; needed where the terms ask for secure aggregation.
+        shoppers: as `shop_nodes` takes them.
     Returns:
         The folder written.
     Raises:
@@ -241,6 +266,8 @@ def write_shop_files(
     folder.mkdir(parents=True, exist_ok=True)
     for position, (_, table) in enumerate(zip(terms.roster, histories, strict=True)):
         _save_csr(_histories_path(folder, position), table)
+        ids = shoppers[position] if len(shoppers) else range(table.shape[0])
+        np.save(_digests_path(folder, position), shopper_digests(ids), allow_pickle=False)
         if terms.secure is not None:
             for old in (_key_path(folder, position), _masking_path(folder, position)):
                 old.unlink(missing_ok=True)
@@ -299,6 +326,10 @@ def read_shop_files(run_dir: Path) -> FederationFiles:
 
 def _histories_path(folder: Path, position: int) -> Path:
     return folder / f"shop-{position:05d}.npz"
+
+
+def _digests_path(folder: Path, position: int) -> Path:
+    return folder / f"shop-{position:05d}.npy"
 
 
 def _key_path(folder: Path, position: int) -> Path:
