@@ -1,4 +1,7 @@
-"""The Flower app of a shop: a plan comes in, a release goes out, whatever goes wrong inside stays inside."""
+"""The Flower app of a shop: a plan comes in, a release goes out; of what goes wrong inside an error code goes out.
+
+Whatever else there is to say stays in the shop's own log: one line for a refusal, a traceback for a fault in the code.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,11 @@ from pathlib import Path
 from flwr.app import Array, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedrec.errors import ConfigError
+from fedrec.errors import ConfigError, FedrecError
 from fedrec.federation.plan import RoundPlan
 from fedrec.flower.exchange import (
     delivery_from_record,
+    one_line,
     place_to_record,
     plan_from_record,
     release_to_record,
@@ -94,18 +98,21 @@ class _AnswerRound:
     open_node: OpenNode
 
     def __call__(self, message: Message, context: Context) -> Message:
+        is_private = False
         try:
             asked, delivery = delivery_from_record(message.content)
-            content = release_to_record(self.open_node(context).answer(_read_plan(asked), delivery))
-        except Exception:  # whatever it is: its text may hold a shopper's data, so it stays in the shop's own log
-            _log.exception("this shop could not answer a round")
-            return unavailable(message)
+            plan = _read_plan(asked)
+            is_private = plan.terms.privacy is not None
+            content = release_to_record(self.open_node(context).answer(plan, delivery))
+        except Exception as error:  # whatever it is: its text may hold a shopper's data, so it stays here
+            _note(error, context, "could not answer a round")
+            return unavailable(message, error, is_private=is_private)
         return Message(content, reply_to=message)
 
 
 @dataclass(frozen=True, repr=False)
 class _AnswerStep:
-    """Exchanges of secure aggregation; their bytes say nothing about a shopper, and an error says nothing at all."""
+    """Exchanges of secure aggregation; their bytes say nothing about a shopper."""
 
     open_node: OpenNode
 
@@ -113,18 +120,27 @@ class _AnswerStep:
         try:
             step, data = step_from_record(message.content)
             content = step_to_record(step, self.open_node(context).step(step, data))
-        except Exception:  # as for a round
-            _log.exception("this shop could not take part in an exchange of secure aggregation")
-            return unavailable(message)
+        except Exception as error:  # as for a round
+            _note(error, context, "could not take part in an exchange of secure aggregation")
+            return unavailable(message, error)
         return Message(content, reply_to=message)
 
 
 def _say_hello(message: Message, context: Context) -> Message:
     try:
         return Message(place_to_record(partition_id(context)), reply_to=message)
-    except ConfigError:
-        _log.exception("this node has no place in the roster")
-        return unavailable(message)
+    except ConfigError as error:
+        _note(error, context, "has no place in the roster")
+        return unavailable(message, error)
+
+
+def _note(error: Exception, context: Context, what: str) -> None:
+    """Say in the shop's own log what went wrong."""
+    place = context.node_config.get("partition-id")
+    if isinstance(error, FedrecError):
+        _log.warning("shop at place %s %s: %s: %s", place, what, type(error).__name__, one_line(str(error)))
+    else:
+        _log.error("shop at place %s %s", place, what, exc_info=error)
 
 
 class _LastPlan:

@@ -15,7 +15,22 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedrec.errors import BadMessage, ProtocolError
+from fedrec.errors import (
+    BadMessage,
+    BadSignature,
+    BudgetExhausted,
+    ClockWentBack,
+    ConfigError,
+    LedgerBehind,
+    LedgerTampered,
+    LedgerTooNew,
+    PrivacyError,
+    ProtocolError,
+    RoundRefused,
+    StoreError,
+    TooFewShops,
+    TooManyAborts,
+)
 from fedrec.federation.plan import WIRE_DTYPES, RoundPlan, read_plan
 from fedrec.federation.release import Release
 from fedrec.federation.secure_round import Ask, Step
@@ -25,7 +40,34 @@ ROUND_MESSAGE = "train.round"
 SECURE_MESSAGE = "query.secure"
 HELLO_MESSAGE = "query.hello"
 UNAVAILABLE = "unavailable"
-"""The one error that leaves a shop, whatever went wrong inside."""
+"""What leaves a shop of any failure that is no refusal."""
+
+REFUSALS = {
+    kind.__name__: kind
+    for kind in (
+        BadMessage,
+        BadSignature,
+        BudgetExhausted,
+        ClockWentBack,
+        ConfigError,
+        LedgerBehind,
+        LedgerTampered,
+        LedgerTooNew,
+        PrivacyError,
+        ProtocolError,
+        RoundRefused,
+        StoreError,
+        TooFewShops,
+        TooManyAborts,
+    )
+}
+"""Error codes that may leave a shop: of plans, terms, keys, ledgers, files; never of data (`NotFinite`, `DataError`).
+
+Where anything protects a sum, no such error depends on a shopper: from the reservation on, what fails for some data and
+not for other leaves as zeros (`ShopNode`).
+"""
+
+_TEXT_CHARS = 400
 
 POLL_S = 0.5
 """Longest pause between two looks for replies."""
@@ -38,10 +80,17 @@ _RAW = "fedrec.raw"
 
 @dataclass(frozen=True, repr=False)
 class Reply:
-    """One shop's answer: the bytes of a release or of another step, or None when the shop is unavailable."""
+    """One shop's answer.
+
+    Attributes:
+        shop: its name.
+        data: bytes of a release or of another step; None when the shop is unavailable.
+        refusal: why it answers nothing, as far as it says; "" for a shop that is not heard.
+    """
 
     shop: str
     data: bytes | None
+    refusal: str = ""
 
 
 def plan_to_record(plan: RoundPlan) -> RecordDict:
@@ -144,9 +193,26 @@ def place_from_record(content: RecordDict) -> int:
     return position
 
 
-def unavailable(message: Message) -> Message:
-    """The reply of a shop that cannot answer; says nothing about why."""
-    return Message(Error(_compat.CLIENT_APP_FAILED, UNAVAILABLE), reply_to=message)
+def unavailable(message: Message, error: Exception, *, is_private: bool = False) -> Message:
+    """The reply of a shop that cannot answer.
+
+    Args:
+        is_private: whether the round was one under a privacy spec, in which no model's error leaves `ShopNode`.
+    Guarantee: it says the name of an error on `REFUSALS`, else "unavailable". Text goes with `RoundRefused` alone, and
+        with a private round's alone: it is `Terms`' or the ledger's own, and holds numbers of plan and agreed terms.
+    """
+    reason = UNAVAILABLE
+    if REFUSALS.get(type(error).__name__) is type(error):
+        reason = type(error).__name__
+    if is_private and type(error) is RoundRefused:
+        reason = f"{reason}: {one_line(str(error))}"
+    return Message(Error(_compat.CLIENT_APP_FAILED, reason), reply_to=message)
+
+
+def one_line(text: str) -> str:
+    """Printable, on one line, and not too long for it: other shops' words may hold anything."""
+    text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return text if len(text) <= _TEXT_CHARS else f"{text[:_TEXT_CHARS]}..."
 
 
 def round_messages(
@@ -293,7 +359,8 @@ def _hello_replies(grid: Grid, hellos: Mapping[str, Message], deadline_s: float)
 
 def _read_reply(shop: str, message: Message, read: Callable[[RecordDict], bytes]) -> Reply:
     if message.has_error():
-        return Reply(shop, None)
+        is_heard = message.error.code == _compat.CLIENT_APP_FAILED
+        return Reply(shop, None, one_line(message.error.reason or UNAVAILABLE) if is_heard else "")
     try:
         return Reply(shop, read(message.content))
     except BadMessage:

@@ -14,14 +14,23 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from safetensors.numpy import save
 
-from fedrec.errors import BadMessage, ProtocolError
+from fedrec.errors import BadMessage, ProtocolError, TooFewShops
 from fedrec.federation.checkpoint import Checkpoints
 from fedrec.federation.coordinator_side import Coordinator
 from fedrec.federation.plan import RoundPlan
 from fedrec.federation.run_record import RoundRecord, write_atomically
 from fedrec.federation.secure_round import Ask, set_up, unmask
 from fedrec.flower.client_app import run_dir_of
-from fedrec.flower.exchange import exchange, find_nodes, round_messages, step_from_record, step_messages, window_for
+from fedrec.flower.exchange import (
+    UNAVAILABLE,
+    Reply,
+    exchange,
+    find_nodes,
+    round_messages,
+    step_from_record,
+    step_messages,
+    window_for,
+)
 from fedrec.flower.local_grid import LocalGrid
 from fedrec.models.recommender import State
 from fedrec.shop.node import has_shop_files, read_shop_files
@@ -35,7 +44,7 @@ OnReply = Callable[[RoundPlan, int], None]
 """Called after each shop of a round: the plan and how many shops have been heard."""
 
 OnMessage = Callable[[str, int, str, bytes], None]
-"""Called with all that the coordinator receives: "upload" or a step of secure aggregation, round, shop, bytes."""
+"""Called with all that the coordinator receives: "upload", "refusal" or a secure step; then round, shop, bytes."""
 
 Prepare = Callable[[Path, Path], None]
 """Writes the files of the shops that a scenario describes: the scenario's path, the run directory."""
@@ -101,13 +110,12 @@ def run_rounds(run: ServerRun, grid: Grid, nodes: Mapping[str, int]) -> None:
         run.rounds[:] = run.checkpoints.rounds
     while True:
         traffic = Traffic()
-        if count := run.coordinator.rounds_to_set_up():
-            secure = run.coordinator.secure
-            assert secure is not None  # nothing is set up without it
-            _ask(run, set_up(secure, run.coordinator.index, count), grid, nodes, traffic)
-        if (plan := run.coordinator.next_plan()) is None:
+        try:
+            record = _next_round(run, grid, nodes, traffic)
+        except TooFewShops as error:
+            raise TooFewShops(f"{error}{traffic.why()}") from error
+        if record is None:
             return
-        record = _run_round(run, plan, grid, nodes, traffic)
         run.rounds.append(record)
         if run.on_round is not None:
             run.on_round(record, run.coordinator.state)
@@ -115,10 +123,35 @@ def run_rounds(run: ServerRun, grid: Grid, nodes: Mapping[str, int]) -> None:
 
 @dataclass
 class Traffic:
-    """Bytes of a round, its set-up included."""
+    """What went to and fro in a round, its set-up included.
+
+    Attributes:
+        up, down: bytes.
+        refusals: by shop, why it did not answer, where it said so.
+    """
 
     up: int = 0
     down: int = 0
+    refusals: dict[str, str] = field(default_factory=dict)
+
+    def why(self) -> str:
+        """The refusals, for an error's message."""
+        if not self.refusals:
+            return ""
+        shop, reason = next(iter(self.refusals.items()))
+        reason = "a failure that only its own log explains" if reason == UNAVAILABLE else reason
+        return f"; shops that refused or failed: {len(self.refusals)}, the first, {shop!r}, with {reason}"
+
+
+def _next_round(run: ServerRun, grid: Grid, nodes: Mapping[str, int], traffic: Traffic) -> RoundRecord | None:
+    """Set up keys where they are missing, then run a round; None when the model is trained."""
+    if count := run.coordinator.rounds_to_set_up():
+        secure = run.coordinator.secure
+        assert secure is not None  # nothing is set up without it
+        _ask(run, set_up(secure, run.coordinator.index, count), grid, nodes, traffic)
+    if (plan := run.coordinator.next_plan()) is None:
+        return None
+    return _run_round(run, plan, grid, nodes, traffic)
 
 
 def _run_round(run: ServerRun, plan: RoundPlan, grid: Grid, nodes: Mapping[str, int], traffic: Traffic) -> RoundRecord:
@@ -158,6 +191,7 @@ def _collect(run: ServerRun, plan: RoundPlan, grid: Grid, nodes: Mapping[str, in
     replies = exchange(grid, messages, deadline_s=run.deadline_s, window=window, stop=run.stop)
     for num_heard, reply in enumerate(replies, start=1):
         if reply.data is None:
+            _note_refusal(run, plan.index, reply, traffic)
             run.coordinator.mark_unavailable(reply.shop)
         else:
             traffic.up += len(reply.data)
@@ -180,6 +214,7 @@ def _ask(run: ServerRun, asks: Iterable[Ask], grid: Grid, nodes: Mapping[str, in
         replies = exchange(grid, messages, deadline_s=run.deadline_s, stop=run.stop, read=_step_bytes)
         for reply in replies:
             if reply.data is None:
+                _note_refusal(run, index, reply, traffic)
                 continue
             traffic.up += len(reply.data)
             _show(run, ask.step.value, index, reply.shop, reply.data)
@@ -191,6 +226,13 @@ def _ask(run: ServerRun, asks: Iterable[Ask], grid: Grid, nodes: Mapping[str, in
 
 def _step_bytes(content: RecordDict) -> bytes:
     return step_from_record(content)[1]
+
+
+def _note_refusal(run: ServerRun, index: int, reply: Reply, traffic: Traffic) -> None:
+    if reply.refusal:
+        _log.info("round %d: shop %s answers %s", index, reply.shop, reply.refusal)
+        _show(run, "refusal", index, reply.shop, reply.refusal.encode())
+        traffic.refusals.setdefault(reply.shop, reply.refusal)
 
 
 def _show(run: ServerRun, step: str, index: int, shop: str, data: bytes) -> None:

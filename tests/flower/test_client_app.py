@@ -1,16 +1,23 @@
 import logging
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
+from fedrec import errors
+from fedrec.errors import TooFewShops
 from fedrec.federation.release import read_release
+from fedrec.federation.terms import Terms
 from fedrec.flower import _compat, client_app
 from fedrec.flower.client_app import NodesInMemory, make_client_app
-from fedrec.flower.exchange import plan_to_record, release_from_record
+from fedrec.flower.engines import RunOptions, run_local
+from fedrec.flower.exchange import REFUSALS, one_line, plan_to_record, release_from_record, unavailable
 from fedrec.models.ease import Ease
+from fedrec.models.popularity import Popularity
+from fedrec.privacy.mechanisms import calibrate
+from fedrec.privacy.spec import Mode, PrivacySpec
 from fedrec.shop.node import shop_nodes
 
 
@@ -86,7 +93,7 @@ def test_the_reason_stays_in_the_shops_own_log(federation, nodes, plan, caplog):
 
 
 @pytest.mark.parametrize("what", ["empty", "other model", "tampered", "no plan", "bad place", "nan"])
-def test_whatever_goes_wrong_the_answer_is_the_same(federation, nodes, plan, what):
+def test_a_refusal_is_a_code_without_text_and_one_line_in_the_shops_log(federation, nodes, plan, what, caplog):
     content, place = plan_to_record(plan), 2
     if what == "empty":
         content = RecordDict()
@@ -102,7 +109,35 @@ def test_whatever_goes_wrong_the_answer_is_the_same(federation, nodes, plan, wha
     else:
         content["inputs"]["extra"] = Array("float64", (1,), "fedrec.raw", np.array([np.nan]).tobytes())
     reply = make_client_app(NodesInMemory(nodes))(ask(content), context(place))
-    assert (reply.error.code, reply.error.reason) == (_compat.CLIENT_APP_FAILED, "unavailable")
+    code = "ConfigError" if what == "bad place" else "BadMessage"
+    assert (reply.error.code, reply.error.reason) == (_compat.CLIENT_APP_FAILED, code)
+    assert f"could not answer a round: {code}: " in caplog.text
+    assert "Traceback" not in caplog.text
+    assert len(caplog.text.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", [name for name, kind in vars(errors).items() if isinstance(kind, type)])
+def test_errors_about_data_leave_as_unavailable_and_the_others_without_a_models_text(federation, name, caplog):
+    class Raises(Ease):
+        def contributions(self, spec, histories):
+            raise getattr(errors, name)("shopper anna-4711 has a bad history")
+
+    model = Raises(federation.model.settings)
+    other = type(federation)(model, federation.public, federation.terms, federation.histories)
+    nodes = shop_nodes(model, federation.public, federation.terms, federation.histories)
+    reply = make_client_app(NodesInMemory(nodes))(ask(plan_to_record(other.coordinator().next_plan())), context())
+    assert reply.error.reason == (name if name in REFUSALS else "unavailable")
+    assert name not in {"NotFinite", "DataError", "FedrecError"} or reply.error.reason == "unavailable"
+    assert b"4711" not in everything(reply)
+    assert "4711" in caplog.text
+
+
+def test_an_error_of_somebody_elses_with_a_known_name_is_unavailable(nodes, plan):
+    class BadMessage(Exception):
+        """Not ours."""
+
+    reply = unavailable(ask(plan_to_record(plan)), BadMessage("anna-4711"))
+    assert reply.error.reason == "unavailable"
 
 
 def test_a_plan_that_was_read_once_is_checked_again_when_its_bytes_differ(nodes, plan):
@@ -133,4 +168,28 @@ def test_the_installed_app_opens_its_shop_from_the_run_directory(federation, pla
 
 
 def test_the_installed_app_without_a_run_directory_is_unavailable(plan):
-    assert client_app.app(ask(plan_to_record(plan)), context(0)).error.reason == "unavailable"
+    assert client_app.app(ask(plan_to_record(plan)), context(0)).error.reason == "ConfigError"
+
+
+def test_a_refused_promise_says_why_to_the_coordinator_and_ends_the_run_with_it(federation, caplog):
+    spec = PrivacySpec(
+        epsilon=2.0, delta=1e-300, mode=Mode.LOCAL, public_shoppers=80, max_shoppers=1000, min_shops=4, colluders=1
+    )
+    model = Popularity()
+    schedule = calibrate(model.release_requests(), spec)
+    terms = Terms(federation.terms.roster, min_shops=4, run_id="refused", privacy=spec, schedule=schedule)
+    seen = []
+    options = RunOptions(on_message=lambda *message: seen.append(message))
+    with pytest.raises(TooFewShops) as caught:
+        run_local(replace(federation, model=model, terms=terms), options)
+    said = str(caught.value)
+    assert said.startswith("round 0 (popularity): 0 of 5 shops answered, at least 4 are needed")
+    assert f"refused or failed: 5, the first, {federation.terms.roster[0]!r}, with RoundRefused: round 0: " in said
+    assert said.endswith("than delta 1e-300 has room for")
+    assert len(caplog.text.splitlines()) == 5
+    assert [(step, shop) for step, _, shop, _ in seen] == [("refusal", shop) for shop in federation.terms.roster]
+
+
+def test_a_shop_whose_words_are_long_or_unprintable_cannot_fill_the_screen():
+    assert one_line("a\n\x1b[31mb\r c") == "a [31mb c"
+    assert len(one_line("x" * 10_000)) < 500
