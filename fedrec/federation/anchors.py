@@ -330,7 +330,10 @@ def _kept(signed: SignedHead) -> bytes:
 def _key_in(path: Path) -> IdentityKey:
     """The key in a file, made where there is none."""
     if not path.exists():
-        IdentityKey.generate().save(path)
+        part = path.with_name(f".{path.name}.tmp")
+        part.unlink(missing_ok=True)
+        IdentityKey.generate().save(part)
+        part.rename(path)  # so that no interruption leaves half a key
     return IdentityKey.load(path)
 
 

@@ -138,8 +138,15 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise StoreError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        temporary.unlink(missing_ok=True)  # there only after an error or an interruption
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writers that were killed left beside their targets, in a folder that nobody else writes to."""
+    for path in Path(folder).rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def package_versions() -> dict[str, str]:

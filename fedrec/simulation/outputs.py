@@ -21,6 +21,7 @@ from fedrec.federation.run_record import (
     num_threads,
     package_versions,
     peak_memory_bytes,
+    remove_leftovers,
     write_atomically,
 )
 from fedrec.flower.engines import Trained
@@ -65,6 +66,7 @@ def choose_run_dir(settings: SimulationSettings, out: str | Path | None, *, resu
         raise ConfigError(f"{run_dir}: was made with other settings; give the same ones, or another --out")
     if (run_dir / "run.json").exists():
         raise ConfigError(f"{run_dir}: this run is finished, nothing is left to resume; choose another --out")
+    remove_leftovers(run_dir)
     return run_dir
 
 

@@ -136,6 +136,7 @@ class _Maker:
                 promise,
                 self._rows,
                 self._run_dir,
+                column=families[0],
                 draw=draw,
                 keep_ledgers=keep_ledgers and draw == 0,
                 progress=self._progress,

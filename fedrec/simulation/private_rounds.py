@@ -2,6 +2,15 @@
 
 A simulation repeats the private rounds to learn how much the noise matters; every repetition (a *draw*) is a federation
 of its own, whose shops pay the whole promise from new ledgers. Each epsilon's first draw keeps its ledgers on disk.
+
+A draw that was interrupted between its rounds and is masked starts anew when the run is resumed: its ledgers, keys,
+anchors and checkpoint go, and the shops of the new draw pay the promise from ledgers of their own. Masks are used once
+and their keys are in memory, so the old round could only be repeated under other masks, which is a second charge that
+no budget covers. Throwing it away is right in a simulation alone, where draws are separate federations by design: all
+that depended on the old draw lay in the folder that goes, since model, lists, figures and report are written after all
+draws. What is left of it, where it was asked for, are the coordinator's messages, marked as of an earlier attempt.
+A finished draw is kept, never drawn again: its ledgers hold what its model cost. Without masks the interrupted round
+goes on too: shops that were charged for it send the stored bytes again, at no further charge.
 """
 
 from __future__ import annotations
@@ -17,7 +26,9 @@ from scipy import sparse
 
 from fedrec.config import SimulationSettings
 from fedrec.data.shops import ShopData
+from fedrec.errors import StoreError
 from fedrec.federation.anchors import shop_keys
+from fedrec.federation.checkpoint import read_checkpoint
 from fedrec.federation.plan import RoundPlan
 from fedrec.federation.terms import Terms
 from fedrec.flower.engines import Federation, RunOptions, Trained
@@ -105,6 +116,7 @@ def run_draw(
     rows: Sequence[sparse.csr_matrix],
     run_dir: Path,
     *,
+    column: str,
     draw: int,
     keep_ledgers: bool,
     progress: Progress,
@@ -113,9 +125,10 @@ def run_draw(
 
     Args:
         rows: from `released_rows`.
+        column: what it is for, in the name of the coordinator's view.
         draw: its number, from 0.
-        keep_ledgers: leave the shops' ledgers in ``privacy/eps-<epsilon>/ledger.sqlite`` of the run directory. Rounds
-            that an interrupted run finished are not repeated.
+        keep_ledgers: leave the shops' ledgers in ``privacy/eps-<epsilon>/ledger.sqlite`` of the run directory, and go
+            on with what an interrupted run left there, as the module says.
     """
 
     def on_reply(plan: RoundPlan, heard: int) -> None:
@@ -128,8 +141,8 @@ def run_draw(
     is_shared = settings.federation.workers > 0 or settings.federation.engine == "ray"
     url = IN_MEMORY
     if keep_ledgers or is_shared:
-        if not keep_ledgers:
-            shutil.rmtree(folder, ignore_errors=True)
+        if not keep_ledgers or (is_secure(settings) and not _is_finished(folder / CHECKPOINT, promise)):
+            _remove(folder)
         folder.mkdir(parents=True, exist_ok=True)
         url = f"sqlite:///{(folder / LEDGER_FILE).absolute()}"
     roster = tuple(shop.name for shop in world.shops)
@@ -153,10 +166,11 @@ def run_draw(
         ledger_url=url,
         anchor_dir=anchors if keep_ledgers and not is_shared else None,
         identities=identities,
+        shoppers=[shop.shoppers for shop in world.shops],
     )
     view = None
-    if settings.federation.reveal_coordinator_view and keep_ledgers:
-        view = CoordinatorView(run_dir, f"eps-{promise.name}", is_masked=bool(identities))
+    if settings.federation.reveal_coordinator_view:
+        view = CoordinatorView(run_dir, f"eps-{promise.name}/{column}-draw-{draw + 1}", is_masked=bool(identities))
     options = RunOptions(
         checkpoint=folder / CHECKPOINT if keep_ledgers else None,
         resume=True,
@@ -166,8 +180,6 @@ def run_draw(
     try:
         return run_rounds(settings, federation, options, run_dir)
     finally:
-        if view is not None:
-            view.close()
         if is_shared and not keep_ledgers:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -196,6 +208,20 @@ def is_secure(settings: SimulationSettings) -> bool:
     if settings.federation.secure is None:
         return settings.privacy.mode is Mode.DISTRIBUTED
     return settings.federation.secure
+
+
+def _remove(folder: Path) -> None:
+    """Remove what an interrupted draw left."""
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise StoreError(f"{folder}: an interrupted draw's files cannot be removed ({error.strerror})") from error
+
+
+def _is_finished(checkpoint: Path, promise: Promise) -> bool:
+    """Whether the draw that left this checkpoint has all of its releases."""
+    return checkpoint.exists() and read_checkpoint(checkpoint).index == len(promise.schedule)
 
 
 def _secure(roster: tuple[str, ...], identities: Sequence[IdentityKey], spec: PrivacySpec) -> Parameters | None:

@@ -98,11 +98,9 @@ def federate(
         ),
         [shop.shared(training_rows(shop, Stage.FINAL), world.public.num_items) for shop in world.shops],
         identities=identities,
+        shoppers=[shop.shoppers for shop in world.shops],
     )
-    trained = run_rounds(settings, federation, options, run_dir)
-    if view is not None:
-        view.close()
-    return trained, curve
+    return run_rounds(settings, federation, options, run_dir), curve
 
 
 def secure_parameters(

@@ -15,6 +15,8 @@ from fedrec.federation.run_record import (
     package_versions,
     peak_memory_bytes,
     read_record,
+    remove_leftovers,
+    write_atomically,
 )
 
 
@@ -112,3 +114,26 @@ def test_a_private_column_is_named_after_its_epsilon(epsilon, text):
     column = noisy_column("federated_dp", epsilon)
     assert (family_of(column), epsilon_of(column)) == ("federated_dp", text)
     assert (family_of("local"), epsilon_of("local")) == ("local", "")
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    write_atomically(path, b"old")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
+    (tmp_path / "deep").mkdir()
+    kept = [tmp_path / "run.json", tmp_path / ".hidden", tmp_path / "deep" / "notes.tmp"]
+    for path in (*kept, tmp_path / ".run.json.17.tmp", tmp_path / "deep" / ".a.json.17.tmp"):
+        path.write_bytes(b"x")
+    remove_leftovers(tmp_path)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
