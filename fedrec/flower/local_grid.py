@@ -7,12 +7,15 @@ worker processes at most two tasks a worker are under way. Seeded faults make dr
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import NoReturn
 
@@ -247,6 +250,11 @@ class LocalGrid(Grid):
                 initializer=_start_worker,
                 initargs=(self._client_app,),
             )
+        with _no_interrupts():
+            self._fill_workers(names)
+
+    def _fill_workers(self, names: Sequence[str]) -> None:
+        assert self._pool is not None
         free = 2 * self._workers - sum(sent.future is not None for sent in self._sent.values())
         for name in names:
             sent = self._sent[name]
@@ -259,6 +267,20 @@ class LocalGrid(Grid):
                 except BrokenProcessPool as error:
                     raise ProtocolError(_WORKER_DIED) from error
                 free -= 1
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Ctrl-C waits: processes that start meanwhile keep it out for good, so that this process alone ends the run."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # or the start of the first worker would let Ctrl-C in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _own_copy(message: Message) -> Message:
