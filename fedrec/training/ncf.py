@@ -1,0 +1,391 @@
+"""GMF, MLP and NeuMF where one sample is one shopper: shared item tables and towers, private shopper vectors.
+
+A shopper's vector is the shared mean vector plus her own deviation. The deviation is what `Network` calls her private
+vector: it is computed from her own history and the shared parameters alone (`fold_in`), and it never travels. A new
+shopper is folded in so without training; one without a history is the mean shopper.
+
+Source: He et al. 2017, arXiv:1708.05031. Deviations: the loss of a shopper is the sum over her pairs; the first layer
+of the tower is split into an item part and a shopper part, which is the same function of their concatenation; a new
+shopper's vector is reconstructed as in Singhal et al. 2021, arXiv:2102.03448.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+from itertools import pairwise
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+from torch.nn.functional import relu, softplus
+from torch.nn.utils import skip_init
+
+from fedrec.errors import ConfigError
+from fedrec.privacy.draws import Draws
+from fedrec.training.network import Batch, Network, to_tensor
+from fedrec.training.pairs import draw_pairs, own_draws
+
+_CHUNK_VALUES = 4_000_000
+_FAR_BELOW = -1e30
+_FADING = 0.9, 0.99  # Adam's memory in fold-in: its steps are few
+
+
+class PairLoss(Enum):
+    """What a shopper's own items are told from others by.
+
+    BINARY: each item by itself, bought or not (the paper's).
+    PAIRWISE: each negative against one of her items (BPR).
+    SOFTMAX: each of her items against all her negatives, corrected for how they were drawn (sampled softmax).
+    """
+
+    BINARY = "binary"
+    PAIRWISE = "pairwise"
+    SOFTMAX = "softmax"
+
+
+@dataclass(frozen=True)
+class NcfSettings:
+    """What a model of pairs is made of.
+
+    Attributes:
+        loss: of a shopper's pairs.
+        factors: width of the product and of the tower's last layer, the paper's predictive factors.
+        layers: of the tower; each half as wide as the one before.
+        negatives: drawn for each item that she has.
+        max_pairs: of a shopper and step; of longer histories a part is drawn.
+        loss_unit: what the sum over her pairs is divided by; public, the same for all.
+        regularisation: of the shopper's deviation and her pairs' item vectors, for each pair.
+        init_sd: standard deviation of the item tables and the mean vector at the start.
+        fold_in_steps: of Adam, for a shopper's vector.
+        fold_in_pairs: of a shopper and such a step.
+        fold_in_rate: length of the first step; falls to 0.
+    """
+
+    loss: PairLoss = PairLoss.BINARY
+    factors: int = 32
+    layers: int = 3
+    negatives: int = 4
+    max_pairs: int = 500
+    loss_unit: float = 100.0
+    regularisation: float = 0.0
+    init_sd: float = 0.1
+    fold_in_steps: int = 30
+    fold_in_pairs: int = 250
+    fold_in_rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        counts = "factors", "layers", "negatives", "fold_in_steps"
+        for name in counts:
+            if not getattr(self, name) >= 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be at least 1")
+        for name in ("max_pairs", "fold_in_pairs"):
+            if not getattr(self, name) > self.negatives:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must leave room for an item and its negatives")
+        for name in ("loss_unit", "init_sd", "fold_in_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be above 0 and finite")
+        if not 0 <= self.regularisation < math.inf:
+            raise ConfigError(f"regularisation = {self.regularisation}: must be 0 or more and finite")
+
+
+class ProductPart(nn.Module):
+    """The product of shopper and item vectors, value by value (GMF)."""
+
+    def __init__(self, num_items: int, settings: NcfSettings, generator: torch.Generator) -> None:
+        super().__init__()
+        self.width = settings.factors
+        self.mean = linear(1, self.width, has_bias=False)
+        self.items = embedding(num_items, self.width)
+        for weight in (self.mean.weight, self.items.weight):
+            nn.init.normal_(weight, std=settings.init_sd, generator=generator)
+
+    def forward(self, deviations: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (num_shoppers, length, factors) and the item vectors' squared lengths (num_shoppers, length)."""
+        items = self.items(ids)
+        return with_mean(self.mean, deviations)[:, None] * items, items.square().sum(2)
+
+    def of_all_items(self, deviations: Tensor) -> Tensor:
+        """(num_shoppers, num_items, factors)."""
+        return with_mean(self.mean, deviations)[:, None] * self.items.weight
+
+
+class TowerPart(nn.Module):
+    """A tower of layers over shopper and item vectors side by side (MLP)."""
+
+    def __init__(self, num_items: int, settings: NcfSettings, generator: torch.Generator) -> None:
+        super().__init__()
+        sizes = [settings.factors << layer for layer in reversed(range(settings.layers))]
+        self.width = sizes[0]
+        self.mean = linear(1, self.width, has_bias=False)
+        self.items = embedding(num_items, self.width)
+        self.first_shopper = linear(self.width, sizes[0], has_bias=False)
+        self.first_item = linear(self.width, sizes[0])
+        rest = [linear(wide, narrow) for wide, narrow in pairwise(sizes)]
+        self.rest = nn.ModuleList(rest)
+        for weight in (self.mean.weight, self.items.weight):
+            nn.init.normal_(weight, std=settings.init_sd, generator=generator)
+        for layer in (self.first_shopper, self.first_item):
+            fan = 2 * self.width + sizes[0]  # of the layer over both side by side
+            nn.init.uniform_(layer.weight, -math.sqrt(6 / fan), math.sqrt(6 / fan), generator=generator)
+        for after in rest:
+            nn.init.xavier_uniform_(after.weight, generator=generator)
+
+    def forward(self, deviations: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (num_shoppers, length, factors) and the item vectors' squared lengths (num_shoppers, length)."""
+        items = self.items(ids)
+        return self._climb(deviations, self.first_item(items)), items.square().sum(2)
+
+    def of_all_items(self, deviations: Tensor) -> Tensor:
+        """(num_shoppers, num_items, factors)."""
+        return self._climb(deviations, self.first_item(self.items.weight))
+
+    def _climb(self, deviations: Tensor, items: Tensor) -> Tensor:
+        shoppers = self.first_shopper(with_mean(self.mean, deviations))
+        features = relu(shoppers[:, None] + items)
+        for layer in self.rest:
+            features = relu(layer(features))
+        return features
+
+
+class Ncf(Network):
+    """A model of pairs: features of shopper and item, and an output layer over them.
+
+    Attributes:
+        parts: ``product``, ``tower`` or both.
+        widths: of each part's share of a shopper's vector.
+        output: from the parts' features, side by side, to a score.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        settings: NcfSettings,
+        kinds: dict[str, type[ProductPart] | type[TowerPart]],
+        *,
+        init_seed: int = 0,
+        popularity: np.ndarray | None = None,
+    ) -> None:
+        super().__init__(num_items)
+        self.settings = settings
+        self.popularity = popularity
+        generator = torch.Generator().manual_seed(init_seed)
+        parts = {name: kind(num_items, settings, generator) for name, kind in kinds.items()}
+        self.parts = nn.ModuleDict(parts)
+        self.typed_parts = tuple(parts.values())
+        self.widths = [part.width for part in parts.values()]
+        self.output = linear(settings.factors * len(kinds), 1)
+        self._start_output(generator)
+        self.num_shopper_values = sum(self.widths)
+
+    def batch(self, histories: sparse.csr_matrix, draws: Draws | None, vectors: Tensor | None = None) -> Batch:
+        """Tensors of some shoppers; draws = None takes the pairs that a history itself stands for."""
+        return self._batch(histories, draws, vectors, self.settings.max_pairs)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """(num_shoppers,): the sum over a shopper's pairs, over `NcfSettings.loss_unit`."""
+        scores, squares = self.pair_scores(batch["vectors"], batch["ids"])
+        losses = _LOSSES[self.settings.loss](scores, batch)
+        if self.settings.regularisation:
+            lengths = squares + batch["vectors"].square().sum(1, keepdim=True)
+            losses = losses + self.settings.regularisation * (lengths * batch["is_pair"]).sum(1)
+        return losses / self.settings.loss_unit
+
+    def pair_scores(self, vectors: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores and squared lengths of the item vectors, each (num_shoppers, length), of some items for each."""
+        features, squares = [], []
+        for part, own in zip(self.typed_parts, vectors.split(self.widths, dim=1), strict=True):
+            feature, square = part(own, ids)
+            features.append(feature)
+            squares.append(square)
+        return self.output(torch.cat(features, dim=2)).squeeze(2), torch.stack(squares).sum(0)
+
+    @torch.no_grad()
+    def scores(self, histories: sparse.csr_matrix, vectors: Tensor | None = None) -> Tensor:
+        """(num_shoppers, num_items): higher is better; shoppers without a vector here are folded in."""
+        if vectors is None:
+            vectors = self.fold_in(histories)
+        widest = max(self.widths) * self.num_items
+        chunks = vectors.to(self.device, self.floating).split(max(1, _CHUNK_VALUES // max(widest, 1)))
+        return torch.cat([self._of_all_items(chunk) for chunk in chunks])
+
+    def fold_in(self, histories: sparse.csr_matrix, draws: Draws | None = None) -> Tensor:
+        """(num_shoppers, num_shopper_values): deviations that make each shopper's own loss small.
+
+        Adam from the mean shopper, with fresh negatives at each step and the shared parameters as they are.
+
+        Args:
+            histories: CSR, (num_shoppers, num_items); entries > 0 where bought.
+            draws: of these shoppers; None = what a history itself stands for, so that the same history is always the
+                same vector.
+        Guarantee: a row depends on the shared parameters, the shopper's own history and draws alone.
+        Source: Singhal et al. 2021, arXiv:2102.03448, Algorithm 1 (reconstruction), with Adam.
+        """
+        rows = max(1, _CHUNK_VALUES // (self.settings.fold_in_pairs * max(self.widths)))
+        found = []
+        for start in range(0, histories.shape[0], rows):
+            places = np.arange(start, min(start + rows, histories.shape[0]))
+            some = histories[places]
+            found.append(self._fold_in_some(some, own_draws(some, "fold-in") if draws is None else draws.take(places)))
+        empty = torch.zeros(0, self.num_shopper_values, dtype=self.floating, device=self.device)
+        return torch.cat([empty, *found])
+
+    def _fold_in_some(self, histories: sparse.csr_matrix, draws: Draws) -> Tensor:
+        settings = self.settings
+        shape = histories.shape[0], self.num_shopper_values
+        vectors = torch.zeros(shape, dtype=self.floating, device=self.device, requires_grad=True)
+        first, second = torch.zeros_like(vectors), torch.zeros_like(vectors)
+        for step in range(settings.fold_in_steps):
+            with torch.enable_grad():
+                batch = self._batch(histories, draws.of(f"fold-in {step}"), vectors, settings.fold_in_pairs)
+                (slope,) = torch.autograd.grad(self(batch).sum(), vectors)
+            rate = settings.fold_in_rate * (1 - step / settings.fold_in_steps)
+            with torch.no_grad():
+                first.lerp_(slope, 1 - _FADING[0])
+                second.lerp_(slope.square(), 1 - _FADING[1])
+                fair = first / (1 - _FADING[0] ** (step + 1)), second / (1 - _FADING[1] ** (step + 1))
+                vectors -= rate * fair[0] / (fair[1].sqrt() + 1e-8)
+        return vectors.detach()
+
+    @torch.no_grad()
+    def _start_output(self, generator: torch.Generator) -> None:
+        """As many weights above 0 as below, and the bias where a score of nothing known belongs.
+
+        Were all of one sign, or the first scores far off, the first steps would push every unit of a small tower below
+        0, and there no gradient reaches it again.
+        """
+        weight = self.output.weight
+        nn.init.uniform_(weight, 0, math.sqrt(3 / self.output.in_features), generator=generator)
+        weight[:, 1::2] *= -1
+        if self.settings.loss is PairLoss.BINARY:
+            self.output.bias.fill_(-math.log(self.settings.negatives))
+
+    def _batch(
+        self, histories: sparse.csr_matrix, draws: Draws | None, vectors: Tensor | None, max_pairs: int
+    ) -> Batch:
+        if vectors is None or vectors.shape != (histories.shape[0], self.num_shopper_values):
+            found = None if vectors is None else tuple(vectors.shape)
+            raise ConfigError(f"vectors of shape {found}: give {(histories.shape[0], self.num_shopper_values)}")
+        pairs = draw_pairs(
+            histories,
+            own_draws(histories, "pairs") if draws is None else draws,
+            negatives=self.settings.negatives,
+            max_pairs=max_pairs,
+            popularity=self.popularity,
+        )
+        is_positive, is_pair = pairs.is_positive, pairs.is_pair
+        batch = {
+            "vectors": vectors.to(self.device, self.floating),
+            "ids": torch.from_numpy(pairs.ids).to(self.device),
+            "is_positive": to_tensor(is_positive, self),
+            "is_pair": to_tensor(is_pair, self),
+        }
+        is_negative = is_pair & ~is_positive
+        if self.settings.loss is PairLoss.PAIRWISE:
+            place = np.arange(is_pair.shape[1]) - pairs.num_positives[:, None]
+            partner = np.where(is_negative, place % np.maximum(pairs.num_positives, 1)[:, None], 0)
+            batch["partner"] = torch.from_numpy(partner).to(self.device)
+        if self.settings.loss is PairLoss.SOFTMAX:
+            batch["stands_for"] = to_tensor(np.where(is_negative, self._stands_for(histories, pairs.ids), 0), self)
+            batch["stands_for"] -= to_tensor(np.log(np.maximum(pairs.num_negatives, 1))[:, None], self)
+        return batch
+
+    def _stands_for(self, histories: sparse.csr_matrix, ids: np.ndarray) -> np.ndarray:
+        """Log of how many open items one draw of an item stands for: 1 over its share of the draws."""
+        if self.popularity is None:
+            num_open = self.num_items - np.diff(histories.indptr)
+            return np.log(np.maximum(num_open, 1.0))[:, None]
+        bought = histories != 0
+        is_open_share = self.popularity.sum() - bought @ self.popularity
+        return np.log(np.maximum(is_open_share, 1e-300))[:, None] - np.log(self.popularity)[ids]
+
+    def _of_all_items(self, vectors: Tensor) -> Tensor:
+        split = zip(self.typed_parts, vectors.split(self.widths, dim=1), strict=True)
+        return self.output(torch.cat([part.of_all_items(own) for part, own in split], dim=2)).squeeze(2)
+
+
+class Gmf(Ncf):
+    """Generalised matrix factorisation: a weighted product of shopper and item vectors."""
+
+    def __init__(
+        self, num_items: int, settings: NcfSettings, *, init_seed: int = 0, popularity: np.ndarray | None = None
+    ) -> None:
+        super().__init__(num_items, settings, {"product": ProductPart}, init_seed=init_seed, popularity=popularity)
+
+
+class Mlp(Ncf):
+    """A tower over shopper and item vectors."""
+
+    def __init__(
+        self, num_items: int, settings: NcfSettings, *, init_seed: int = 0, popularity: np.ndarray | None = None
+    ) -> None:
+        super().__init__(num_items, settings, {"tower": TowerPart}, init_seed=init_seed, popularity=popularity)
+
+
+class NeuMf(Ncf):
+    """GMF and MLP with tables of their own, joined by one output layer."""
+
+    def __init__(
+        self, num_items: int, settings: NcfSettings, *, init_seed: int = 0, popularity: np.ndarray | None = None
+    ) -> None:
+        kinds: dict[str, type[ProductPart] | type[TowerPart]] = {"product": ProductPart, "tower": TowerPart}
+        super().__init__(num_items, settings, kinds, init_seed=init_seed, popularity=popularity)
+
+    @torch.no_grad()
+    def take_over(self, gmf: Gmf, mlp: Mlp, *, alpha: float = 0.5) -> None:
+        """Start from trained parts: their parameters, and their output layers weighted alpha and 1 - alpha.
+
+        The score becomes alpha times that of ``gmf`` plus 1 - alpha times that of ``mlp``; a shopper's vector is
+        theirs side by side.
+
+        Raises:
+            ConfigError: alpha is not within [0, 1].
+        Source: He et al. 2017, section 3.4.1, equation 13.
+        """
+        if not 0 <= alpha <= 1:
+            raise ConfigError(f"alpha = {alpha}: must lie in [0, 1]")
+        self.parts["product"].load_state_dict(gmf.parts["product"].state_dict())
+        self.parts["tower"].load_state_dict(mlp.parts["tower"].state_dict())
+        self.output.weight.copy_(torch.cat([alpha * gmf.output.weight, (1 - alpha) * mlp.output.weight], dim=1))
+        self.output.bias.copy_(alpha * gmf.output.bias + (1 - alpha) * mlp.output.bias)
+
+
+def with_mean(mean: nn.Linear, deviations: Tensor) -> Tensor:
+    """(num_shoppers, width): shopper vectors; the mean is a layer over a 1, so that it is clipped like any other."""
+    return mean(torch.ones_like(deviations[:, :1])) + deviations
+
+
+def linear(wide: int, narrow: int, *, has_bias: bool = True) -> nn.Linear:
+    """A layer whose weight is yet to be drawn (never from the global generator), its bias 0."""
+    layer = skip_init(nn.Linear, wide, narrow, bias=has_bias)
+    if has_bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def embedding(rows: int, width: int) -> nn.Embedding:
+    """A table that is yet to be drawn."""
+    return skip_init(nn.Embedding, rows, width)
+
+
+def _binary(scores: Tensor, batch: Batch) -> Tensor:
+    """-log sigmoid(score) of hers, -log sigmoid(-score) of others."""
+    return ((softplus(scores) - scores * batch["is_positive"]) * batch["is_pair"]).sum(1)
+
+
+def _pairwise(scores: Tensor, batch: Batch) -> Tensor:
+    """-log sigmoid(her item's score - the other's)."""
+    is_negative = batch["is_pair"] - batch["is_positive"]
+    return (softplus(scores - scores.gather(1, batch["partner"])) * is_negative).sum(1)
+
+
+def _softmax(scores: Tensor, batch: Batch) -> Tensor:
+    """-log of her item's share of exp(score) among itself and all others, as estimated from those drawn."""
+    is_negative = batch["is_pair"] > batch["is_positive"]
+    others = (scores + batch["stands_for"]).masked_fill(~is_negative, _FAR_BELOW).logsumexp(1, keepdim=True)
+    return (softplus(others - scores) * batch["is_positive"]).sum(1)
+
+
+_LOSSES = {PairLoss.BINARY: _binary, PairLoss.PAIRWISE: _pairwise, PairLoss.SOFTMAX: _softmax}
