@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 import typer
@@ -13,7 +17,7 @@ from fedrec.cli.data import data_app
 from fedrec.cli.models import models
 from fedrec.cli.recommend import recommend
 from fedrec.cli.report import report_app
-from fedrec.cli.simulate import simulate
+from fedrec.cli.simulate import InterruptedRunError, simulate
 from fedrec.errors import FedrecError
 
 app = typer.Typer(
@@ -62,7 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
     if os.getcwd() not in sys.path:  # --model package.module:Class may lie where the command is given
         sys.path.append(os.getcwd())
     try:
-        result = app(args=arguments, prog_name="fedrec", standalone_mode=False)
+        with _no_lost_interrupt():
+            result = app(args=arguments, prog_name="fedrec", standalone_mode=False)
     except FedrecError as error:
         return _refuse(" ".join(str(error).split()))
     except click.exceptions.NoArgsIsHelpError as error:
@@ -70,13 +75,39 @@ def main(arguments: list[str] | None = None) -> int:
         return REFUSED
     except click.ClickException as error:
         return _refuse(" ".join(error.format_message().split()))
+    except InterruptedRunError as stopped:
+        return _interrupted(str(stopped))
     except (click.Abort, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted("interrupted")
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    if result == INTERRUPTED:  # typer's word for a Ctrl-C that it caught, about which nobody was told
+        return _interrupted("interrupted")
     return result if isinstance(result, int) else 0
+
+
+@contextmanager
+def _no_lost_interrupt() -> Iterator[None]:
+    """Repeat a Ctrl-C that Python drops with a traceback, since it fell into a callback that cannot raise."""
+    before = sys.unraisablehook
+
+    def hook(dropped: sys.UnraisableHookArgs) -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            threading.Timer(0.01, _thread.interrupt_main).start()
+        else:
+            before(dropped)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def _interrupted(message: str) -> int:
+    print(message, file=sys.stderr)
+    return INTERRUPTED
 
 
 def _refuse(message: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -266,22 +265,27 @@ def choose_out(settings: SimulationSettings, out: Path | None, *, resume: bool) 
 
 
 def _run(settings: SimulationSettings, out: Path, *, resume: bool) -> None:
-    from rich.console import Console
-
-    from fedrec.cli.progress import progress_on
-    from fedrec.cli.tables import print_comparison
-    from fedrec.simulation import simulate as run
-
     try:
+        from rich.console import Console
+
+        from fedrec.cli.progress import progress_on
+        from fedrec.cli.tables import print_comparison
+        from fedrec.simulation import simulate as run
+
         with progress_on(Console(stderr=True)) as progress:
             done = run(settings, out=out, resume=resume, progress=progress)
     except KeyboardInterrupt:
-        print(_how_to_resume(out), file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise InterruptedRunError(_how_to_resume(out)) from None
     print_comparison(done.run_dir, json.loads(done.record.to_json()), Console())
 
 
+class InterruptedRunError(Exception):
+    """Ctrl-C in a run; the message says how to go on."""
+
+
 def _how_to_resume(out: Path) -> str:
-    if not out.is_dir():
+    if not (out / "scenario.json").is_file():
         return "interrupted: nothing was written yet"
+    if (out / "run.json").is_file():
+        return f"interrupted: the run in {out} is finished"
     return f"interrupted: finished rounds are in {out}; go on with the same command and --out {out} --resume"

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 
 import fedrec as package
+from fedrec.cli import _no_lost_interrupt
 
 
 def test_the_version_is_the_package_s(fedrec: Callable[..., Any]) -> None:
@@ -101,3 +104,22 @@ def test_a_model_of_ones_own_is_found_in_the_folder_where_the_command_is_given(
     said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stderr
     assert (tmp_path / "run" / "run.json").is_file()
+
+
+def test_a_ctrl_c_that_falls_into_a_callback_is_not_lost() -> None:
+    class Thing:
+        pass
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    def run() -> None:
+        thing = Thing()
+        reference = weakref.ref(thing, interrupted)
+        with _no_lost_interrupt():
+            del thing
+            time.sleep(5)
+        raise AssertionError(f"{reference} went and nobody was told")
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
