@@ -1,0 +1,345 @@
+"""Norms and weighted sums of per-shopper gradients, layer by layer, without one gradient per shopper.
+
+A layer's part of a shopper's gradient follows from what went into the layer (``inputs``) and the derivative of her loss
+by what came out (``gradient``). A rule turns the two, for some shoppers at once, into the squared norm of every
+shopper's part and into sums of the parts with any weights. `RULES` has the layers that can be used; another layer gets
+an entry of its own.
+
+Where a squared norm is a sum of products that may cancel, a bound on its rounding error is added: no norm comes out
+smaller than it is, so that nobody is clipped too little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedrec.errors import NoPrivateVariant
+
+
+class TiedAutoencoder(nn.Module):
+    """A linear layer and its transpose: encode h = x W, decode s = z W^T + b, with the same W.
+
+    Attributes:
+        weight: W, (num_items, size).
+        bias: b, (num_items,).
+    """
+
+    def __init__(self, num_items: int, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(num_items, size)))
+        self.bias = nn.Parameter(torch.zeros(num_items))
+
+    def encode(self, rows: Tensor) -> Tensor:
+        """(num_rows, size) from rows (num_rows, num_items)."""
+        return rows @ self.weight
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """(num_rows, num_items) from codes (num_rows, size)."""
+        return functional.linear(codes, self.weight, self.bias)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Decode what was encoded."""
+        return self.decode(self.encode(rows))
+
+
+@dataclass(frozen=True)
+class Call:
+    """One use of a layer, by shopper: the first axis of both tensors.
+
+    Attributes:
+        inputs: what went in: floating (num_shoppers, ..., size_in), or whole numbers (num_shoppers, ...).
+        gradient: (num_shoppers, ..., size_out): derivative of each shopper's loss by what came out.
+    """
+
+    inputs: Tensor
+    gradient: Tensor
+
+
+Calls = Mapping[str, Sequence[Call]]
+"""A layer's calls by the name of the method; each of the rule's methods is there."""
+
+
+class LayerGradients(Protocol):
+    """One layer's part of some shoppers' gradients.
+
+    Attributes:
+        squares: float64, (num_shoppers,): squared L2 norm of each shopper's part.
+    """
+
+    squares: Tensor
+
+    def add(self, weights: Tensor, totals: Mapping[str, Tensor]) -> None:
+        """Add the sum over shoppers of weight times gradient to ``totals``, in place.
+
+        Args:
+            weights: float64, (num_shoppers,); a weight of 0 leaves a shopper out even if her gradient is not finite.
+            totals: by the name of the layer's parameter, in its shape.
+        """
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one class of layers is done.
+
+    Attributes:
+        parameters: names of all parameters a layer of the class may have.
+        gradients: norms and sums from the layer and its calls.
+        methods: what reads the parameters, each from one tensor to one tensor.
+        refusal: why a layer with these settings cannot be used; empty if it can.
+    """
+
+    parameters: frozenset[str]
+    gradients: Callable[[nn.Module, Calls], LayerGradients]
+    methods: tuple[str, ...] = ("forward",)
+    refusal: Callable[[nn.Module], str] = lambda layer: ""
+
+
+class OuterProducts:
+    """Each shopper's gradient is one outer product, g a^T, with bias gradient g."""
+
+    def __init__(self, call: Call, has_bias: bool) -> None:
+        self._call = call
+        self.squares = (_squares(call.inputs) + has_bias) * _squares(call.gradient)
+
+    def add(self, weights: Tensor, totals: Mapping[str, Tensor]) -> None:
+        weights, inputs, gradient = _kept(weights, self._call.inputs, self._call.gradient)
+        weighted = gradient * weights.to(gradient.dtype)[:, None]
+        _add_product(totals["weight"], weighted, inputs)
+        if "bias" in totals:
+            totals["bias"] += weighted.sum(0)
+
+
+class SumsOfOuterProducts:
+    """Each shopper's gradient is a sum of few outer products, too large to write out: norms from inner products."""
+
+    def __init__(self, call: Call, has_bias: bool) -> None:
+        inputs, gradient = (
+            call.inputs,
+            call.gradient,
+        )  # (num_shoppers, length, size_in), (num_shoppers, length, size_out)
+        self._call = call
+        by_inputs, by_gradient = inputs @ inputs.mT, gradient @ gradient.mT  # (num_shoppers, length, length)
+        lengths = inputs.double().norm(dim=2) * gradient.double().norm(dim=2)
+        products = (by_inputs.double() * by_gradient.double()).sum((1, 2))
+        terms = inputs.shape[2] + gradient.shape[2] + inputs.shape[1] ** 2
+        self.squares = _upper(products, lengths.sum(1), terms, inputs.dtype)
+        if has_bias:
+            self.squares = self.squares + _squares(gradient.sum(1))
+
+    def add(self, weights: Tensor, totals: Mapping[str, Tensor]) -> None:
+        weights, inputs, gradient = _kept(weights, self._call.inputs, self._call.gradient)
+        weighted = (gradient * weights.to(gradient.dtype)[:, None, None]).flatten(0, 1)
+        _add_product(totals["weight"], weighted, inputs.flatten(0, 1))
+        if "bias" in totals:
+            totals["bias"] += weighted.sum(0)
+
+
+class WrittenOut:
+    """Every shopper's gradient as such, where that is small."""
+
+    def __init__(self, gradients: Mapping[str, Tensor]) -> None:
+        """Args:
+        gradients: by the parameter's name, (num_shoppers, *its shape).
+        """
+        self._gradients = gradients
+        self.squares = torch.stack([_squares(gradient) for gradient in gradients.values()]).sum(0)
+
+    def add(self, weights: Tensor, totals: Mapping[str, Tensor]) -> None:
+        for name, gradient in self._gradients.items():
+            kept_weights, kept = _kept(weights, gradient)
+            totals[name] += (kept_weights.to(kept.dtype) @ kept.flatten(1)).view_as(totals[name])
+
+
+class Lookups:
+    """Rows of a table that shoppers looked up: a shopper who looks one up twice has the sum of both as its gradient."""
+
+    def __init__(self, ids: Tensor, gradient: Tensor, num_rows: int) -> None:
+        """Args:
+        ids: int, (num_shoppers, length).
+        gradient: (num_shoppers, length, size).
+        num_rows: of the table.
+        """
+        num_shoppers, length = ids.shape
+        squares = torch.linalg.vector_norm(gradient, dim=2).double().square()  # (num_shoppers, length)
+        self._shoppers = torch.arange(num_shoppers, device=ids.device).repeat_interleave(length)
+        self._ids, self._values = ids.reshape(-1), gradient.reshape(num_shoppers * length, -1)
+        # Places without a gradient get keys of their own: padding never collides.
+        own_keys = num_rows + torch.arange(length, device=ids.device)
+        keys, order = torch.where(squares == 0, own_keys, ids).sort(dim=1)
+        is_first = torch.ones_like(keys, dtype=torch.bool)
+        is_first[:, 1:] = keys[:, 1:] != keys[:, :-1]
+        if not is_first.all():
+            squares = self._merge(order, is_first, num_shoppers)
+        self.squares = squares.sum(1) if squares.dim() == 2 else squares
+
+    def _merge(self, order: Tensor, is_first: Tensor, num_shoppers: int) -> Tensor:
+        """Make one value of all that a shopper has at one id; return the squared norms, (num_shoppers,)."""
+        places = (order + order.shape[1] * torch.arange(num_shoppers, device=order.device)[:, None]).reshape(-1)
+        firsts = is_first.reshape(-1)
+        groups = firsts.cumsum(0) - 1
+        merged = self._values.new_zeros(int(groups[-1]) + 1, self._values.shape[1])
+        merged.index_add_(0, groups, self._values[places])
+        self._values, self._ids, self._shoppers = (
+            merged,
+            self._ids[places][firsts],
+            self._shoppers[places][firsts],
+        )
+        squares = torch.zeros(num_shoppers, dtype=torch.float64, device=order.device)
+        return squares.index_add_(0, self._shoppers, _squares(merged))
+
+    def add(self, weights: Tensor, totals: Mapping[str, Tensor]) -> None:
+        weights, ids, values = _kept(weights[self._shoppers], self._ids, self._values)
+        total = totals["weight"]
+        weighted = values * weights.to(values.dtype)[:, None]
+        total.index_add_(0, ids, weighted.to(total.dtype))
+
+
+class TiedProducts:
+    """Gradients x p^T + g z^T of a `TiedAutoencoder`'s weight, and g of its bias."""
+
+    def __init__(self, encode: Call, decode: Call) -> None:
+        self._encode, self._decode = encode, decode
+        rows, p, codes, g = (
+            tensor.double() for tensor in (encode.inputs, encode.gradient, decode.inputs, decode.gradient)
+        )
+        first, second = _squares(rows) * _squares(p), _squares(codes) * _squares(g)
+        cross = 2 * (rows * g).sum(1) * (p * codes).sum(1)
+        reach, num_terms = first.sqrt() + second.sqrt(), rows.shape[1] + p.shape[1]
+        self.squares = _upper(first + second + cross, reach, num_terms, torch.float64) + _squares(g)
+
+    def add(self, weights: Tensor, totals: Mapping[str, Tensor]) -> None:
+        kept, rows, p, codes, g = _kept(
+            weights, self._encode.inputs, self._encode.gradient, self._decode.inputs, self._decode.gradient
+        )
+        factors = kept.to(g.dtype)[:, None]
+        weighted = g * factors
+        _add_product(totals["weight"], rows, p * factors)
+        _add_product(totals["weight"], weighted, codes)
+        totals["bias"] += weighted.sum(0)
+
+
+def linear(layer: nn.Module, calls: Calls) -> LayerGradients:
+    """nn.Linear on (num_shoppers, ..., size_in)."""
+    call = _joined(calls["forward"])
+    has_bias = layer.bias is not None
+    if call.inputs.shape[1] == 1:
+        return OuterProducts(Call(call.inputs[:, 0], call.gradient[:, 0]), has_bias)
+    length, size_in, size_out = call.inputs.shape[1], call.inputs.shape[2], call.gradient.shape[2]
+    if length * (size_in + size_out) < size_in * size_out:
+        return SumsOfOuterProducts(call, has_bias)
+    written = {"weight": call.gradient.mT @ call.inputs}  # (num_shoppers, size_out, size_in)
+    if has_bias:
+        written["bias"] = call.gradient.sum(1)
+    return WrittenOut(written)
+
+
+def embedding(layer: nn.Module, calls: Calls) -> LayerGradients:
+    """nn.Embedding on ids (num_shoppers, ...); the row at padding_idx has no gradient, as in torch."""
+    assert isinstance(layer, nn.Embedding)
+    ids = torch.cat([call.inputs.reshape(len(call.inputs), -1) for call in calls["forward"]], dim=1)
+    gradient = torch.cat(
+        [call.gradient.reshape(len(call.inputs), -1, layer.embedding_dim) for call in calls["forward"]], dim=1
+    )
+    if layer.padding_idx is not None:
+        gradient = gradient.masked_fill((ids == layer.padding_idx)[:, :, None], 0)
+    return Lookups(ids, gradient, layer.num_embeddings)
+
+
+def layer_norm(layer: nn.Module, calls: Calls) -> LayerGradients:
+    """nn.LayerNorm with weight, with or without bias."""
+    assert isinstance(layer, nn.LayerNorm)
+    written: dict[str, Tensor] = {}
+    for call in calls["forward"]:
+        normalised = functional.layer_norm(call.inputs, layer.normalized_shape, eps=layer.eps)
+        for name, gradient in (("weight", normalised * call.gradient), ("bias", call.gradient)):
+            if getattr(layer, name) is not None:
+                by_place = gradient.reshape(len(gradient), -1, *layer.normalized_shape)
+                written[name] = written[name] + by_place.sum(1) if name in written else by_place.sum(1)
+    return WrittenOut(written)
+
+
+def tied(layer: nn.Module, calls: Calls) -> LayerGradients:
+    """`TiedAutoencoder`, each half used once at most, on (num_shoppers, size)."""
+    assert isinstance(layer, TiedAutoencoder)
+    some = calls["encode"] or calls["decode"]
+    num_items, size = layer.weight.shape
+
+    def only(method: str, size_in: int, size_out: int) -> Call:
+        if not calls[method]:
+            like = some[0].gradient
+            return Call(like.new_zeros(len(like), size_in), like.new_zeros(len(like), size_out))
+        call = calls[method][0]
+        if len(calls[method]) > 1 or call.inputs.dim() != 2:
+            raise NoPrivateVariant(
+                f"TiedAutoencoder.{method} takes one vector a shopper, once: (num_shoppers, {size_in})"
+            )
+        return call
+
+    return TiedProducts(only("encode", num_items, size), only("decode", size, num_items))
+
+
+def _refuse_embedding(layer: nn.Module) -> str:
+    if layer.max_norm is not None:
+        return "max_norm changes rows when they are looked up"
+    return "scale_grad_by_freq divides by counts over all shoppers" if layer.scale_grad_by_freq else ""
+
+
+_AFFINE = frozenset({"weight", "bias"})
+
+RULES: dict[type[nn.Module], Rule] = {
+    nn.Linear: Rule(_AFFINE, linear),
+    nn.Embedding: Rule(frozenset({"weight"}), embedding, refusal=_refuse_embedding),
+    nn.LayerNorm: Rule(_AFFINE, layer_norm),
+    TiedAutoencoder: Rule(_AFFINE, tied, methods=("encode", "decode")),
+}
+"""By a layer's exact class: a subclass may compute something else."""
+
+
+def _joined(calls: Sequence[Call]) -> Call:
+    """One call of (num_shoppers, length, size) tensors that stands for all."""
+    shaped = [
+        Call(*(tensor.reshape(len(tensor), -1, tensor.shape[-1]) for tensor in (call.inputs, call.gradient)))
+        for call in calls
+    ]
+    if len(shaped) == 1:
+        return shaped[0]
+    return Call(torch.cat([call.inputs for call in shaped], 1), torch.cat([call.gradient for call in shaped], 1))
+
+
+def _squares(values: Tensor) -> Tensor:
+    """float64, (num_shoppers,): squared L2 norm of each one's values."""
+    return torch.linalg.vector_norm(values.flatten(1), dim=1).double().square()
+
+
+def _upper(squares: Tensor, reach: Tensor, num_terms: int, dtype: torch.dtype) -> Tensor:
+    """Squared norms plus a bound on their rounding error.
+
+    Args:
+        squares: float64, (num_shoppers,): sums of products that may cancel.
+        reach: float64, (num_shoppers,): sum of the norms of the addends of each gradient.
+        num_terms: length of the longest chain of additions.
+        dtype: in which the products were computed.
+    """
+    return squares.clamp(min=0) + num_terms * torch.finfo(dtype).eps * reach.square()
+
+
+def _kept(weights: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The rows whose weight is not 0: zero times infinity would be NaN."""
+    is_kept = weights != 0
+    if is_kept.all():
+        return (weights, *tensors)
+    return (weights[is_kept], *(tensor[is_kept] for tensor in tensors))
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left^T right."""
+    if total.dtype == left.dtype:
+        total.addmm_(left.T, right)
+    else:
+        total += left.T @ right

@@ -1,0 +1,76 @@
+"""Whether a network keeps shoppers apart, found by trying: for the tests of every network trained in private."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fedrec.errors import NoPrivateVariant
+from fedrec.training.dp_sgd import clipped_sum, layers_of
+from fedrec.training.network import Batch, Network
+
+
+def check_network(network: Network, batch: Batch, *, engine: str = "closed-form", tolerance: float = 1e-8) -> None:
+    """Try what `fedrec.training.dp_sgd` takes for granted.
+
+    Args:
+        network: float64.
+        batch: of at least three shoppers with different histories.
+        engine: of `fedrec.training.dp_sgd.ENGINES`.
+        tolerance: of comparisons, relative to the largest value.
+    Raises:
+        NoPrivateVariant: a layer that cannot be used; losses that are drawn anew at every call or move when another
+            shopper is replaced or left out; per-shopper gradients that are not autograd's.
+    """
+    layers_of(network)
+    num_shoppers = len(next(iter(batch.values())))
+    if num_shoppers < 3 or network.floating != torch.float64:
+        raise ValueError("check_network needs at least 3 shoppers and a float64 network")
+    _check_losses(network, batch, num_shoppers, tolerance)
+    _check_gradients(network, batch, num_shoppers, engine, tolerance)
+
+
+def _check_losses(network: Network, batch: Batch, num_shoppers: int, tolerance: float) -> None:
+    with torch.no_grad():
+        state = torch.get_rng_state()
+        losses = network(batch)
+        if not torch.equal(state, torch.get_rng_state()) or not torch.equal(losses, network(batch)):
+            raise NoPrivateVariant(
+                "the loss draws random numbers: draw them in Network.batch, from the shopper's draws"
+            )
+        for other in range(num_shoppers):
+            left = [row for row in range(num_shoppers) if row != other]
+            replaced = torch.tensor([left[0] if row == other else row for row in range(num_shoppers)])
+            for rows in (torch.tensor(left), replaced):
+                changed = network({name: values[rows.to(values.device)] for name, values in batch.items()})
+                if not _are_close(changed, losses[rows.to(losses.device)], tolerance):
+                    raise NoPrivateVariant("a shopper's loss moves when another one is left out or replaced")
+
+
+def _check_gradients(network: Network, batch: Batch, num_shoppers: int, engine: str, tolerance: float) -> None:
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    losses = network(batch)
+    for rows in [[row] for row in range(num_shoppers)] + [list(range(num_shoppers))]:
+        weights = torch.zeros(num_shoppers, dtype=torch.float64, device=losses.device)
+        weights[rows] = 1
+        totals, norms = clipped_sum(network, batch, partial(_always, weights), engine=engine)
+        expected = torch.autograd.grad(losses[rows].sum(), parameters, retain_graph=True, allow_unused=True)
+        for name, values, gradient in zip(names, parameters, expected, strict=True):
+            truth = torch.zeros_like(values) if gradient is None else gradient
+            if not _are_close(totals[name], truth, tolerance):
+                raise NoPrivateVariant(f"gradients of {name} are not autograd's: is the first axis always the shopper?")
+        if len(rows) == 1:
+            truth = torch.stack([gradient.norm() for gradient in expected if gradient is not None]).norm()
+            if not _are_close(norms[rows[0]], truth.double(), tolerance):
+                raise NoPrivateVariant("norms of gradients are not autograd's")
+
+
+def _always(weights: Tensor, norms: Tensor) -> Tensor:
+    return weights
+
+
+def _are_close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    scale = float(expected.abs().max()) if expected.numel() else 1.0
+    return bool((found - expected).abs().le(tolerance * max(scale, 1e-9)).all())
