@@ -157,7 +157,7 @@ def test_single_uploads_are_uniform_whatever_the_data(federation, is_private):
         some = secured(replace(private(some), model=Popularity()) if is_private else some)
         for data in uploads(some):
             counts = np.bincount(np.frombuffer(data, np.uint8), minlength=256)
-            assert stats.chisquare(counts).pvalue > 1e-6
+            assert stats.chisquare(counts).pvalue > 1e-9  # 20 uploads in all: a false alarm once in 5 x 10^7 runs
 
 
 def test_without_secure_aggregation_the_coordinator_reads_a_shops_sum(federation):

@@ -44,10 +44,12 @@ def run(book: Ledger, outbox: Path, run_id: str) -> None:
     book.finish(run_id)
 
 
-def all_runs(database: str, outbox: Path, name: str) -> None:
-    """Run after run, beginning with the one that a dead process left."""
+def all_runs(database: str, outbox: Path, name: str, *, num_lines: int = 0) -> None:
+    """Run after run, beginning with the one that a dead process left; so many lines after the look back, it dies."""
     book = Ledger.open(database, "north")
     finished = {run_id for run_id, found in book.verify().runs.items() if found.is_finished}
+    if num_lines:
+        die_after(num_lines)
     for number in range(10_000):
         if f"{name}-{number}" not in finished:
             run(book, outbox, f"{name}-{number}")
@@ -69,11 +71,14 @@ def die_after(num_lines: int) -> None:
 
 
 def race(database: str, outbox: Path, name: str) -> None:
-    """Runs of one round each, until the budget is gone."""
+    """Runs of one round each, until the budget is gone; after the first it waits for the others' first."""
     book = Ledger.open(database, "north")
     print("ready", flush=True)
     sys.stdin.readline()
     for number in range(100):
+        if number == 1:
+            print("started", flush=True)
+            sys.stdin.readline()
         try:
             book.reserve(f"{name}-{number}", SPEC, (RELEASE,))
             book.charge(f"{name}-{number}", 0, b"p" * 32, RELEASE, b"x")
@@ -92,9 +97,7 @@ def serve(database: str, outbox: Path, name: str) -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         if (child := os.fork()) == 0:
-            if int(line):
-                die_after(int(line))
-            all_runs(database, outbox, name)
+            all_runs(database, outbox, name, num_lines=int(line))
             os._exit(0)
         print(child, flush=True)
         os.waitpid(child, 0)

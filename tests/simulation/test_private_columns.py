@@ -176,9 +176,12 @@ def test_a_shop_opened_from_the_run_directory_serves_the_private_model(run):
 
 
 def test_a_large_epsilon_comes_near_the_model_without_privacy(tmp_path):
-    """Noise of almost nothing: what is left between the columns is that rules, not a search, choose settings."""
+    """Noise of almost nothing: what is left between the columns is that rules, not a search, choose settings.
+
+    A draw's ratio lies around 1.02 with a standard deviation of 0.09; the mean of eight is 8 of its own above 0.75.
+    """
     settings = with_changes(
-        privacy={"epsilon": 20, "noise_draws": 1, "mode": "local"},
+        privacy={"epsilon": 20, "noise_draws": 8, "mode": "local"},
         evaluation={"columns": ["popularity", "federated", "federated_dp"]},
     )
     scores = fedrec.simulate(settings, out=tmp_path / "huge").record.scores
