@@ -73,12 +73,9 @@ def test_engines_agree_to_five_digits_in_float32(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("engine", ["closed-form", "opacus"])
-def test_networks_for_the_tests_pass_the_check(engine: str, name: str) -> None:
-    if engine == "opacus" and name in REFUSED_BY_OPACUS:
-        pytest.skip("refused, see test_dp_sgd_refusals")
+def test_networks_for_the_tests_pass_the_check(name: str) -> None:
     network = build(name)
-    check_network(network, network.batch(*shoppers(6)), engine=engine)
+    check_network(network, network.batch(*shoppers(6)))
 
 
 @settings(max_examples=40, deadline=None)
