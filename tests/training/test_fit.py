@@ -283,11 +283,13 @@ def test_private_vectors_move_by_adam_on_each_ones_own_loss() -> None:
 def test_private_vectors_start_folded_in_and_train_beside_the_network() -> None:
     network = Factors()
     folded = network.fold_in(HISTORIES)
-    before = float(network(network.batch(HISTORIES, None, folded)).sum())
+    before = network(network.batch(HISTORIES, None, folded)).sum().item()
     outcome = fit(network, HISTORIES, DRAWS, FitSettings(learning_rate=0.05, batch_shoppers=6), epochs=40)
     assert outcome.vectors is not None
-    assert float(network(network.batch(HISTORIES, None, outcome.vectors)).sum()) < before / 4
-    assert torch.equal(fit(Factors(), HISTORIES, DRAWS, SGD, epochs=0).vectors, folded)
+    assert network(network.batch(HISTORIES, None, outcome.vectors)).sum().item() < before / 4
+    untrained = fit(Factors(), HISTORIES, DRAWS, SGD, epochs=0).vectors
+    assert untrained is not None
+    assert torch.equal(untrained, folded)
 
 
 def test_phases_take_turns_and_move_their_own_parameters_only() -> None:
