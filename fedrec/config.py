@@ -23,6 +23,7 @@ from fedrec.data.sources import DataSettings
 from fedrec.data.split import SplitKind
 from fedrec.errors import ConfigError
 from fedrec.privacy.settings import PrivacySettings
+from fedrec.privacy.spec import Mode
 from fedrec.shop.personalise import PersonalisationSettings
 
 ColumnName = Literal[
@@ -149,16 +150,16 @@ class FederationSection(_Section):
     Attributes:
         engine: ``local`` (in this process, or worker processes) or ``ray`` (Flower's simulation engine, an extra).
         workers: worker processes; 0 = in this process.
-        min_shops: a round with fewer answers fails.
-        secure: secure aggregation, so that the coordinator sees sums over shops alone; None = where an epsilon is
-            given and shops share the noise.
+        min_shops: a round with fewer answers fails; None = 1, and four of five under secure aggregation.
+        secure: secure aggregation of every round, so that the coordinator sees sums over shops alone; None = where an
+            epsilon is given and shops share the noise.
         reveal_coordinator_view: keep everything that the coordinator received, beside the run's results.
         faults: seeded failures.
     """
 
     engine: Literal["local", "ray"] = "local"
     workers: Annotated[int, Field(ge=0, le=256)] = 0
-    min_shops: Annotated[int, Field(ge=1)] = 1
+    min_shops: Annotated[int, Field(ge=1)] | None = None
     secure: bool | None = None
     reveal_coordinator_view: bool = False
     faults: FaultsSection = FaultsSection()
@@ -224,6 +225,13 @@ class SimulationSettings(_Section):
                 f"{', '.join(PRIVATE_COLUMNS)}"
             )
         return self
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether the rounds run under secure aggregation: as asked, else where shops share a promise's noise."""
+        if self.federation.secure is None:
+            return bool(self.privacy.epsilons) and self.privacy.mode is Mode.DISTRIBUTED
+        return self.federation.secure
 
     def data_settings(self) -> DataSettings:
         """What to read, for `fedrec.data.sources.load`."""

@@ -24,7 +24,7 @@ def prepare_shops(scenario: Path, run_dir: Path) -> None:
         world.public,
         Terms(
             roster=tuple(shop.name for shop in world.shops),
-            min_shops=settings.federation.min_shops,
+            min_shops=settings.federation.min_shops or 1,
             run_id=f"{settings.name}-{settings.seed}",
         ),
         [shop.shared(training_rows(shop, Stage.FINAL), world.public.num_items) for shop in world.shops],

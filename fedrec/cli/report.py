@@ -159,6 +159,8 @@ def plan(
         min_shops=min_shops,
         colluders=colluders,
         max_shops_per_person=accounts,
+        public_shoppers=shoppers,
+        max_shoppers=shoppers,
     )
     question = Question(settings, rounds, shoppers, shops, items)
     console = Console()

@@ -15,6 +15,10 @@ from fedrec.errors import BadAssumption, BadDelta, BadEpsilon, NoColluders, TooF
 UNIT = "one shopper (one account) with all her events in one shop, added or removed"
 """The unit of privacy, for every report."""
 
+MOST_EPSILON = 50.0
+"""The largest epsilon that is taken. From about 20 on whoever looks is right nearly always; from about 40 on noise as
+it is drawn is too far from a Gaussian; and the less noise there is, the longer the accountant computes."""
+
 
 class Mode(StrEnum):
     """Whose noise protects a shop's sum."""
@@ -28,7 +32,7 @@ class PrivacySpec:
     """The promise of one run.
 
     Attributes:
-        epsilon: > 0.
+        epsilon: > 0, at most `MOST_EPSILON`.
         delta: in (0, 1 / (10 x public_shoppers)].
         mode: ``local``: every shop adds the full noise; ``distributed``: each adds a share that suffices once the
             honest shops' shares are summed under masks.
@@ -53,8 +57,7 @@ class PrivacySpec:
     is_benchmark: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.epsilon < math.inf:
-            raise BadEpsilon(f"epsilon = {self.epsilon}: give a number above 0")
+        check_epsilon(self.epsilon, "epsilon")
         if not 1 <= self.public_shoppers <= self.max_shoppers:
             raise BadAssumption(
                 f"public_shoppers = {self.public_shoppers}, max_shoppers = {self.max_shoppers}: declare the "
@@ -91,6 +94,23 @@ class PrivacySpec:
     def noise_divisor(self) -> float:
         """A shop's noise is sigma x C over this: 1 in ``local``, sqrt(n_min - t) in ``distributed``."""
         return 1.0 if self.mode is Mode.LOCAL else math.sqrt(self.min_shops - self.colluders)
+
+
+def check_epsilon(epsilon: float, key: str) -> None:
+    """Refuse what is no epsilon.
+
+    Args:
+        key: how whoever gave it calls it.
+    Raises:
+        BadEpsilon: it is not above 0, or so large that it promises nothing.
+    """
+    if not 0 < epsilon < math.inf:
+        raise BadEpsilon(f"{key} = {epsilon}: give a number above 0")
+    if not epsilon <= MOST_EPSILON:
+        raise BadEpsilon(
+            f"{key} = {epsilon:g}: give at most {MOST_EPSILON:g}, for above it nothing is promised; leave it out for a "
+            "run without privacy"
+        )
 
 
 def one_significant_digit(count: int) -> int:

@@ -17,7 +17,7 @@ from fedrec.errors import BadAssumption, PrivacyError
 from fedrec.models.private_rules import popularity_share
 from fedrec.privacy.mechanisms import ReleaseRequest, Schedule, calibrate, residual_delta, sum_noise_sd
 from fedrec.privacy.settings import PrivacySettings
-from fedrec.privacy.spec import Mode, PrivacySpec
+from fedrec.privacy.spec import MOST_EPSILON, Mode, PrivacySpec
 from fedrec.reports.privacy_figures import ACCOUNTS, epsilon_of_person, odds
 
 RELEASED_ITEMS = 300
@@ -234,8 +234,9 @@ def _others(question: Question) -> Iterable[tuple[str, Question]]:
     changed = _other_mode(question, other)
     if changed is not None:
         yield f"mode {other}", changed
-    double = dataclasses.replace(settings, epsilon=2 * settings.epsilons[0])
-    yield f"ε {2 * settings.epsilons[0]:g}", dataclasses.replace(question, settings=double)
+    if (more := 2 * settings.epsilons[0]) <= MOST_EPSILON:
+        double = dataclasses.replace(settings, epsilon=more)
+        yield f"ε {more:g}", dataclasses.replace(question, settings=double)
 
 
 def _with_shoppers(question: Question, shoppers: int) -> Question:

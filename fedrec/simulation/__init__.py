@@ -29,9 +29,9 @@ from fedrec.shop.personalise import Choice
 from fedrec.simulation import outputs
 from fedrec.simulation.columns import Chosen, Search
 from fedrec.simulation.comparison import Lists, main_column, rank_columns
-from fedrec.simulation.private_columns import PrivateColumns, private_columns
+from fedrec.simulation.private_columns import PrivateColumns, check_promises, private_columns
 from fedrec.simulation.progress import Progress, quiet
-from fedrec.simulation.rounds import federate
+from fedrec.simulation.rounds import federate, least_answers
 from fedrec.simulation.world import World, prepare
 
 __all__ = ["Run", "simulate"]
@@ -92,7 +92,8 @@ def simulate(
         progress: told about phases and steps; None = nobody.
 
     Raises:
-        ConfigError, DataError: a setting or the data cannot be used; nothing was overwritten.
+        ConfigError, DataError, PrivacyError: a setting or the data cannot be used, or a promise not be made;
+            nothing was written.
         TooFewShops: a round had fewer shops than ``min_shops``; finished rounds stay for ``resume``.
     """
     settings, progress = _checked(settings), progress or quiet
@@ -104,9 +105,12 @@ def simulate(
     with clock.part("load and split"):
         progress.phase("load and split", None)
         world = prepare(settings)
-        if settings.federation.min_shops > len(world.shops):
-            raise ConfigError(f"min_shops = {settings.federation.min_shops}, but there are {len(world.shops)} shops")
-        outputs.write_world(run_dir, settings, world)
+    if settings.privacy.epsilons:
+        with clock.part("find the noise"):
+            progress.phase("find the noise", None)
+            check_promises(settings, world, model)
+    least_answers(settings, len(world.shops))
+    outputs.write_world(run_dir, settings, world)
     search = Search(world, settings, model, progress)
     with clock.part("choose settings"):
         chosen = search.run(settings.evaluation.columns)

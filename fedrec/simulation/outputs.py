@@ -218,7 +218,7 @@ def make_record(
 def _guarantee(settings: SimulationSettings, private: PrivateColumns) -> str:
     """The promise behind the lists that the run leaves, and that nothing else of it has one."""
     if private.record is None or private.served is None:
-        return NO_GUARANTEE_MASKED if settings.federation.secure else NO_GUARANTEE
+        return NO_GUARANTEE_MASKED if settings.is_masked else NO_GUARANTEE
     first = next(run for run in private.record["runs"] if run["epsilon"] == settings.privacy.epsilons[0])
     promise = first.get("federated", first.get("popularity"))["guarantee"]
     others = f" Other epsilons of this run: {_others(settings)}, each counted for itself." if _others(settings) else ""

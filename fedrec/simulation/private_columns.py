@@ -17,7 +17,7 @@ from scipy import sparse
 
 from fedrec.config import PRIVATE_COLUMNS, SimulationSettings
 from fedrec.federation.run_record import RoundRecord, noisy_column
-from fedrec.federation.terms import guarantee_of
+from fedrec.federation.terms import Terms, guarantee_of
 from fedrec.flower.engines import Trained
 from fedrec.models import load_model
 from fedrec.models.recommender import Recommender, Scorer, State
@@ -38,7 +38,6 @@ from fedrec.simulation.private_rounds import (
     LEDGER_FILE,
     PRIVACY_FOLDER,
     Promise,
-    is_secure,
     keeps_validation_back,
     make_promise,
     promise_record,
@@ -145,7 +144,7 @@ class _Maker:
             self._progress.phase(f"epsilon {promise.name}: rank", len(self.world.shops))
             draws.append([self._shop(place, released, families) for place in range(len(self.world.shops))])
             if draw == 0:
-                about = promise_record(promise, trained, guarantee_of(promise.spec, is_masked=is_secure(self.settings)))
+                about = promise_record(promise, trained, guarantee_of(promise.spec, is_masked=self.settings.is_masked))
                 self._keep_main(promise, trained, draws[0], families)
         for family in families:
             column = noisy_column(family, promise.spec.epsilon)
@@ -236,6 +235,29 @@ class _Maker:
         return decisions
 
 
+def check_promises(settings: SimulationSettings, world: World, model: Recommender) -> None:
+    """Make every promise once, so that one that cannot be made is refused before anything is written or tuned.
+
+    Args:
+        model: as the scenario names it.
+    Raises:
+        PrivacyError, ConfigError: a promise cannot be made to these shops, or not with this model.
+    """
+    wanted = [family for family in PRIVATE_COLUMNS if family in settings.evaluation.columns]
+    models = [model] if wanted != ["dp_popularity"] else []
+    if "dp_popularity" in wanted:
+        models.append(load_model("popularity"))
+    for epsilon in sorted(settings.privacy.epsilons):
+        for one in models:
+            promise = make_promise(settings, world, one, epsilon)
+            spec, schedule = promise.spec, promise.schedule
+            terms = Terms(tuple(shop.name for shop in world.shops), spec.min_shops, privacy=spec, schedule=schedule)
+            # Later rounds may be wider; their shops check that again.
+            if (first := promise.model.plan_round(0, State(), world.public)) is not None:
+                for index in range(len(schedule)):
+                    terms.check_residual(index, first.layout.size)
+
+
 def private_columns(
     settings: SimulationSettings,
     world: World,
@@ -284,8 +306,8 @@ def _record(settings: SimulationSettings, world: World, runs: Sequence[Mapping[s
         "mode": str(privacy.mode),
         "delta": privacy.delta,
         "is_benchmark": privacy.benchmark,
-        "is_masked": is_secure(settings),
-        "not_protected": NOT_MASKED if privacy.mode is Mode.DISTRIBUTED and not is_secure(settings) else "",
+        "is_masked": settings.is_masked,
+        "not_protected": NOT_MASKED if privacy.mode is Mode.DISTRIBUTED and not settings.is_masked else "",
         "public_shoppers": spec["public_shoppers"],
         "public_inputs": (
             "the number of shoppers, where the scenario declares none, is the data's own, rounded to one digit, and "

@@ -37,7 +37,7 @@ from fedrec.models.recommender import Recommender
 from fedrec.privacy import accounting
 from fedrec.privacy.mechanisms import Schedule, outlook
 from fedrec.privacy.settings import epsilon_name
-from fedrec.privacy.spec import Mode, PrivacySpec
+from fedrec.privacy.spec import PrivacySpec
 from fedrec.secure_aggregation.keys import IdentityKey
 from fedrec.secure_aggregation.parameters import Parameters
 from fedrec.shop.node import IN_MEMORY, simulated_identities
@@ -87,6 +87,7 @@ def make_promise(settings: SimulationSettings, world: World, model: Recommender,
         num_shops=len(world.shops),
         num_shoppers=world.account["shoppers"],
         least_answers=settings.federation.min_shops,
+        is_masked=settings.is_masked,
     )
     schedule = private_schedule(model, spec, len(world.shops))
     return Promise(spec, schedule, private_model(model, outlook(schedule, spec, len(world.shops)), world.public))
@@ -141,14 +142,14 @@ def run_draw(
     is_shared = settings.federation.workers > 0 or settings.federation.engine == "ray"
     url = IN_MEMORY
     if keep_ledgers or is_shared:
-        if not keep_ledgers or (is_secure(settings) and not _is_finished(folder / CHECKPOINT, promise)):
+        if not keep_ledgers or (settings.is_masked and not _is_finished(folder / CHECKPOINT, promise)):
             _remove(folder)
         folder.mkdir(parents=True, exist_ok=True)
         url = f"sqlite:///{(folder / LEDGER_FILE).absolute()}"
     roster = tuple(shop.name for shop in world.shops)
     anchors = folder / ANCHORS_FOLDER
     identities: Sequence[IdentityKey] = ()
-    if is_secure(settings):
+    if settings.is_masked:
         identities = shop_keys(anchors, len(roster)) if keep_ledgers else simulated_identities(len(roster))
     terms = Terms(
         roster=roster,
@@ -201,13 +202,6 @@ def promise_record(promise: Promise, trained: Trained, guarantee: str) -> dict[s
         "epsilon_by_accounts": accounts,
         "rounds": [dataclasses.asdict(one) for one in trained.rounds],
     }
-
-
-def is_secure(settings: SimulationSettings) -> bool:
-    """Whether the private rounds run with secure aggregation: where shops share the noise, unless switched off."""
-    if settings.federation.secure is None:
-        return settings.privacy.mode is Mode.DISTRIBUTED
-    return settings.federation.secure
 
 
 def _remove(folder: Path) -> None:

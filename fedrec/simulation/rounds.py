@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedrec.config import SimulationSettings
+from fedrec.errors import ConfigError
 from fedrec.federation.anchors import shop_keys
 from fedrec.federation.plan import RoundPlan
 from fedrec.federation.run_record import RoundRecord
@@ -20,8 +20,9 @@ from fedrec.federation.terms import Terms
 from fedrec.flower.engines import Federation, RunOptions, Trained, run_local, run_with_ray
 from fedrec.flower.local_grid import Faults
 from fedrec.models.recommender import Recommender, State
+from fedrec.privacy.settings import check_masked, usual_min_shops
 from fedrec.secure_aggregation.keys import IdentityKey
-from fedrec.secure_aggregation.parameters import Parameters, usual_threshold
+from fedrec.secure_aggregation.parameters import Parameters
 from fedrec.shop.node import FILES_FOLDER
 from fedrec.simulation.columns import judge, shared_scorer
 from fedrec.simulation.coordinator_view import CoordinatorView
@@ -30,7 +31,6 @@ from fedrec.simulation.world import Stage, World, queries, training_rows
 
 CHECKPOINT = "checkpoint.safetensors"
 KEYS_FOLDER = "keys"
-EXPECTED_SHARE = 0.8
 
 
 def federate(
@@ -69,9 +69,8 @@ def federate(
             progress.phase(f"round {plan.index + 1}: {plan.spec.name}", len(plan.terms.roster))
         progress.advance()
 
-    is_secure = bool(settings.federation.secure)
     view = (
-        CoordinatorView(run_dir, "federated", is_masked=is_secure)
+        CoordinatorView(run_dir, "federated", is_masked=settings.is_masked)
         if settings.federation.reveal_coordinator_view
         else None
     )
@@ -83,10 +82,11 @@ def federate(
         on_message=view,
     )
     roster = tuple(shop.name for shop in world.shops)
-    identities = shop_keys(run_dir / KEYS_FOLDER, len(roster)) if is_secure else ()
-    min_shops = settings.federation.min_shops
+    identities = shop_keys(run_dir / KEYS_FOLDER, len(roster)) if settings.is_masked else ()
+    min_shops, colluders = least_answers(settings, len(roster)), colluders_of(settings)
+    secure = None
     if identities:
-        min_shops = max(min_shops, usual_min_shops(len(roster)))
+        secure = secure_parameters(roster, identities, min_shops=min_shops, colluders=colluders)
     federation = Federation(
         model,
         world.public,
@@ -94,7 +94,7 @@ def federate(
             roster=roster,
             min_shops=min_shops,
             run_id=run_id_of(settings, world),
-            secure=secure_parameters(roster, identities, min_shops=min_shops, colluders=1) if identities else None,
+            secure=secure,
         ),
         [shop.shared(training_rows(shop, Stage.FINAL), world.public.num_items) for shop in world.shops],
         identities=identities,
@@ -111,9 +111,26 @@ def secure_parameters(
     return Parameters.of(roster, keys, min_shops=min_shops, colluders=colluders)
 
 
-def usual_min_shops(num_shops: int) -> int:
-    """Fewest shops of a masked sum where nobody says it: four of five, and as many as one colluder calls for."""
-    return max(math.ceil(EXPECTED_SHARE * num_shops), usual_threshold(num_shops, 1))
+def least_answers(settings: SimulationSettings, num_shops: int) -> int:
+    """Fewest shops of the sums without noise.
+
+    Raises:
+        ConfigError: more are demanded than there are shops.
+        PrivacyError: fewer than masks need, or nobody honest among the shops.
+    """
+    given, colluders = settings.federation.min_shops, colluders_of(settings)
+    if given is not None and given > num_shops:
+        raise ConfigError(f"federation.min_shops = {given}: there are {num_shops} shops; give at most so many")
+    if not settings.is_masked:
+        return given or 1
+    least = usual_min_shops(num_shops, colluders) if given is None else given
+    check_masked(num_shops, min_shops=least, colluders=colluders, key="federation")
+    return least
+
+
+def colluders_of(settings: SimulationSettings) -> int:
+    """Shops against whom the masks of sums without noise hold: as many as the promise beside them assumes, else 1."""
+    return settings.privacy.colluders if settings.privacy.epsilons else 1
 
 
 def run_rounds(settings: SimulationSettings, federation: Federation, options: RunOptions, run_dir: Path) -> Trained:

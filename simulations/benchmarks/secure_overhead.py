@@ -27,8 +27,9 @@ from fedrec.federation.terms import Terms
 from fedrec.flower.engines import Federation, run_local
 from fedrec.models.ease import Ease, EaseSettings
 from fedrec.models.recommender import PublicInputs
+from fedrec.privacy.settings import usual_min_shops
 from fedrec.shop.node import simulated_identities
-from fedrec.simulation.rounds import secure_parameters, usual_min_shops
+from fedrec.simulation.rounds import secure_parameters
 from fedrec.simulation.world import Stage, pooled_rows, prepare
 
 
@@ -57,7 +58,7 @@ def dealt(model: Ease, public: PublicInputs, rows: sparse.csr_matrix, num_shops:
     place = np.random.default_rng(1).integers(0, num_shops, rows.shape[0])
     roster = tuple(f"shop-{i:03d}" for i in range(num_shops))
     tables = [rows[np.flatnonzero(place == i)] for i in range(num_shops)]
-    return Federation(model, public, Terms(roster, usual_min_shops(num_shops)), tables)
+    return Federation(model, public, Terms(roster, usual_min_shops(num_shops, 1)), tables)
 
 
 def secured(federation: Federation) -> Federation:

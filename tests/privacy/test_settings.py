@@ -10,15 +10,24 @@ from fedrec.errors import (
     NoColluders,
     TooFewHonestShops,
 )
-from fedrec.privacy.settings import PrivacySettings, epsilon_name
+from fedrec.privacy.settings import PrivacySettings, epsilon_name, least_masked
 from fedrec.privacy.spec import Mode, PrivacySpec
+from fedrec.secure_aggregation.parameters import usual_threshold
 
 LOCAL = Mode.LOCAL
 
 
-def spec_of(num_shops: int = 10, num_shoppers: int = 6040, least_answers: int = 1, **settings: object) -> PrivacySpec:
+def spec_of(
+    num_shops: int = 10,
+    num_shoppers: int = 6040,
+    least_answers: int | None = None,
+    is_masked: bool = False,
+    **settings: object,
+) -> PrivacySpec:
     wanted = PrivacySettings(**{"epsilon": 2.0, "delta": 1e-6, **settings})  # type: ignore[arg-type]
-    return wanted.spec(2.0, num_shops=num_shops, num_shoppers=num_shoppers, least_answers=least_answers)
+    return wanted.spec(
+        2.0, num_shops=num_shops, num_shoppers=num_shoppers, least_answers=least_answers, is_masked=is_masked
+    )
 
 
 def test_without_epsilon_nothing_is_promised() -> None:
@@ -31,7 +40,7 @@ def test_one_epsilon_or_several_are_given_alike() -> None:
     assert PrivacySettings(epsilon=(4.0, 0.5), delta=1e-6).epsilons == (4.0, 0.5)
 
 
-@pytest.mark.parametrize("epsilon", [0.0, -1.0, float("nan"), float("inf"), (), (1.0, 0.0), (2.0, 2.0)])
+@pytest.mark.parametrize("epsilon", [0.0, -1.0, float("nan"), float("inf"), 51, (), (1.0, 0.0), (2.0, 2.0), (2, 1e9)])
 def test_an_epsilon_that_promises_nothing_is_refused(epsilon: object) -> None:
     with pytest.raises(BadEpsilon):
         PrivacySettings(epsilon=epsilon, delta=1e-6)  # type: ignore[arg-type]
@@ -84,16 +93,44 @@ def test_colluders_that_leave_no_honest_shop_are_refused() -> None:
     with pytest.raises(TooFewHonestShops):
         PrivacySettings(epsilon=2.0, delta=1e-6, min_shops=3, colluders=3)
     with pytest.raises(TooFewHonestShops):
-        spec_of(5, colluders=4)
+        spec_of(5, colluders=5)
 
 
 def test_the_fewest_shops_are_no_fewer_than_the_federation_demands_and_no_more_than_there_are() -> None:
     assert spec_of(10, least_answers=9).min_shops == 9
     assert spec_of(10, least_answers=2, mode=LOCAL).min_shops == 2
-    assert spec_of(10, min_shops=5).min_shops == 5
-    for change in ({"min_shops": 11}, {"min_shops": 5, "least_answers": 6}):
+    assert spec_of(10, min_shops=6).min_shops == 6
+    for change in ({"min_shops": 11}, {"min_shops": 6, "least_answers": 7}):
         with pytest.raises(BadAssumption, match=r"privacy\.min_shops"):
             spec_of(10, **change)
+    with pytest.raises(BadAssumption, match=r"federation\.min_shops = 11: there are 10 shops"):
+        spec_of(10, least_answers=11)
+
+
+def test_a_sum_of_fewer_shops_than_masks_allow_is_refused_with_what_to_give() -> None:
+    with pytest.raises(BadAssumption, match=r"privacy\.min_shops = 5: .* give 6 to 10"):
+        spec_of(10, min_shops=5)
+    with pytest.raises(BadAssumption, match=r"privacy\.min_shops = 5: .* give 6 to 10"):
+        spec_of(10, min_shops=5, mode=LOCAL, is_masked=True)
+    assert spec_of(10, min_shops=5, mode=LOCAL).min_shops == 5
+
+
+def test_masks_under_local_noise_count_on_four_of_five_shops_too() -> None:
+    assert spec_of(10, mode=LOCAL, is_masked=True).min_shops == 8
+    assert spec_of(2, mode=LOCAL, is_masked=True).min_shops == 2
+    with pytest.raises(TooFewHonestShops, match=r"federation\.secure"):
+        spec_of(1, mode=LOCAL, is_masked=True)
+
+
+@pytest.mark.parametrize(("num_shops", "colluders", "fewest"), [(5, 3, 5), (5, 4, 5), (10, 6, 9), (10, 2, 8)])
+def test_more_colluders_call_for_more_shops(num_shops: int, colluders: int, fewest: int) -> None:
+    assert spec_of(num_shops, colluders=colluders).min_shops == fewest
+
+
+def test_what_masks_need_is_the_rule_of_secure_aggregation() -> None:
+    for num_shops in range(2, 40):
+        for colluders in range(num_shops):
+            assert least_masked(num_shops, colluders) == usual_threshold(num_shops, colluders)
 
 
 @pytest.mark.parametrize(

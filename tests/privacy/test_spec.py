@@ -17,6 +17,7 @@ SPEC = PrivacySpec(
         ({"epsilon": -1.0}, BadEpsilon),
         ({"epsilon": float("nan")}, BadEpsilon),
         ({"epsilon": float("inf")}, BadEpsilon),
+        ({"epsilon": 50.1}, BadEpsilon),
         ({"delta": 0.0}, BadDelta),
         ({"delta": float("nan")}, BadDelta),
         ({"delta": 1.7e-5}, BadDelta),

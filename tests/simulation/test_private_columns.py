@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import fedrec
-from fedrec.errors import BadAssumption, BadDelta, ConfigError, NoPrivateVariant, TooFewHonestShops
+from fedrec.errors import BadAssumption, BadDelta, ConfigError, NoPrivateVariant, RoundRefused, TooFewHonestShops
 from fedrec.federation.run_record import read_record
 from fedrec.privacy.ledger import Ledger
 from fedrec.privacy.settings import PrivacySettings
@@ -178,15 +178,15 @@ def test_a_shop_opened_from_the_run_directory_serves_the_private_model(run):
 def test_a_large_epsilon_comes_near_the_model_without_privacy(tmp_path):
     """Noise of almost nothing: what is left between the columns is that rules, not a search, choose settings.
 
-    A draw's ratio lies around 1.02 with a standard deviation of 0.09; the mean of eight is 8 of its own above 0.75.
+    A draw's ratio lies around 1.02 with a standard deviation of 0.09; the mean of four is 6 of its own above 0.7.
     """
     settings = with_changes(
-        privacy={"epsilon": 20, "noise_draws": 8, "mode": "local"},
+        privacy={"epsilon": 20, "noise_draws": 4, "mode": "local"},
         evaluation={"columns": ["popularity", "federated", "federated_dp"]},
     )
     scores = fedrec.simulate(settings, out=tmp_path / "huge").record.scores
     means = {column: scores[column]["macro"]["ndcg@10"]["mean"] for column in scores}
-    assert means["federated_dp@20"] > 0.75 * means["federated"]
+    assert means["federated_dp@20"] > 0.7 * means["federated"]
 
 
 def test_worker_processes_and_faults_go_through_the_same_rounds(tmp_path):
@@ -232,14 +232,39 @@ def test_an_interrupted_private_run_resumes_with_the_releases_that_were_charged(
     ("change", "error"),
     [
         ({"privacy": {"delta": 1e-3}}, BadDelta),
+        ({"privacy": {"delta": 1e-300}}, RoundRefused),
+        ({"privacy": {"min_shops": 2}}, BadAssumption),
+        ({"privacy": {"colluders": 4}}, TooFewHonestShops),
+        ({"federation": {"min_shops": 2}}, BadAssumption),
+        ({"privacy": {"epsilon": None}, "federation": {"secure": True, "min_shops": 2}}, BadAssumption),
         ({"data": {"synthetic": {"num_shoppers": 300, "num_shops": 2, "num_items": 80}}}, TooFewHonestShops),
         ({"model": {"name": "tests.simulation.test_private_columns:NoVariant"}}, (NoPrivateVariant, ConfigError)),
     ],
 )
-def test_a_promise_that_cannot_be_made_is_refused_before_anything_is_released(tmp_path, change, error):
+def test_a_promise_that_cannot_be_made_is_refused_before_anything_is_written(tmp_path, change, error):
     with pytest.raises(error):
         fedrec.simulate(with_changes(**change), out=tmp_path / "refused")
-    assert not (tmp_path / "refused" / "privacy").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", ["distributed", "local"])
+@pytest.mark.parametrize("secure", [None, True, False])
+def test_rounds_without_noise_are_masked_where_the_private_ones_are(tmp_path, mode, secure):
+    settings = with_changes(
+        privacy={"epsilon": 2, "noise_draws": 1, "mode": mode},
+        federation={"secure": secure, "reveal_coordinator_view": True},
+        evaluation={"columns": ["federated", "federated_dp"]},
+    )
+    done = fedrec.simulate(settings, out=tmp_path / "run")
+    messages = [
+        json.loads(line)
+        for path in (done.run_dir / "coordinator_view").rglob("messages.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    is_masked = secure if secure is not None else mode == "distributed"
+    assert {one["is_masked"] for one in messages} == {is_masked}
+    assert ("sign" in {one["step"] for one in messages}) is is_masked
+    assert done.record.privacy["is_masked"] is is_masked
 
 
 def test_a_benchmark_without_colluders_says_that_it_promises_nothing_to_deploy(tmp_path):

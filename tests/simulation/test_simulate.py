@@ -178,7 +178,7 @@ def test_settings_that_the_scenario_gives_are_not_searched(tmp_path):
 
 
 def test_more_shops_demanded_than_there_are_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ConfigError, match="min_shops = 4, but there are 3 shops"):
+    with pytest.raises(ConfigError, match=r"federation\.min_shops = 4: there are 3 shops"):
         fedrec.simulate(with_changes(federation={"min_shops": 4}), out=tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
