@@ -119,7 +119,7 @@ def test_how_far_a_vector_moved_is_exact_for_large_integers():
 
 
 def test_the_share_of_right_answers_has_wilsons_interval():
-    z = 4.8916  # of 10^-6, two-sided
+    z = 5.3267  # of 10^-7, two-sided
     found = accuracy(50, 100)
     reach = z * math.sqrt(0.0025 + z * z / 40_000) / (1 + z * z / 100)
     assert (found.low, found.high) == pytest.approx((0.5 - reach, 0.5 + reach), abs=1e-4)

@@ -65,9 +65,10 @@ class SameForAllShops(SeededNoiseForTests):
 def test_the_real_noise_shows_the_epsilon_claimed(mode, epsilon):
     finding = audit.audit_noise(replace(CLAIM, mode=mode, epsilon=epsilon))
     assert finding.is_passed, finding
-    # the standard error of mu is about 2 / sqrt(canaries) = 0.014: a false alarm is a 6-sigma event
+    # the standard error of mu is at most 0.016: a false alarm is a 6-sigma event
     assert finding.figures["mu_estimate"] == pytest.approx(finding.figures["mu_claimed"], abs=6 * 0.016)
-    assert finding.figures["epsilon_one_run_bound"] <= epsilon
+    # a bound at 95 %: at epsilon 0.5 once in 300 runs above epsilon, and once in 10^8 above twice as much
+    assert finding.figures["epsilon_one_run_bound"] <= 2 * epsilon
 
 
 @pytest.mark.parametrize(
@@ -216,11 +217,13 @@ def test_the_crafted_shoppers_are_in_the_events_as_described():
 
 @pytest.mark.slow
 def test_lists_from_releases_tell_no_more_than_claimed_and_lists_from_raw_pairs_do():
-    raw, released = audit_lists(CLAIM)
+    # With 640 targets all three verdicts are more than six standard deviations from the other.
+    raw, released = audit_lists(CLAIM, trials=32)
     assert raw.is_passed is None
     assert raw.figures["accuracy_low"] > 0.5
     assert released.is_passed, released
-    (mislabelled,) = audit_lists(replace(CLAIM, epsilon=0.5), serving={"joint_dp": 0.0})  # the shop's pairs alone
+    from_own_pairs = {"joint_dp": 0.0}
+    (mislabelled,) = audit_lists(replace(CLAIM, epsilon=0.5), trials=32, serving=from_own_pairs)
     assert mislabelled.is_passed is False
 
 
