@@ -31,6 +31,7 @@ from fedrec.training.pairs import draw_pairs, own_draws
 _CHUNK_VALUES = 4_000_000
 _FAR_BELOW = -1e30
 _FADING = 0.9, 0.99  # Adam's memory in fold-in: its steps are few
+_STEPS_A_DRAW = 5  # drawing a shopper's pairs takes as long as some steps on them
 
 
 class PairLoss(Enum):
@@ -74,7 +75,7 @@ class NcfSettings:
     init_sd: float = 0.1
     fold_in_steps: int = 30
     fold_in_pairs: int = 250
-    fold_in_rate: float = 0.1
+    fold_in_rate: float = 0.05
 
     def __post_init__(self) -> None:
         counts = "factors", "layers", "negatives", "fold_in_steps"
@@ -214,7 +215,7 @@ class Ncf(Network):
     def fold_in(self, histories: sparse.csr_matrix, draws: Draws | None = None) -> Tensor:
         """(num_shoppers, num_shopper_values): deviations that make each shopper's own loss small.
 
-        Adam from the mean shopper, with fresh negatives at each step and the shared parameters as they are.
+        Adam from the mean shopper, with fresh pairs every few steps and the shared parameters as they are.
 
         Args:
             histories: CSR, (num_shoppers, num_items); entries > 0 where bought.
@@ -237,10 +238,12 @@ class Ncf(Network):
         shape = histories.shape[0], self.num_shopper_values
         vectors = torch.zeros(shape, dtype=self.floating, device=self.device, requires_grad=True)
         first, second = torch.zeros_like(vectors), torch.zeros_like(vectors)
+        batch: Batch = {}
         for step in range(settings.fold_in_steps):
-            with torch.enable_grad():
+            if step % _STEPS_A_DRAW == 0:
                 batch = self._batch(histories, draws.of(f"fold-in {step}"), vectors, settings.fold_in_pairs)
-                (slope,) = torch.autograd.grad(self(batch).sum(), vectors)
+            with torch.enable_grad():
+                (slope,) = torch.autograd.grad(self({**batch, "vectors": vectors}).sum(), vectors)
             rate = settings.fold_in_rate * (1 - step / settings.fold_in_steps)
             with torch.no_grad():
                 first.lerp_(slope, 1 - _FADING[0])

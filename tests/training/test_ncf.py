@@ -13,6 +13,7 @@ from fedrec.errors import ConfigError
 from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.testing.planted import plant_world
 from fedrec.training.ncf import Gmf, Mlp, NcfSettings, NeuMf, PairLoss
+from fedrec.training.network_check import check_network
 
 KINDS = (Gmf, Mlp, NeuMf)
 SMALL = NcfSettings(factors=4, layers=2, negatives=2, max_pairs=30, loss_unit=7.0, init_sd=0.5)
@@ -156,6 +157,13 @@ def test_every_parameter_moves_by_a_layer_called_once(kind):
     network(network.batch(SOME, draws_for(SOME), vectors_for(network, 5)))
     assert set(calls.values()) == {1}
     assert {name.split(".")[0] for name, _ in network.named_parameters()} == {"parts", "output"}
+
+
+@pytest.mark.parametrize("loss", PairLoss)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_can_be_clipped_shopper_by_shopper(kind, loss):
+    network = kind(11, dataclasses.replace(SMALL, loss=loss, regularisation=0.01)).double()
+    check_network(network, network.batch(SOME, draws_for(SOME), vectors_for(network, 5).double()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
