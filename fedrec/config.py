@@ -370,12 +370,17 @@ def _explain(error: Any) -> str:
         return f"unknown key {key}{nearest(path[-1], known)} (known: {', '.join(known)})"
     if path == ["privacy", "mode"]:
         return f'{key} = {_short(error["input"])}: give "distributed" or "local"'
+    if path == ["privacy", "delta"]:
+        return f"{key} = {_short(error['input'])}: give a number above 0 and at most 1 / (10 x number of shoppers)"
     if path[:2] == ["privacy", "epsilon"]:
         return f"privacy.epsilon = {_short(error['input'])}: give a number above 0, or a list of them"
     if path[:2] == ["model", "settings"] or path[:2] == ["data", "split_settings"]:
         return f"{'.'.join(path[:3])} = {_short(error['input'])}: give a number, a text, true or false"
     if error["type"] in _WANTED:
         return f"{key} = {_short(error['input'])}: give {_WANTED[error['type']]}"
+    if error["type"] in _BOUNDS:
+        sign, name = _BOUNDS[error["type"]]
+        return f"{key} = {_short(error['input'])}: give a number {sign} {error['ctx'][name]}"
     message = error["msg"][:1].lower() + error["msg"][1:]
     return f"{key} = {_short(error['input'])}: {message}"
 
@@ -386,10 +391,24 @@ _WANTED = {
     "model_type": "a section of keys and values",
     "dataclass_type": "a section of keys and values",
     "string_type": "a text",
+    "finite_number": "a finite number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
     "bool_parsing": "true or false",
     "bool_type": "true or false",
 }
 """Type of a finding of pydantic -> what was to be given."""
+
+_BOUNDS = {
+    "greater_than": ("above", "gt"),
+    "greater_than_equal": ("of at least", "ge"),
+    "less_than": ("below", "lt"),
+    "less_than_equal": ("of at most", "le"),
+}
+"""Likewise for bounds, and where pydantic has the bound."""
 
 
 def _short(value: Any) -> str:

@@ -17,10 +17,12 @@ FAILED = 1
 def audit(
     epsilon: Annotated[float, typer.Option(help="Claimed epsilon.")] = 2.0,
     delta: Annotated[float, typer.Option(help="Claimed delta.")] = 1e-6,
-    mode: Annotated[str, typer.Option(help="distributed or local: whose noise protects.")] = "distributed",
+    mode: Annotated[
+        str, typer.Option("--mode", "--privacy-mode", help="distributed or local: whose noise protects.")
+    ] = "distributed",
     shops: Annotated[int, typer.Option(help="Shops on the roster.")] = 10,
     min_shops: Annotated[int, typer.Option(help="Shops that answer, and that the noise is made for.")] = 8,
-    colluders: Annotated[int, typer.Option(help="Shops that tell the attacker what they sent.")] = 1,
+    colluders: Annotated[int, typer.Option(help="Shops that tell the attacker what they sent, at least 1.")] = 1,
     canaries: Annotated[int, typer.Option(help="Crafted vectors; more of them give narrower intervals.")] = 100_000,
     items: Annotated[int, typer.Option(help="Items that one crafted shopper buys, all of them.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Of coins and histories; the noise has none.")] = 0,
@@ -37,12 +39,15 @@ def audit(
       fedrec audit --json > audit.json
     """
     from fedrec.errors import ConfigError
+    from fedrec.privacy.settings import PrivacySettings
     from fedrec.privacy.spec import Mode
     from fedrec.simulation.audit import run_audits
     from fedrec.simulation.audit_claim import AuditSettings
 
     if mode not in set(Mode):
         raise ConfigError(f"--mode {mode}: give distributed or local")
+    promise = PrivacySettings(epsilon=epsilon, delta=delta, mode=Mode(mode), min_shops=min_shops, colluders=colluders)
+    promise.spec(epsilon, num_shops=shops, num_shoppers=1)  # refuses what a run would refuse
     settings = AuditSettings(
         epsilon=epsilon,
         delta=delta,

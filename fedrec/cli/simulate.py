@@ -183,6 +183,8 @@ def simulate(
     """Run a federation on one machine and compare: each shop alone, joined, and all data pooled."""
     from fedrec.config import settings_from_options
 
+    if benchmark_no_colluders and colluders:
+        raise ConfigError(f"--benchmark-no-colluders with --colluders {colluders}: give one of the two")
     options: dict[str, Any] = {
         "name": name,
         "seed": seed,
@@ -202,7 +204,7 @@ def simulate(
         "privacy.epsilon": None if epsilon is None else parse_epsilons(epsilon),
         "privacy.delta": delta,
         "privacy.mode": privacy_mode,
-        "privacy.colluders": 0 if benchmark_no_colluders and colluders is None else colluders,
+        "privacy.colluders": 0 if benchmark_no_colluders else colluders,
         "privacy.noise_draws": noise_draws,
         "privacy.benchmark": True if benchmark_no_colluders else None,
         "federation.secure": secure,

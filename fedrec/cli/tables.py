@@ -16,6 +16,7 @@ from fedrec.reports import summary
 from fedrec.reports.summary import Record
 
 _BAR_CELLS = 16
+_CELLS_WITHOUT_NAME_AND_BAR = 61
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _MAX_SHOP_ROWS = 15
 _WIDE = 100
@@ -27,7 +28,7 @@ def print_comparison(run_dir: Path, record: Record, console: Console) -> None:
     console.print()
     console.print(Text(summary.what_was_run(record), style="bold"))
     is_wide = console.width >= _WIDE
-    console.print(column_table(record, is_wide=is_wide))
+    console.print(column_table(record, is_wide=is_wide, width=console.width))
     if (shops := shop_table(record, is_wide=is_wide)) is not None:
         console.print(shops)
     if (epsilons := epsilon_table(record)) is not None:
@@ -39,15 +40,21 @@ def print_comparison(run_dir: Path, record: Record, console: Console) -> None:
     console.print(Text(f"run directory: {run_dir}"), soft_wrap=True)
 
 
-def column_table(record: Record, *, is_wide: bool = True) -> Table:
-    """Column × NDCG@10 with interval, HR@10 and coverage; macro means over shops."""
+def column_table(record: Record, *, is_wide: bool = True, width: int = 120) -> Table:
+    """Column × NDCG@10 with interval, HR@10 and coverage; macro means over shops.
+
+    Args:
+        width: cells of the terminal; long names of columns make the bars shorter.
+    """
+    longest = max((len(summary.title_of(name)) for name in record["columns"]), default=0)
+    bar_cells = max(0, min(_BAR_CELLS, width - _CELLS_WITHOUT_NAME_AND_BAR - longest))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), header_style="bold")
     side = {"HR@10": "hr@10", "MRR@10": "mrr@10", "cover@10": "coverage@10"}
     if not is_wide:
         del side["cover@10"]
     table.add_column("column", no_wrap=True)
     table.add_column("NDCG@10", justify="right", no_wrap=True)
-    if is_wide:
+    if is_wide and bar_cells:
         table.add_column("", no_wrap=True)
     table.add_column("95 % interval", no_wrap=True)
     for title in side:
@@ -56,10 +63,11 @@ def column_table(record: Record, *, is_wide: bool = True) -> Table:
     top = max((value for value in means.values() if value is not None), default=0.0)
     for name in record["columns"]:
         is_main = name == record["main_column"]
+        colour = "green" if is_main else "cyan"
         table.add_row(
             summary.title_of(name) if is_wide else summary.short_title_of(name),
             summary.score(means[name]),
-            *([Text(bar(means[name] or 0.0, top), style="green" if is_main else "cyan")] if is_wide else []),
+            *([Text(bar(means[name] or 0.0, top, bar_cells), style=colour)] if is_wide and bar_cells else []),
             summary.interval(summary.estimate(record, name, "ndcg@10")),
             *(summary.score(summary.mean(record, name, metric)) for metric in side.values()),
             style="bold" if is_main else "",

@@ -70,7 +70,7 @@ class PrivacySettings:
                 f"chance at which the promise may fail; 1e-6 is usual, at most {_MOST_DELTA}"
             )
         # Refused here, before any data is read; the numbers that the data fills in are the most lenient ones.
-        if not 0 < self.delta <= 0.1:
+        if self.public_shoppers is None and not 0 < self.delta <= 0.1:
             raise BadDelta(f"privacy.delta = {self.delta}: give a number above 0 and at most {_MOST_DELTA}")
         least = 1 if self.public_shoppers is None else self.public_shoppers
         fewest = max(self.colluders + 1, FEWEST_SHOPS) if self.min_shops is None else self.min_shops

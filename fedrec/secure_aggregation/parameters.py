@@ -65,7 +65,13 @@ class Parameters:
                 f"min_shops = {self.min_shops} with {self.colluders} colluders among {num_shops} shops: at least one "
                 "honest shop must be in every sum"
             )
-        if not usual_threshold(num_shops, self.colluders) <= self.threshold <= self.min_shops:
+        least = usual_threshold(num_shops, self.colluders)
+        if not self.min_shops >= least:
+            raise BadAssumption(
+                f"min_shops = {self.min_shops}: sums of {num_shops} shops, {self.colluders} of them colluding, need "
+                f"more than ({num_shops} + {self.colluders}) / 2 under secure aggregation; give {least} to {num_shops}"
+            )
+        if not least <= self.threshold <= self.min_shops:
             raise BadAssumption(
                 f"threshold = {self.threshold}: must be above ({num_shops} + {self.colluders}) / 2 and at most "
                 f"min_shops = {self.min_shops}"

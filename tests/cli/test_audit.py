@@ -44,7 +44,11 @@ def test_a_failed_audit_leaves_with_1(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--mode", "central"], ["--epsilon", "0"], ["--delta", "0.5"], ["--shops", "2"], ["--colluders", "9"]]
+    "wrong",
+    [
+        *(["--mode", "central"], ["--epsilon", "0"], ["--epsilon", "1e9"], ["--delta", "0.5"], ["--shops", "2"]),
+        *(["--colluders", "9"], ["--colluders", "0"], ["--shops", "11", "--min-shops", "6"]),
+    ],
 )
 def test_a_claim_that_cannot_be_made_is_one_line_and_2(wrong, capsys):
     assert main([*QUICK, *wrong]) == 2

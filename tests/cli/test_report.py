@@ -202,6 +202,9 @@ def test_a_plan_without_delta_says_which_one_it_answers_for(fedrec: Command):
     ("options", "words"),
     [
         (("--delta", 1e-4), "at most 1 / (10 x 6,000 public shoppers) = 1.7e-05"),
+        (("--delta", 1), "delta = 1.0: must be above 0 and at most 1 / (10 x 6,000 public shoppers)"),
+        (("--delta", 1e-6, "--min-shops", 5), "min_shops = 5: sums of 10 shops, 1 of them colluding, need more than"),
+        (("--delta", 1e-6, "--epsilon", 1e9), "give at most 50"),
         (("--delta", 1e-6, "--epsilon", 0), "give a number above 0"),
         (("--delta", 1e-6, "--epsilon", "nan"), "give a number above 0"),
         (("--delta", 1e-6, "--rounds", 0), "rounds = 0"),

@@ -108,9 +108,25 @@ def test_an_epsilon_adds_the_private_columns_and_the_guarantee_ends_the_output(
         (("--epsilon", "2", "--delta", "1e-6", "--colluders", "0"), "colluders = 0 in mode distributed"),
         (("--epsilon", "2", "--delta", "1e-6", "--privacy-mode", "remote"), 'privacy.mode = "remote"'),
         (("--epsilon", "2", "--delta", "1e-6", "--shops", "random:2"), "2 shops: shared noise needs at least 3"),
+        (("--epsilon", "1e9", "--delta", "1e-6"), "privacy.epsilon = 1e+09: give at most 50"),
+        (("--epsilon", "2", "--delta", "0"), "privacy.delta = 0.0: give a number above 0 and at most 1 / (10 x"),
+        (("--epsilon", "2", "--delta", "nan"), "privacy.delta = NaN: give a number above 0 and at most 1 / (10 x"),
+        (("--epsilon", "2", "--set", "privacy.delta=abc"), 'privacy.delta = "abc": give a number above 0 and at most'),
+        (
+            ("--epsilon", "2", "--delta", "1e-6", "--benchmark-no-colluders", "--colluders", "2"),
+            "--benchmark-no-colluders with --colluders 2: give one of the two",
+        ),
+        (
+            ("--epsilon", "2", "--delta", "1e-6", "--colluders", "3"),
+            "privacy.colluders = 3 among 3 shops: at least one",
+        ),
+        (
+            ("--epsilon", "2", "--delta", "1e-6", "--set", "federation.min_shops=2"),
+            "federation.min_shops = 2: sums of 3 shops, 1 of them colluding, need more than (3 + 1) / 2",
+        ),
     ],
 )
-def test_a_promise_that_cannot_be_made_is_refused_in_one_line_and_nothing_is_released(
+def test_a_promise_that_cannot_be_made_is_refused_in_one_line_and_nothing_is_written(
     fedrec: Callable[..., Any], small_options: tuple[str, ...], tmp_path: Path, options: tuple[str, ...], words: str
 ) -> None:
     columns = ("--set", "evaluation.columns=['dp_popularity']")
@@ -118,7 +134,19 @@ def test_a_promise_that_cannot_be_made_is_refused_in_one_line_and_nothing_is_rel
     assert said.status == 2
     assert words in said.err.splitlines()[-1]
     assert "Traceback" not in said.err
-    assert not (tmp_path / "run" / "privacy").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_masks_under_local_noise_need_no_further_setting(
+    fedrec: Callable[..., Any], small_options: tuple[str, ...], tmp_path: Path
+) -> None:
+    said = fedrec(
+        *("simulate", *small_options, "--epsilon", "2", "--delta", "1e-6", "--privacy-mode", "local", "--secure"),
+        *("--noise-draws", "1", "--set", "evaluation.columns=['dp_popularity']", "--out", tmp_path / "run"),
+    )
+    assert said.status == 0, said.err
+    record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert record["privacy"]["is_masked"] is True
 
 
 def test_a_benchmark_without_colluders_is_marked_as_one(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fedrec.cli.tables import bar, epsilon_table, print_comparison
+from fedrec.cli.tables import bar, column_table, epsilon_table, print_comparison
 
 
 def record(num_shops: int) -> dict[str, Any]:
@@ -67,6 +67,20 @@ def shown(num_shops: int) -> list[str]:
     print_comparison(Path("runs/x"), record(num_shops), console)
     assert isinstance(console.file, io.StringIO)
     return [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize(("title", "cells"), [("federated_personal", 16), ("federated_dp_personal@0.125", 7)])
+def test_the_columns_fit_into_100_cells_with_shorter_bars_beside_longer_names(title: str, cells: int) -> None:
+    made = record(2)
+    made["columns"] = [title]
+    made["main_column"] = title
+    made["scores"] = {title: made["scores"]["local"]}
+    console = Console(file=io.StringIO(), width=100)
+    console.print(column_table(made, width=100))
+    assert isinstance(console.file, io.StringIO)
+    line = next(line for line in console.file.getvalue().splitlines() if "█" in line)
+    assert line.count("█") == cells
+    assert "…" not in console.file.getvalue()
 
 
 def test_the_last_line_is_the_run_directory() -> None:

@@ -81,6 +81,11 @@ def test_values_out_of_range_are_refused(change, error):
         replace(GOOD, **change)
 
 
+def test_too_few_shops_in_a_sum_are_refused_by_the_name_of_the_setting():
+    with pytest.raises(BadAssumption, match=r"^min_shops = 3: .* give 4 to 5$"):
+        agreement(5, min_shops=3)
+
+
 def test_they_come_back_from_json():
     stored = json.loads(json.dumps(GOOD.to_json()))
     assert Parameters.from_json(stored) == GOOD
