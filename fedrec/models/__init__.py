@@ -21,6 +21,14 @@ MODELS: dict[str, str] = {
     "itemknn": "fedrec.models.itemknn:ItemKnn",
     "ease": "fedrec.models.ease:Ease",
     "ials": "fedrec.models.ials:Ials",
+    "gmf": "fedrec.models.ncf:Gmf",
+    "mlp": "fedrec.models.ncf:Mlp",
+    "neumf": "fedrec.models.ncf:NeuMf",
+    "multdae": "fedrec.models.autoencoders:MultDae",
+    "multvae": "fedrec.models.autoencoders:MultVae",
+    "recvae": "fedrec.models.autoencoders:RecVae",
+    "vaegan": "fedrec.models.autoencoders:VaeGan",
+    "smallae": "fedrec.models.smallae:SmallAe",
 }
 """The built-in models: name to ``module:Class``."""
 
@@ -42,6 +50,11 @@ class ModelDescription:
     summary: str
     settings: dict[str, Any]
     can_be_private: bool = False
+
+    @property
+    def privacy_modes(self) -> tuple[str, ...]:
+        """Modes of ``privacy.mode`` that it can be trained in; none = without a promise."""
+        return ("none", "local", "distributed") if self.can_be_private else ("none",)
 
 
 def load_model(name: str, settings: Mapping[str, Any] | None = None) -> Recommender:

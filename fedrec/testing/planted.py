@@ -8,7 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from fedrec.models.recommender import PublicInputs, Recommender, State
+from fedrec.models.recommender import (
+    GradientModel,
+    LocalModel,
+    PublicInputs,
+    Recommender,
+    RoundKind,
+    RoundSpec,
+    State,
+)
+from fedrec.privacy.draws import Draws, shopper_digests
 
 _MAX_ROUNDS = 10_000
 
@@ -66,7 +75,18 @@ def train_federated(model: Recommender, shops: Sequence[sparse.csr_matrix], publ
         if spec is None:
             return state
         total = np.zeros(spec.layout.size)
-        for rows in shops:
-            total += model.contributions(spec, rows).total(np.ones(rows.shape[0]))
+        for place, rows in enumerate(shops):
+            total += _answer(model, spec, rows, Draws.seeded(f"{place}/{index}", shopper_digests(range(rows.shape[0]))))
         state = model.advance(spec, state, total, public)
     raise AssertionError(f"training did not end after {_MAX_ROUNDS} rounds: plan_round must return None in the end")
+
+
+def _answer(model: Recommender, spec: RoundSpec, rows: sparse.csr_matrix, draws: Draws) -> np.ndarray:
+    """A shop's vector of a round, unclipped."""
+    if isinstance(model, LocalModel) and spec.kind is RoundKind.LOCAL_UPDATE:
+        return model.local_update(spec, rows, draws)
+    if isinstance(model, GradientModel) and spec.kind is RoundKind.GRADIENT_STEP:
+        sampled = np.flatnonzero(draws.of("sample").coins(spec.sampling_rate))
+        gradients = model.gradients(spec, rows[sampled], draws.of("gradient").take(sampled))
+        return gradients.total(np.ones(len(sampled)))
+    return model.contributions(spec, rows).total(np.ones(rows.shape[0]))

@@ -1,4 +1,4 @@
-"""The contract of every recommender, as tests that a model's own test class inherits.
+"""The contract of every recommender made of statistics, as tests that a model's own test class inherits.
 
     class TestMyModel(RecommenderContract):
         def make_model(self):
@@ -9,77 +9,24 @@ pytest collects the inherited tests; nothing here needs pytest itself.
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
-from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
 from scipy import sparse
 
-from fedrec.models.recommender import (
-    Contributions,
-    Explainable,
-    PublicInputs,
-    Recommender,
-    RoundSpec,
-    Scorer,
-    State,
-    train_alone,
-)
-from fedrec.testing.planted import PlantedWorld, plant_world, train_federated
+from fedrec.models.recommender import Contributions, RoundSpec, State, train_alone
+from fedrec.testing.planted import PlantedWorld, train_federated
+from fedrec.testing.scoring import ScoringContract, assert_close, assert_equal_states
 
 
-class RecommenderContract(ABC):
-    """Tests that every recommender passes.
+class RecommenderContract(ScoringContract):
+    """Tests that every recommender of statistics rounds passes.
 
     Attributes:
-        is_personal: scores depend on the history (popularity says False; then nothing is asked about structure).
-        has_content: the planted world's items have features.
         rounds_the_sum: `integers` rounds after the sum, with every shopper's bound lowered first.
-        has_own_units: settings are in units of the sum itself, so twice the sum makes another model.
-        relative_tolerance: of scores that should be equal, relative to the largest score.
     """
 
-    is_personal: bool = True
-    has_content: bool = True
     rounds_the_sum: bool = False
-    has_own_units: bool = False
-    relative_tolerance: float = 1e-5
-
-    @abstractmethod
-    def make_model(self) -> Recommender:
-        """A fresh model with the settings to be tested."""
-
-    def world(self) -> PlantedWorld:
-        """The data of most tests."""
-        return plant_world(has_content=self.has_content)
-
-    def test_model_is_a_frozen_dataclass_with_plain_settings(self) -> None:
-        model: Any = self.make_model()
-        assert isinstance(model.name, str)
-        assert model.name
-        for holder in (model, model.settings):
-            assert dataclasses.is_dataclass(holder), f"{type(holder).__name__} is no dataclass"
-            params: Any = holder
-            assert params.__dataclass_params__.frozen, f"{type(holder).__name__} is not frozen"
-        json.dumps(dataclasses.asdict(model.settings))
-
-    def test_candidates_are_valid_settings(self) -> None:
-        model: Any = self.make_model()
-        for field_name, values in model.candidates().items():
-            assert values, f"candidates() gives no value for {field_name}"
-            for value in values:
-                changed = dataclasses.replace(model.settings, **{field_name: value})
-                assert getattr(changed, field_name) == value
-
-    def test_fit_fields_are_settings(self) -> None:
-        model: Any = self.make_model()
-        known = {field.name for field in dataclasses.fields(model.settings)}
-        assert set(getattr(model, "fit_fields", ())) <= known
 
     def test_sums_and_norms_have_the_promised_shapes(self) -> None:
         world = self.world()
@@ -109,7 +56,7 @@ class RecommenderContract(ABC):
                 rest = np.delete(np.arange(num_shoppers), shopper)
                 without = model.contributions(spec, world.histories[rest]).total(np.ones(num_shoppers - 1))
                 hers = model.contributions(spec, world.histories[[shopper]]).total(np.ones(1))
-                _assert_close(everyone - without, hers, 1e-9, scale=everyone)
+                assert_close(everyone - without, hers, 1e-9, scale=everyone)
 
     def test_order_of_shoppers_does_not_matter(self) -> None:
         world, model = self.world(), self.make_model()
@@ -118,7 +65,7 @@ class RecommenderContract(ABC):
         for spec, contributions in self._rounds(world):
             shuffled = model.contributions(spec, world.histories[order])
             np.testing.assert_allclose(shuffled.norms(), contributions.norms()[order], rtol=1e-12)
-            _assert_close(shuffled.total(weights[order]), contributions.total(weights), 1e-9)
+            assert_close(shuffled.total(weights[order]), contributions.total(weights), 1e-9)
 
     def test_integers_are_the_sum_within_a_step_for_each_shopper(self) -> None:
         if self.rounds_the_sum:
@@ -178,7 +125,7 @@ class RecommenderContract(ABC):
         for _, contributions in self._rounds(world):
             together = contributions.total(0.5 * first + 2 * second)
             apart = 0.5 * contributions.total(first) + 2 * contributions.total(second)
-            _assert_close(together, apart, 1e-9)
+            assert_close(together, apart, 1e-9)
             assert not contributions.total(np.zeros(len(first))).any()
 
     def test_an_empty_history_contributes_nothing(self) -> None:
@@ -200,8 +147,8 @@ class RecommenderContract(ABC):
             moved = model.advance(spec, state, total, world.public)
             kept = {name: values.copy() for name, values in moved.items()}
             total[:] = -1
-            _assert_equal_states(state, before)
-            _assert_equal_states(moved, kept)
+            assert_equal_states(state, before)
+            assert_equal_states(moved, kept)
             state, index = moved, index + 1
 
     def test_federated_equals_pooled(self) -> None:
@@ -212,157 +159,17 @@ class RecommenderContract(ABC):
             shops = [world.histories[shop_of % num_shops == shop] for shop in range(num_shops)]
             state = train_federated(model, shops, world.public)
             scores = model.fit(state, world.public).scores(world.histories)
-            _assert_close(scores, pooled, self.relative_tolerance)
-
-    def test_training_twice_gives_the_same_arrays(self) -> None:
-        world = self.world()
-        first, second = (train_alone(self.make_model(), world.histories, world.public) for _ in range(2))
-        _assert_equal_states(first, second)
-
-    def test_scores_are_float32_and_finite_for_every_row(self) -> None:
-        world, scorer = self._trained()
-        rows = sparse.vstack([world.histories[:5], sparse.csr_matrix((1, world.public.num_items))], format="csr")
-        scores = scorer.scores(rows)
-        assert scores.shape == (6, world.public.num_items)
-        assert scores.dtype == np.float32
-        assert np.isfinite(scores).all()
-        assert scorer.scores(world.histories[:0]).shape == (0, world.public.num_items)
-
-    def test_a_row_is_scored_alike_alone_and_among_others(self) -> None:
-        world, scorer = self._trained()
-        together = scorer.scores(world.histories[:7])
-        alone = np.concatenate([scorer.scores(world.histories[[row]]) for row in range(7)])
-        _assert_close(together, alone, self.relative_tolerance)
-
-    def test_scores_follow_the_history(self) -> None:
-        if not self.is_personal:
-            return
-        world, scorer = self._trained()
-        one_each = _rows_with([[0], [1]], world.public.num_items)
-        scores = scorer.scores(one_each)
-        assert not np.allclose(scores[0], scores[1])
-
-    def test_planted_blocks_are_found(self) -> None:
-        if not self.is_personal:
-            return
-        world, scorer = self._trained()
-        scores = scorer.scores(world.histories)
-        is_in = world.blocks == world.tastes[:, None]
-        is_new = ~(world.histories.toarray() > 0)
-        wins = [
-            np.mean(row[good][:, None] > row[bad][None, :])
-            for row, good, bad in zip(scores, is_in & is_new, ~is_in & is_new, strict=True)
-            if good.any() and bad.any()
-        ]
-        assert np.mean(wins) > 0.9, f"an item of the shopper's block beats another in {np.mean(wins):.2f} of the pairs"
-
-    def test_restricting_to_the_same_items_changes_nothing(self) -> None:
-        world, scorer = self._trained()
-        same = scorer.restrict(np.arange(world.public.num_items), world.public)
-        _assert_close(same.scores(world.histories), scorer.scores(world.histories), self.relative_tolerance)
-
-    def test_restricting_keeps_the_scores_of_a_shops_items(self) -> None:
-        world, scorer = self._trained()
-        positions = np.array([4, 2, 9, 17, 30, 11, 25])
-        shop = _subset(world.public, positions)
-        rows = _rows_with([[4, 9], [30], [2, 17, 25]], world.public.num_items)
-        restricted = scorer.restrict(positions, shop).scores(rows[:, positions])
-        _assert_close(restricted, scorer.scores(rows)[:, positions], self.relative_tolerance)
-
-    def test_items_that_the_model_does_not_know_get_finite_scores(self) -> None:
-        world, scorer = self._trained()
-        positions = np.array([-1, 4, 2, -1, 9, -1])
-        for content in (world.public.content, None):
-            shop = _subset(PublicInputs(world.public.items, content), positions)
-            rows = _rows_with([[1, 2], [0, 3], []], len(positions))
-            scores = scorer.restrict(positions, shop).scores(rows)
-            assert scores.shape == (3, len(positions))
-            assert np.isfinite(scores).all()
-
-    def test_a_shop_may_know_none_of_the_items(self) -> None:
-        world, scorer = self._trained()
-        positions = np.full(3, -1)
-        shop = _subset(PublicInputs(world.public.items), positions)
-        assert np.isfinite(scorer.restrict(positions, shop).scores(_rows_with([[0], []], 3))).all()
-        model = self.make_model()
-        projected = model.project(train_alone(model, world.histories, world.public), positions, shop)
-        own = model.own_statistics(projected, _rows_with([[0, 1], [0, 2]], 3), shop)
-        mixed = model.fit(model.mix(projected, own, global_share=0.5), shop)
-        assert np.isfinite(mixed.scores(_rows_with([[0], []], 3))).all()
-
-    def test_global_share_one_is_the_global_model(self) -> None:
-        world, model, state = self._trained_state()
-        projected = model.project(state, np.arange(world.public.num_items), world.public)
-        own = model.own_statistics(projected, world.histories[:10], world.public)
-        mixed = model.fit(model.mix(projected, own, global_share=1.0), world.public)
-        expected = model.fit(state, world.public).scores(world.histories)
-        _assert_close(mixed.scores(world.histories), expected, self.relative_tolerance)
-
-    def test_global_share_zero_is_the_shop_alone(self) -> None:
-        world, model, state = self._trained_state()
-        rows = world.histories[:40]
-        projected = model.project(state, np.arange(world.public.num_items), world.public)
-        own = model.own_statistics(projected, rows, world.public)
-        mixed = model.fit(model.mix(projected, own, global_share=0.0), world.public).scores(rows)
-        _assert_close(mixed, model.fit(own, world.public).scores(rows), self.relative_tolerance)
-        is_one_shot = not getattr(model, "is_iterative", False) and not self.has_own_units
-        if is_one_shot and not self._has_choice_of_items(state):
-            alone = model.fit(train_alone(model, rows, world.public), world.public).scores(rows)
-            _assert_close(mixed, alone, self.relative_tolerance)
+            assert_close(scores, pooled, self.relative_tolerance)
 
     def test_a_shop_with_all_the_data_has_the_global_statistics(self) -> None:
         if self.has_own_units:
             return
-        world, model, state = self._trained_state()
+        world, model, state = self.trained_state()
         projected = model.project(state, np.arange(world.public.num_items), world.public)
         own = model.own_statistics(projected, world.histories, world.public)
         mixed = model.fit(model.mix(projected, own, global_share=0.5), world.public)
         expected = model.fit(state, world.public).scores(world.histories)
-        _assert_close(mixed.scores(world.histories), expected, self.relative_tolerance)
-
-    def test_own_statistics_have_the_shapes_of_the_projected_state(self) -> None:
-        world, model, state = self._trained_state()
-        positions = np.array([4, 2, -1, 17, 30, -1])
-        shop = _subset(world.public, positions)
-        before = {name: values.copy() for name, values in state.items()}
-        projected = model.project(state, positions, shop)
-        own = model.own_statistics(projected, _rows_with([[0, 2], [3, 5]], len(positions)), shop)
-        assert {n: (v.shape, v.dtype) for n, v in own.items()} == {n: (v.shape, v.dtype) for n, v in projected.items()}
-        kept = [{name: values.copy() for name, values in arrays.items()} for arrays in (projected, own)]
-        for share in (0.0, 0.3, 1.0):
-            scorer = model.fit(model.mix(projected, own, global_share=share), shop)
-            assert np.isfinite(scorer.scores(_rows_with([[0, 2], []], len(positions)))).all()
-        _assert_equal_states(projected, kept[0])
-        _assert_equal_states(own, kept[1])
-        _assert_equal_states(state, before)
-
-    def test_state_survives_a_file(self) -> None:
-        world, model, state = self._trained_state()
-        loaded = load_arrays(save_arrays({name: np.ascontiguousarray(values) for name, values in state.items()}))
-        _assert_equal_states(loaded, state)
-        rows = world.histories[:9]
-        expected = model.fit(state, world.public).scores(rows)
-        np.testing.assert_array_equal(model.fit(loaded, world.public).scores(rows), expected)
-
-    def test_a_shop_with_no_shoppers_and_one_with_one_item_can_train(self) -> None:
-        for num_shoppers, num_items in ((0, 5), (4, 1), (1, 1), (1, 6)):
-            model = self.make_model()
-            public = PublicInputs(np.array([f"item-{place}" for place in range(num_items)], dtype=object))
-            histories = sparse.csr_matrix(np.ones((num_shoppers, num_items), np.float32))
-            scorer = model.fit(train_alone(model, histories, public), public)
-            scores = scorer.scores(_rows_with([[0], []], num_items))
-            assert scores.shape == (2, num_items)
-            assert np.isfinite(scores).all()
-
-    def test_explanations_have_one_finite_part_for_each_bought_item(self) -> None:
-        world, scorer = self._trained()
-        if not isinstance(scorer, Explainable):
-            return
-        for item in range(world.public.num_items):
-            parts = scorer.because(np.array([3, 0, 8]), item)
-            assert parts.shape == (3,)
-            assert parts.dtype == np.float32
-            assert np.isfinite(parts).all()
+        assert_close(mixed.scores(world.histories), expected, self.relative_tolerance)
 
     def _rounds(self, world: PlantedWorld) -> Iterator[tuple[RoundSpec, Contributions]]:
         """Every round of one training, with the contributions of all shoppers; at most the first five."""
@@ -377,45 +184,8 @@ class RecommenderContract(ABC):
             total = contributions.total(np.ones(world.histories.shape[0]))
             state = model.advance(spec, state, total, world.public)
 
-    def _trained_state(self) -> tuple[PlantedWorld, Recommender, State]:
-        world, model = self.world(), self.make_model()
-        return world, model, train_alone(model, world.histories, world.public)
-
-    def _trained(self) -> tuple[PlantedWorld, Scorer]:
-        world, model, state = self._trained_state()
-        return world, model.fit(state, world.public)
-
-    def _has_choice_of_items(self, state: State) -> bool:
-        """Whether the model keeps statistics of chosen items only: alone, a shop would choose others."""
-        return "covered" in state and len(state["covered"]) < self.world().public.num_items
-
 
 def _only(shopper: int, num_shoppers: int) -> np.ndarray:
     weights = np.zeros(num_shoppers)
     weights[shopper] = 1
     return weights
-
-
-def _rows_with(histories: Sequence[Sequence[int]], num_items: int) -> sparse.csr_matrix:
-    rows = np.zeros((len(histories), num_items), np.float32)
-    for row, items in enumerate(histories):
-        rows[row, list(items)] = 1
-    return sparse.csr_matrix(rows)
-
-
-def _subset(public: PublicInputs, positions: np.ndarray) -> PublicInputs:
-    """A shop's item space; items at -1 are its own, with the content of whatever stands last."""
-    items = np.array([public.items[p] if p >= 0 else f"own-{n}" for n, p in enumerate(positions)], dtype=object)
-    return PublicInputs(items, None if public.content is None else public.content[positions])
-
-
-def _assert_close(actual: np.ndarray, expected: np.ndarray, rtol: float, scale: np.ndarray | None = None) -> None:
-    """Equal within ``rtol`` of the largest absolute value of ``scale`` (default: of ``expected``)."""
-    largest = float(np.abs(expected if scale is None else scale).max(initial=0))
-    np.testing.assert_allclose(actual, expected, rtol=rtol, atol=rtol * largest)
-
-
-def _assert_equal_states(actual: State, expected: State) -> None:
-    assert set(actual) == set(expected)
-    for name in expected:
-        np.testing.assert_array_equal(actual[name], expected[name], err_msg=name)

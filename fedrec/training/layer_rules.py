@@ -168,7 +168,7 @@ class Lookups:
         num_shoppers, length = ids.shape
         squares = torch.linalg.vector_norm(gradient, dim=2).double().square()  # (num_shoppers, length)
         self._shoppers = torch.arange(num_shoppers, device=ids.device).repeat_interleave(length)
-        self._ids, self._values = ids.reshape(-1), gradient.reshape(num_shoppers * length, -1)
+        self._ids, self._values = ids.reshape(-1), gradient.reshape(num_shoppers * length, gradient.shape[2])
         # Places without a gradient get keys of their own: padding never collides.
         own_keys = num_rows + torch.arange(length, device=ids.device)
         keys, order = torch.where(squares == 0, own_keys, ids).sort(dim=1)

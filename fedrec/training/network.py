@@ -8,6 +8,7 @@ depends on the shared parameters, her own history and her own draws alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -118,6 +119,22 @@ def set_arrays(network: Network, arrays: dict[str, np.ndarray]) -> None:
 def named(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters by name, in the order in which a flat vector holds them."""
     return iter(network.named_parameters())
+
+
+_WORTH_A_THREAD = 2e8
+"""Multiply-adds below which a second thread costs more than it gives, most of all on a busy machine."""
+
+
+@contextmanager
+def threads_for(network: nn.Module, num_shoppers: int) -> Iterator[None]:
+    """One thread where a batch of so many shoppers is little work; as many as torch has where it is much."""
+    work = num_shoppers * sum(values.numel() for values in network.parameters())
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if work > _WORTH_A_THREAD else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def pick_device(wanted: str) -> torch.device:

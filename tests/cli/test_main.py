@@ -70,8 +70,14 @@ def test_a_name_with_a_line_break_still_makes_one_line(fedrec: Callable[..., Any
 def test_models_are_listed_with_their_settings(fedrec: Callable[..., Any]) -> None:
     said = fedrec("models")
     assert said.status == 0
-    for words in ("popularity", "itemknn", "ease", "ials", "max_items = ", "factors = "):
+    for words in ("popularity", "itemknn", "ease", "ials", "neumf", "smallae", "none, local, distributed"):
         assert words in said.out
+    said = fedrec("models", "ease")
+    assert said.status == 0
+    assert "max_items" in said.out
+    said = fedrec("models", "easy")
+    assert said.status == 2
+    assert "did you mean ease" in said.err
 
 
 def test_without_a_command_there_is_help_and_no_empty_error(fedrec: Callable[..., Any]) -> None:

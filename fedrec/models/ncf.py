@@ -1,0 +1,111 @@
+"""Neural collaborative filtering as recommenders: GMF, MLP and NeuMF (He et al. 2017, arXiv:1708.05031).
+
+Item tables, towers and the output layer are shared; a shopper's vector is private, and folded in from her history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fedrec.errors import ConfigError
+from fedrec.models.neural import NeuralSettings
+from fedrec.models.private_neural import PrivatelyTrainable
+
+if TYPE_CHECKING:
+    from fedrec.training.ncf import NcfSettings as PairSettings
+    from fedrec.training.network import Network
+
+_SMALL: Mapping[str, Any] = {"factors": 16, "layers": 1}
+_LOSSES = ("binary", "pairwise", "softmax")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NcfSettings(NeuralSettings):
+    """What the models of pairs have to set.
+
+    Attributes:
+        loss: binary (cross-entropy, the paper's), pairwise (BPR) or softmax (over sampled negatives).
+        factors: width of the product and of the tower's last layer; >= 1.
+        layers: of the tower; >= 1.
+        negatives: drawn for each of a shopper's items; >= 1.
+        regularisation: L2 pull on the vectors of each pair; >= 0.
+        fold_in_steps: of Adam, for a shopper's vector; >= 1.
+    """
+
+    loss: str = "binary"
+    factors: int = 32
+    layers: int = 3
+    negatives: int = 4
+    regularisation: float = 0.0
+    fold_in_steps: int = 30
+    rounds: int = 20
+    local_epochs: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss not in _LOSSES:
+            raise ConfigError(f"loss = {self.loss!r}: give one of {', '.join(_LOSSES)}")
+        for name in ("factors", "layers", "negatives", "fold_in_steps"):
+            if not getattr(self, name) >= 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}: give a whole number of at least 1")
+
+    def of_network(self) -> PairSettings:
+        """As the networks take them."""
+        from fedrec.training.ncf import NcfSettings as PairSettings
+        from fedrec.training.ncf import PairLoss
+
+        return PairSettings(
+            loss=PairLoss(self.loss),
+            factors=self.factors,
+            layers=self.layers,
+            negatives=self.negatives,
+            regularisation=self.regularisation,
+            fold_in_steps=self.fold_in_steps,
+        )
+
+
+@dataclass(frozen=True)
+class Gmf(PrivatelyTrainable):
+    """Generalised matrix factorisation: a weighted product of shopper and item vectors (He et al. 2017)."""
+
+    name: ClassVar[str] = "gmf"
+    private_network: ClassVar[Mapping[str, Any]] = _SMALL
+    settings: NcfSettings = field(default_factory=NcfSettings)
+
+    def make_network(self, num_items: int) -> Network:
+        """See `NeuralModel`."""
+        from fedrec.training import ncf
+
+        return ncf.Gmf(num_items, self.settings.of_network(), init_seed=self.settings.init_seed)
+
+
+@dataclass(frozen=True)
+class Mlp(PrivatelyTrainable):
+    """A multi-layer perceptron over shopper and item vectors (He et al. 2017)."""
+
+    name: ClassVar[str] = "mlp"
+    private_network: ClassVar[Mapping[str, Any]] = _SMALL
+    settings: NcfSettings = field(default_factory=NcfSettings)
+
+    def make_network(self, num_items: int) -> Network:
+        """See `NeuralModel`."""
+        from fedrec.training import ncf
+
+        return ncf.Mlp(num_items, self.settings.of_network(), init_seed=self.settings.init_seed)
+
+
+@dataclass(frozen=True)
+class NeuMf(PrivatelyTrainable):
+    """GMF and MLP joined by one output layer (He et al. 2017)."""
+
+    name: ClassVar[str] = "neumf"
+    private_network: ClassVar[Mapping[str, Any]] = _SMALL
+    settings: NcfSettings = field(default_factory=NcfSettings)
+
+    def make_network(self, num_items: int) -> Network:
+        """See `NeuralModel`."""
+        from fedrec.training import ncf
+
+        return ncf.NeuMf(num_items, self.settings.of_network(), init_seed=self.settings.init_seed)

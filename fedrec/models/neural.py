@@ -1,0 +1,349 @@
+"""A neural recommender in a federation: local updates that are averaged, and fine-tuning that stays in the shop.
+
+Round r sends the shared arrays to every shop; a shop trains a few local epochs from them and answers with its change,
+times the number of its shoppers, and that number; the coordinator moves the arrays by the mean change
+(`fedrec.training.server_step`). Vectors of single shoppers, where a network has such, are folded in from the shared
+arrays and the shopper's own history (as FedRecon does: Singhal et al. 2021, arXiv:2102.03448), so nothing private has
+to outlive a round. torch is imported when a network is built, not before.
+
+**Guarantee:** none by itself: a local update is raw. Under an epsilon a neural model takes gradient steps instead
+(`fedrec.models.private_neural`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from scipy import sparse
+
+from fedrec.errors import BadMessage, ConfigError
+from fedrec.models.ials import with_content
+from fedrec.models.popularity import binary_rows, mix_arrays, take
+from fedrec.models.recommender import Contributions, Layout, PublicInputs, RoundKind, RoundSpec, Scorer, State
+from fedrec.training.server_step import STRATEGIES, memory_of, server_step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedrec.privacy.draws import Draws
+    from fedrec.training.fit import FitSettings
+    from fedrec.training.network import Network
+
+_ROWS_AT_ONCE = 512
+_WEIGHT = "weight"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuralSettings:
+    """What every neural recommender has to set.
+
+    Attributes:
+        rounds: rounds of the federation; >= 1.
+        local_epochs: epochs that a shop trains in a round; >= 1. A shop alone, and all data pooled, train
+            rounds x local_epochs.
+        batch_shoppers: shoppers in one optimiser step; >= 1.
+        learning_rate: of Adam in the shop; > 0.
+        weight_decay: L2 pull towards zero; >= 0.
+        strategy: how the coordinator averages: fedavg, fedprox, fedavgm or fedadam.
+        server_learning_rate: of the coordinator; > 0. 1 with fedavg is plain averaging.
+        proximal: mu of fedprox, pull of local training towards the shared arrays; >= 0.
+        fine_tune_epochs: epochs on the shop's own shoppers after the last round, for its personal model; >= 0.
+        init_seed: of the first shared arrays.
+        device: auto (a GPU where there is one), cpu or cuda.
+        private_steps: T, gradient steps under an epsilon; >= 1.
+        private_sampling_rate: q in (0, 1]: part of all shoppers in each of them.
+        private_clip_norm: C, bound on the L2 norm of one shopper's gradient; > 0.
+        private_learning_rate: of the coordinator's Adam at the first step, falling to 0 with the last; > 0.
+    """
+
+    rounds: int = 20
+    local_epochs: int = 5
+    batch_shoppers: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    strategy: str = "fedavg"
+    server_learning_rate: float = 1.0
+    proximal: float = 0.01
+    fine_tune_epochs: int = 5
+    init_seed: int = 0
+    device: str = "auto"
+    private_steps: int = 100
+    private_sampling_rate: float = 1.0
+    private_clip_norm: float = 0.1
+    private_learning_rate: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "local_epochs", "batch_shoppers", "private_steps"):
+            if not getattr(self, name) >= 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}: give a whole number of at least 1")
+        for name in ("learning_rate", "server_learning_rate", "private_clip_norm", "private_learning_rate"):
+            if not 0 < getattr(self, name) < np.inf:
+                raise ConfigError(f"{name} = {getattr(self, name)}: give a number above 0")
+        for name in ("weight_decay", "proximal", "fine_tune_epochs"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise ConfigError(f"{name} = {getattr(self, name)}: give 0 or more")
+        if not 0 < self.private_sampling_rate <= 1:
+            raise ConfigError(f"private_sampling_rate = {self.private_sampling_rate}: above 0, at most 1")
+        if self.strategy not in STRATEGIES:
+            raise ConfigError(f"strategy = {self.strategy!r}: give one of {', '.join(STRATEGIES)}")
+
+    @property
+    def epochs(self) -> int:
+        """Of a whole training."""
+        return self.rounds * self.local_epochs
+
+
+class NeuralModel:
+    """Rounds, fine-tuning and scoring of every neural recommender; a model adds its settings and its network.
+
+    State: the network's parameters by name, float32, in its order; then the coordinator's optimiser ("server.").
+    """
+
+    name: ClassVar[str]
+    is_iterative: ClassVar[bool] = True
+    settings: Any
+
+    @abstractmethod
+    def make_network(self, num_items: int) -> Network:
+        """The network over so many items as ``init_seed`` starts it, on the CPU; imports torch."""
+
+    def plan_round(self, index: int, state: State, public: PublicInputs) -> RoundSpec | None:
+        """A local update from the arrays so far."""
+        if index >= self.settings.rounds:
+            return None
+        arrays = self._shared(state) or self._initial(public.num_items)
+        shapes = tuple((name, tuple(values.shape)) for name, values in arrays.items())
+        layout = Layout((*shapes, (_WEIGHT, (1,))))
+        return RoundSpec(RoundKind.LOCAL_UPDATE, "local update", layout, {**arrays, "round": np.array([index])})
+
+    def contributions(self, spec: RoundSpec, histories: sparse.csr_matrix) -> Contributions:
+        """None: a local update has no contributions of single shoppers.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(f"a {spec.kind} round of model {self.name!r} has no contributions of single shoppers")
+
+    def local_update(self, spec: RoundSpec, histories: sparse.csr_matrix, draws: Draws) -> np.ndarray:
+        """float64, (layout.size,): (new - old) times the number of shoppers with a history, then that number."""
+        arrays = {name: values for name, values in spec.inputs.items() if name != "round"}
+        weight = np.count_nonzero(np.diff(histories.indptr))
+        if not weight:
+            return np.zeros(spec.layout.size)
+        done = int(spec.inputs["round"][0]) * self.settings.local_epochs
+        trained = self._train(arrays, histories, draws, self.settings.local_epochs, done, self.settings.epochs)
+        changes = [(trained[name].astype(np.float64) - arrays[name]).ravel() * weight for name in arrays]
+        return np.concatenate([*changes, [float(weight)]])
+
+    def advance(
+        self, spec: RoundSpec, state: State, total: np.ndarray, public: PublicInputs, *, noise_sd: float = 0.0
+    ) -> State:
+        """The mean change over all shoppers of all shops, as the strategy takes it."""
+        sums = spec.layout.split(total)
+        weight = float(sums[_WEIGHT][0])
+        arrays = {name: values for name, values in spec.inputs.items() if name != "round"}
+        if weight <= 0:
+            return {**arrays, **memory_of(state)}
+        moved, memory = server_step(
+            self.settings.strategy,
+            arrays,
+            {name: sums[name] / weight for name in arrays},
+            memory_of(state),
+            learning_rate=self.settings.server_learning_rate,
+        )
+        return {**moved, **memory}
+
+    def train_alone(self, histories: sparse.csr_matrix, public: PublicInputs) -> State:
+        """As many epochs in one place as the federation's rounds have."""
+        from fedrec.privacy.draws import Draws, shopper_digests
+
+        draws = Draws.seeded(f"alone/{self.settings.init_seed}", shopper_digests(range(histories.shape[0])))
+        epochs = self.settings.epochs
+        return self._train(self._initial(public.num_items), histories, draws, epochs, 0, epochs)
+
+    def fit(self, state: State, public: PublicInputs) -> Scorer:
+        """The network with the state's arrays."""
+        return NetworkScorer(self, self._shared(state), public)
+
+    def project(self, state: State, positions: np.ndarray, public: PublicInputs) -> State:
+        """The arrays over a shop's items; unknown ones take the mean of known ones of similar content, else zeros.
+
+        Biases of unknown items are the least that a known one has: they rank with the rarest.
+        """
+        is_known = positions >= 0
+        axes = _item_axes(self)
+        projected = {}
+        for name, values in self._shared(state).items():
+            if name not in axes:
+                projected[name] = values
+                continue
+            by_item = np.moveaxis(values, axes[name], 0)
+            taken = take(by_item, positions)
+            if values.ndim == 1:
+                taken[~is_known] = values.min(initial=0.0)
+            elif is_known.any():
+                flat = taken.reshape(len(positions), -1).astype(np.float64)
+                taken = with_content(flat, is_known, is_known.astype(float), public).reshape(taken.shape)
+            projected[name] = np.ascontiguousarray(np.moveaxis(taken, 0, axes[name]), np.float32)
+        return projected
+
+    def own_statistics(self, state: State, histories: sparse.csr_matrix, public: PublicInputs) -> State:
+        """The arrays after fine-tuning on the shop's own shoppers; they never leave it.
+
+        Source: as in Collins et al. 2021, arXiv:2102.07078 (FedRep) the shop's own part is trained after the shared
+        one; here it is the whole network, from where the federation left it.
+        """
+        from fedrec.privacy.draws import Draws, shopper_digests
+
+        draws = Draws.seeded(f"own/{self.settings.init_seed}", shopper_digests(range(histories.shape[0])))
+        epochs = self.settings.fine_tune_epochs
+        return self._train(self._shared(state), histories, draws, epochs, self.settings.epochs, self.settings.epochs)
+
+    def mix(self, state: State, own: State, *, global_share: float) -> State:
+        """Between the shared and the fine-tuned arrays, value by value.
+
+        Source: Wortsman et al. 2022, arXiv:2109.01903 (weights between a model and its fine-tuned self).
+        """
+        return mix_arrays(self._shared(state), own, global_share=global_share)
+
+    def candidates(self) -> dict[str, tuple[Any, ...]]:
+        """None: training is dear, and the defaults were chosen on another set's validation."""
+        return {}
+
+    def fit_settings(self) -> FitSettings:
+        """How a shop trains."""
+        from fedrec.training.fit import FitSettings
+
+        return FitSettings(
+            batch_shoppers=self.settings.batch_shoppers,
+            learning_rate=self.settings.learning_rate,
+            weight_decay=self.settings.weight_decay,
+            proximal=self.settings.proximal if self.settings.strategy == "fedprox" else 0.0,
+        )
+
+    def network_with(self, arrays: Mapping[str, np.ndarray], num_items: int) -> Network:
+        """The network on its device, with these parameters.
+
+        Raises:
+            BadMessage: they are not this model's.
+        """
+        from fedrec.training.network import pick_device, set_arrays
+
+        network = self.make_network(num_items)
+        set_arrays(network, dict(arrays))
+        return network.to(pick_device(self.settings.device))
+
+    def _train(
+        self,
+        arrays: State,
+        histories: sparse.csr_matrix,
+        draws: Draws,
+        epochs: int,
+        start_epoch: int,
+        total_epochs: int,
+    ) -> State:
+        """The arrays after so many epochs on the rows that are not empty."""
+        from fedrec.training.fit import fit
+        from fedrec.training.network import get_arrays
+
+        rows = np.flatnonzero(np.diff(histories.indptr))
+        if not len(rows) or not epochs:
+            return dict(arrays)
+        network = self.network_with(arrays, histories.shape[1])
+        fit(
+            network,
+            binary_rows(histories[rows]),
+            draws.take(rows),
+            self.fit_settings(),
+            epochs=epochs,
+            start_epoch=start_epoch,
+            total_epochs=total_epochs,
+        )
+        return get_arrays(network)
+
+    def _initial(self, num_items: int) -> State:
+        from fedrec.training.network import get_arrays
+
+        return get_arrays(self.make_network(num_items))
+
+    def _shared(self, state: State) -> State:
+        return {name: np.asarray(values, np.float32) for name, values in state.items() if not _is_memory(name)}
+
+
+def _is_memory(name: str) -> bool:
+    return name.startswith("server.")
+
+
+@lru_cache(maxsize=64)
+def _item_axes(model: NeuralModel) -> dict[str, int]:
+    """Which axis of which parameter counts items: the one that grows with their number."""
+    few, more = ({n: v.shape for n, v in model.make_network(size).named_parameters()} for size in (3, 4))
+    axes = {}
+    for name, shape in few.items():
+        grown = [axis for axis, length in enumerate(shape) if more[name][axis] != length]
+        if len(grown) > 1:
+            raise BadMessage(f"parameter {name!r} has two axes of items")
+        if grown:
+            axes[name] = grown[0]
+    return axes
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkScorer:
+    """A trained network over one item space.
+
+    Attributes:
+        model: whose network it is.
+        arrays: float32, its parameters by name.
+        public: the item space.
+        trained: the scorer over the item space that the network was trained in, and each item's place there (-1 =
+            none); shoppers' vectors are folded in there. None = this is it.
+    """
+
+    model: NeuralModel
+    arrays: State
+    public: PublicInputs
+    trained: tuple[NetworkScorer, np.ndarray] | None = None
+
+    @cached_property
+    def _network(self) -> Network:
+        network = self.model.network_with(self.arrays, self.public.num_items)
+        network.eval()
+        return network
+
+    def scores(self, histories: sparse.csr_matrix) -> np.ndarray:
+        """float32, (num_rows, num_items)."""
+        import torch
+
+        network, rows = self._network, binary_rows(histories)
+        scores = np.empty(histories.shape, np.float32)
+        for start in range(0, histories.shape[0], _ROWS_AT_ONCE):
+            some = rows[start : start + _ROWS_AT_ONCE]
+            vectors = self._fold_in(some)
+            with torch.no_grad():
+                scores[start : start + _ROWS_AT_ONCE] = network.scores(some, vectors).cpu().numpy()
+        return scores
+
+    def restrict(self, positions: np.ndarray, public: PublicInputs) -> NetworkScorer:
+        """The same network over a shop's own items."""
+        places = positions
+        if self.trained is not None:
+            places = np.where(positions >= 0, self.trained[1][positions], -1)
+        origin = self if self.trained is None else self.trained[0]
+        return NetworkScorer(self.model, self.model.project(self.arrays, positions, public), public, (origin, places))
+
+    def _fold_in(self, rows: sparse.csr_matrix) -> Tensor | None:
+        """Private vectors of these rows, where the network has such."""
+        if self.trained is None or not self._network.num_shopper_values:
+            return self._network.fold_in(rows)
+        origin, places = self.trained
+        coo = rows.tocoo()
+        columns = places[coo.col]
+        known, shape = columns >= 0, (rows.shape[0], origin.public.num_items)
+        there = sparse.csr_matrix((coo.data[known], (coo.row[known], columns[known])), shape=shape)
+        return origin._network.fold_in(binary_rows(there))

@@ -1,0 +1,292 @@
+"""A neural recommender under differential privacy: the whole federation takes DP-SGD steps together.
+
+Round "popularity" sums the shoppers' unit-norm rows; its noisy sum picks the K items that the network covers and starts
+its output bias. Then every "gradient step" samples shoppers at a public rate q, clips each one's whole gradient to C
+and sums; the coordinator divides the noisy sum by the *public* number of shoppers and moves the shared arrays by Adam.
+With n shops that sample at the same q this is one step of central DP-SGD over all shoppers. Items outside the K come
+last, in the order of noisy popularity.
+
+**Guarantee:** each sum has an L2 sensitivity of C per shopper, whatever the batch: a gradient depends on the round's
+arrays, her own row and her own draws alone (`fedrec.training.dp_sgd`), and nothing is divided by a number that depends
+on who is in the data. What the coordinator does with the sums is post-processing. A vector of a single shopper is
+folded in from the shared arrays and never leaves; `own_statistics` stays in the shop.
+**Source:** Abadi et al. 2016, arXiv:1607.00133, algorithm 1, with Poisson sampling (Mironov et al. 2019,
+arXiv:1908.10530); deviation: the unit is a shopper with all her events, not an example.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from scipy import sparse
+
+from fedrec.errors import ConfigError
+from fedrec.models.item_item import most_popular, selected_columns
+from fedrec.models.neural import NetworkScorer, NeuralModel, NeuralSettings
+from fedrec.models.popularity import ItemCounts, binary_rows, mix_arrays, popularity_round, take
+from fedrec.models.private_rules import item_item_rules
+from fedrec.models.recommender import Contributions, Layout, PublicInputs, RoundKind, RoundSpec, State
+from fedrec.privacy.mechanisms import Outlook, ReleaseRequest
+from fedrec.training.server_step import memory_of, server_step
+
+if TYPE_CHECKING:
+    from fedrec.privacy.draws import Draws
+    from fedrec.training.dp_sgd import ShopperGradients
+    from fedrec.training.network import Network
+
+STEP = "gradient step"
+_POPULARITY_SHARE = 0.1
+_ADAM_FLOOR = 1e-8
+_OWN = ("popularity", "popularity_noise", "covered")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivateNeuralSettings(NeuralSettings):
+    """What public rules chose for a private neural model.
+
+    Attributes:
+        base: name of the model whose network it is.
+        network: JSON object: that model's settings.
+        released_items: K, number of items that the network covers; >= 1.
+        public_shoppers: declared number of shoppers of the whole federation; >= 1.
+    """
+
+    base: str = "smallae"
+    network: str = "{}"
+    released_items: int = 600
+    public_shoppers: int = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("released_items", "public_shoppers"):
+            if not getattr(self, name) >= 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}: give a whole number of at least 1")
+
+
+@dataclass(frozen=True)
+class PrivateNeural(NeuralModel):
+    """A neural recommender trained by the whole federation's DP-SGD steps."""
+
+    name: ClassVar[str] = "private-neural"
+    settings: PrivateNeuralSettings = field(default_factory=PrivateNeuralSettings)
+    num_statistics_rounds: ClassVar[int] = 1
+
+    @property
+    def base(self) -> NeuralModel:
+        """The model whose network is trained."""
+        from fedrec.models import load_model
+
+        model: Any = load_model(self.settings.base, json.loads(self.settings.network))
+        return model
+
+    def make_network(self, num_items: int) -> Network:
+        """The base model's."""
+        return self.base.make_network(num_items)
+
+    def plan_round(self, index: int, state: State, public: PublicInputs) -> RoundSpec | None:
+        """Popularity, then the gradient steps."""
+        if index < self.num_statistics_rounds:
+            return self.plan_statistics(index, state, public)
+        if index >= self.num_statistics_rounds + self.settings.private_steps:
+            return None
+        arrays = self._shared(state)
+        layout = Layout(tuple((name, tuple(values.shape)) for name, values in arrays.items()))
+        inputs = {**arrays, "covered": state["covered"]}
+        return RoundSpec(RoundKind.GRADIENT_STEP, STEP, layout, inputs, self.settings.private_sampling_rate)
+
+    def plan_statistics(self, index: int, state: State, public: PublicInputs) -> RoundSpec:
+        """The rounds before the first step."""
+        return popularity_round(public)
+
+    def contributions(self, spec: RoundSpec, histories: sparse.csr_matrix) -> Contributions:
+        """Unit-norm rows."""
+        return ItemCounts(binary_rows(histories), exponent=0.5)
+
+    def gradients(self, spec: RoundSpec, histories: sparse.csr_matrix, draws: Draws) -> ShopperGradients:
+        """Of the sampled shoppers, in float64.
+
+        Raises:
+            BadMessage: the round's arrays or items are not this model's.
+        """
+        from fedrec.training.dp_sgd import ShopperGradients
+
+        inputs = dict(spec.inputs)
+        covered = inputs.pop("covered")
+        network = self.network_with(inputs, len(covered)).double()
+        rows = binary_rows(selected_columns(histories, covered))
+        return ShopperGradients(network, rows, draws, vectors=network.fold_in(rows, draws.of("fold in")))
+
+    def advance(
+        self, spec: RoundSpec, state: State, total: np.ndarray, public: PublicInputs, *, noise_sd: float = 0.0
+    ) -> State:
+        """Popularity starts the network; a step moves it by Adam on (noisy sum) / (q x public shoppers)."""
+        if spec.kind is RoundKind.STATISTICS:
+            return self.advance_statistics(spec, state, total, public, noise_sd)
+        settings = self.settings
+        arrays = {name: np.asarray(spec.inputs[name], np.float32) for name, _ in spec.layout.shapes}
+        expected = settings.private_sampling_rate * settings.public_shoppers
+        memory = memory_of(state)
+        done = float(memory["server.step"][0]) if memory else 0.0
+        moved, memory = server_step(
+            "fedadam",
+            arrays,
+            {name: -values / expected for name, values in spec.layout.split(total).items()},
+            memory,
+            learning_rate=settings.private_learning_rate * (1 - done / settings.private_steps),
+            tau=_ADAM_FLOOR,
+        )
+        return {**self._kept(state), **moved, **memory}
+
+    def advance_statistics(
+        self, spec: RoundSpec, state: State, total: np.ndarray, public: PublicInputs, noise_sd: float
+    ) -> State:
+        """Noisy popularity, the K items that it puts first, and the arrays that the first step starts from."""
+        covered = most_popular(total, self.settings.released_items)
+        known = {"popularity": total.copy(), "popularity_noise": np.array([noise_sd]), "covered": covered}
+        return {**known, **self.first_arrays(known, public)}
+
+    def first_arrays(self, state: State, public: PublicInputs) -> State:
+        """The network as its seed starts it, its output bias the logarithm of each item's share of noisy popularity."""
+        from fedrec.training.network import get_arrays
+
+        network = self.make_network(len(state["covered"]))
+        arrays = get_arrays(network)
+        bias = getattr(network, "output_bias_name", None)
+        if bias is not None:
+            arrays[bias] = log_shares(state)
+        return arrays
+
+    def fit(self, state: State, public: PublicInputs) -> CoveredScorer:
+        """The network over the covered items, popularity for the others."""
+        covered = state["covered"]
+        inner = PublicInputs(public.items[covered], None if public.content is None else public.content[covered])
+        return CoveredScorer(NetworkScorer(self.base, self._shared(state), inner), covered, state["popularity"])
+
+    def project(self, state: State, positions: np.ndarray, public: PublicInputs) -> State:
+        """The arrays of the covered items that the shop has; popularity at its items."""
+        place = np.full(len(state["popularity"]) + 1, -1, np.int64)  # the last place is the one of position -1
+        place[state["covered"]] = np.arange(len(state["covered"]))
+        inner = place[positions]
+        covered = np.flatnonzero(inner >= 0)
+        arrays = super().project(self._shared(state), inner[covered], PublicInputs(public.items[covered]))
+        return {
+            "popularity": take(state["popularity"], positions),
+            "popularity_noise": state["popularity_noise"],
+            "covered": covered.astype(np.int64),
+            **arrays,
+        }
+
+    def own_statistics(self, state: State, histories: sparse.csr_matrix, public: PublicInputs) -> State:
+        """The arrays fine-tuned on the shop's own shoppers, and their popularity; they never leave it."""
+        rows = selected_columns(histories, state["covered"])
+        arrays = super().own_statistics(self._shared(state), rows, public)
+        counts = ItemCounts(binary_rows(histories), exponent=0.5).total(np.ones(histories.shape[0]))
+        return {"popularity": counts, "popularity_noise": np.zeros(1), "covered": state["covered"], **arrays}
+
+    def mix(self, state: State, own: State, *, global_share: float) -> State:
+        """Arrays between the shared and the fine-tuned ones, popularity likewise."""
+        kept = {name: values for name, values in state.items() if not name.startswith("server.")}
+        return {**mix_arrays(kept, own, global_share=global_share), "covered": state["covered"]}
+
+    def _kept(self, state: State) -> State:
+        return {name: state[name] for name in _OWN}
+
+    def _shared(self, state: State) -> State:
+        rest = {name: values for name, values in state.items() if name not in _OWN}
+        return super()._shared(rest)
+
+
+def step_requests(settings: NeuralSettings, share: float) -> ReleaseRequest:
+    """The steps as one kind of noisy sum, with ``share`` of 1 / sigma^2 over all of them."""
+    return ReleaseRequest(
+        STEP,
+        share / settings.private_steps,
+        clip_norm=settings.private_clip_norm,
+        sampling_rate=settings.private_sampling_rate,
+        repeats=settings.private_steps,
+    )
+
+
+class PrivatelyTrainable(NeuralModel):
+    """A neural model that can also be trained under a privacy budget.
+
+    Attributes:
+        private_network: settings of the smaller network that is trained then; noise grows with the number of values.
+    """
+
+    private_network: ClassVar[Mapping[str, Any]] = {}
+
+    def release_requests(self, crowd: float | None = None) -> tuple[ReleaseRequest, ...]:
+        """Popularity with a tenth of the budget, then the gradient steps."""
+        return (
+            ReleaseRequest("popularity", _POPULARITY_SHARE, clip_norm=1.0),
+            step_requests(self.settings, 1 - _POPULARITY_SHARE),
+        )
+
+    def private(self, outlook: Outlook, public: PublicInputs) -> PrivateNeural:
+        """K by the rule of the item-item models."""
+        return PrivateNeural(private_settings(self, outlook, public, dict(self.private_network)))
+
+
+def private_settings(
+    model: NeuralModel, outlook: Outlook, public: PublicInputs, network: dict[str, Any]
+) -> PrivateNeuralSettings:
+    """Settings of the private variant: public rules and what the scenario says, never what was tuned."""
+    settings = model.settings
+    own = {name: value for name, value in asdict(settings).items() if name in NeuralSettings.__dataclass_fields__}
+    same = {name: own[name] for name in ("init_seed", "device", "batch_shoppers", "learning_rate")}
+    return PrivateNeuralSettings(
+        **own,
+        base=model.name,
+        network=json.dumps({**same, **network}, sort_keys=True),
+        released_items=item_item_rules(outlook, public).released_items,
+        public_shoppers=outlook.public_shoppers,
+    )
+
+
+def log_shares(state: State) -> np.ndarray:
+    """float32, (K,): logarithm of each covered item's share of popularity, none under the noise."""
+    popularity = state["popularity"][state["covered"]]
+    floor = max(float(state["popularity_noise"][0]), 1e-3)
+    shares = np.maximum(popularity, floor)
+    return np.log(shares / shares.sum()).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class CoveredScorer:
+    """A network over some items of an item space, and the rest by popularity below them.
+
+    Attributes:
+        inner: over the covered items.
+        covered: int64, ascending positions in the item space.
+        popularity: float64, (num_items,).
+    """
+
+    inner: NetworkScorer
+    covered: np.ndarray
+    popularity: np.ndarray
+
+    def scores(self, histories: sparse.csr_matrix) -> np.ndarray:
+        """float32, (num_rows, num_items)."""
+        shape = (histories.shape[0], len(self.popularity))
+        top = float(np.abs(self.popularity).max(initial=0)) or 1.0
+        scores = np.broadcast_to((self.popularity / top).astype(np.float32), shape).copy()
+        if len(self.covered):
+            inner = self.inner.scores(selected_columns(histories, self.covered))
+            scores += inner.min(axis=1, keepdims=True) - 2
+            scores[:, self.covered] = inner
+        return scores
+
+    def restrict(self, positions: np.ndarray, public: PublicInputs) -> CoveredScorer:
+        """The same over a shop's own items."""
+        place = np.full(len(self.popularity) + 1, -1, np.int64)
+        place[self.covered] = np.arange(len(self.covered))
+        inner = place[positions]
+        covered = np.flatnonzero(inner >= 0).astype(np.int64)
+        content = None if public.content is None else public.content[covered]
+        of_shop = self.inner.restrict(inner[covered], PublicInputs(public.items[covered], content))
+        return CoveredScorer(of_shop, covered, take(self.popularity, positions))
