@@ -1,0 +1,209 @@
+"""GMF, MLP and NeuMF on the NCF authors' own files: ML-1M, one test item among their 99 negatives for each shopper.
+
+Run: python simulations/benchmarks/ncf_files.py [MODEL ...] [--validation] [--epochs 12] [--quick]
+Pooled training without privacy, for comparison with published figures only (sampled negatives can order models
+otherwise than full ranking does). Training negatives are any item that a shopper has not in training: the test item may
+be one (the clean sampler). "trained" scores by the vectors that training left, "folded in" by vectors computed at test
+time from each history and the shared parameters. Settings were chosen with --validation: the last training item of each
+shopper (a random one where times are missing) among 99 drawn for it; the test items are not looked at there.
+"pretrained" is NeuMF started from the GMF and MLP of the same run, alpha = 0.5 (He et al. 2017, section 3.4.1).
+Published (guoyang9/NCF, best epoch on test): GMF .708/.429, MLP .692/.425, NeuMF .701/.425, pretrained .726/.445.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, replace
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+
+from fedrec.data.ncf import ncf_test
+from fedrec.data.public_sets import data_folders
+from fedrec.errors import DataError
+from fedrec.evaluation.sampled import sampled_figures, sampled_ranks, train_only_negatives
+from fedrec.privacy.draws import Draws, shopper_digests
+from fedrec.training.ncf import Gmf, Mlp, Ncf, NcfSettings, NeuMf
+
+KINDS: dict[str, type[Gmf] | type[Mlp] | type[NeuMf]] = {"gmf": Gmf, "mlp": Mlp, "neumf": NeuMf, "pretrained": NeuMf}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one model is trained.
+
+    Attributes:
+        network: its settings.
+        rate: of Adam on the shared parameters, in the first epoch.
+        vector_rate: of Adam on the shoppers' vectors, likewise.
+        fade: what an epoch's rates are those of the epoch before times.
+        epochs: passes over all pairs.
+        batch: visits to shoppers in a step.
+    """
+
+    network: NcfSettings
+    rate: float
+    vector_rate: float
+    fade: float
+    epochs: int
+    batch: int = 32
+
+
+NETWORK = NcfSettings(factors=32, layers=2, max_pairs=250, regularisation=0.0007)
+RECIPES = {
+    "gmf": Recipe(NETWORK, 0.01, 0.03, 0.8, 12),
+    "mlp": Recipe(NETWORK, 0.003, 0.01, 0.8, 9),
+    "neumf": Recipe(NETWORK, 0.003, 0.01, 0.8, 9),
+    "pretrained": Recipe(NETWORK, 0.001, 0.003, 0.7, 4),
+}
+
+
+@dataclass(frozen=True)
+class Files:
+    """What is trained on, and what is ranked: one item among others for each shopper.
+
+    Attributes:
+        train: CSR, (num_shoppers, num_items).
+        targets: int64, (num_shoppers,).
+        others: int64, (num_shoppers, 99).
+        is_validation: they stand in for the test.
+    """
+
+    train: sparse.csr_matrix
+    targets: np.ndarray
+    others: np.ndarray
+    is_validation: bool
+
+
+def read_files(*, is_validation: bool) -> Files:
+    """The authors' split; for validation each shopper's last training item takes the test item's place."""
+    test = ncf_test()
+    path = next(place / "ml-1m.parquet" for place in data_folders(None) if (place / "ml-1m.parquet").is_file())
+    events = pd.read_parquet(path, columns=["user_id", "item_id", "timestamp", "is_ncf_test"])
+    items = pd.Index(np.unique(events["item_id"].astype("str")))
+    events["row"] = pd.Index(test.shoppers).get_indexer(events["user_id"].astype("str"))
+    events["column"] = items.get_indexer(events["item_id"].astype("str"))
+    when = events["timestamp"].to_numpy(float, na_value=-np.inf)  # those without a time are early ones
+    tie = np.random.default_rng(0).random(len(events))
+    events = events.iloc[np.lexsort((tie, when, events["row"]))]
+    events = events[~events["is_ncf_test"]]
+    is_last = ~events["row"].duplicated(keep="last")
+    if not is_validation:
+        others = items.get_indexer(test.negatives.ravel()).reshape(test.negatives.shape)
+        return Files(rows_of(events, len(items)), items.get_indexer(test.items), others, False)
+    train, targets = rows_of(events[~is_last], len(items)), events.loc[is_last, "column"].to_numpy()
+    return Files(train, targets, train_only_negatives(train, targets, rng=np.random.default_rng(1)), True)
+
+
+def rows_of(events: pd.DataFrame, num_items: int) -> sparse.csr_matrix:
+    """CSR, (num_shoppers, num_items): 1 where bought."""
+    places = events["row"].to_numpy(), events["column"].to_numpy()
+    return sparse.csr_matrix((np.ones(len(events), np.float32), places), shape=(events["row"].max() + 1, num_items))
+
+
+@torch.no_grad()
+def figures(network: Ncf, vectors: torch.Tensor, files: Files) -> str:
+    """HR and NDCG at 10; where the authors drew the test item as its own negative, it is not ranked against itself."""
+    ids = torch.from_numpy(np.concatenate([files.targets[:, None], files.others], axis=1))
+    scores = network.pair_scores(vectors, ids)[0].double().numpy()
+    scores[:, 1:][files.others == files.targets[:, None]] = -np.inf
+    places = np.broadcast_to(np.arange(1, ids.shape[1]), files.others.shape)
+    ranks = sampled_ranks(scores, np.zeros(len(ids), np.int64), places, rng=np.random.default_rng(2))
+    found = sampled_figures(ranks)
+    return f"{found['hr'].mean():.4f}/{found['ndcg'].mean():.4f}"
+
+
+def train(network: Ncf, vectors: torch.Tensor, files: Files, recipe: Recipe, seed: int) -> torch.Tensor:
+    """Train the network, in place, and the shoppers' vectors, which come back.
+
+    As in the paper each pair of a shopper and an item of hers counts as often as any other: an epoch visits her once
+    for every so many of her items, and each visit draws as many of them.
+    """
+    vectors = vectors.clone().requires_grad_()
+    shared = torch.optim.Adam(network.parameters(), lr=recipe.rate)
+    private = torch.optim.Adam([vectors], lr=recipe.vector_rate)
+    draws = Draws.seeded(f"ncf files/{seed}", shopper_digests(range(len(vectors))))
+    rng = np.random.default_rng(seed)
+    items_a_visit = recipe.network.max_pairs // (1 + recipe.network.negatives)
+    visits = np.repeat(np.arange(len(vectors)), -(-np.diff(files.train.indptr) // items_a_visit))
+    for epoch in range(recipe.epochs):
+        order, total = rng.permutation(visits), 0.0
+        for start in range(0, len(order), recipe.batch):
+            rows = np.unique(order[start : start + recipe.batch])
+            own = draws.of(f"{epoch}/{start}").take(rows)
+            loss = network(network.batch(files.train[rows], own, vectors[rows])).sum()
+            for optimiser in (shared, private):
+                optimiser.zero_grad()
+            loss.backward()
+            for optimiser in (shared, private):
+                optimiser.step()
+            total += loss.item()
+        for group in [*shared.param_groups, *private.param_groups]:
+            group["lr"] *= recipe.fade
+        mean = total * recipe.network.loss_unit / files.train.nnz
+        print(
+            f"  epoch {epoch + 1}: {mean:.4f} an item",
+            f"{figures(network, vectors, files)}" if files.is_validation else "",
+            file=sys.stderr,
+            flush=True,
+        )
+    return vectors.detach()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=["gmf", "mlp", "neumf", "pretrained"], metavar="MODEL")
+    parser.add_argument("--validation", action="store_true", help="hold out of training, and do not read the test")
+    parser.add_argument("--epochs", type=int, help="instead of the recipes'")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="one epoch of GMF")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    try:
+        files = read_files(is_validation=options.validation)
+    except DataError as error:
+        print(error)
+        return
+    trained: dict[str, tuple[Ncf, torch.Tensor]] = {}
+    for name in ["gmf"] if options.quick else options.models:
+        recipe = RECIPES[name]
+        recipe = replace(recipe, epochs=1 if options.quick else options.epochs or recipe.epochs)
+        network = KINDS[name](files.train.shape[1], recipe.network, init_seed=options.seed)
+        vectors = torch.zeros(files.train.shape[0], network.num_shopper_values)
+        if name == "pretrained":
+            (gmf, of_gmf), (mlp, of_mlp) = trained["gmf"], trained["mlp"]
+            assert isinstance(network, NeuMf)
+            assert isinstance(gmf, Gmf)
+            assert isinstance(mlp, Mlp)
+            network.take_over(gmf, mlp)
+            vectors = torch.cat([of_gmf, of_mlp], dim=1)
+        start = time.perf_counter()
+        vectors = train(network, vectors, files, recipe, options.seed)
+        trained[name] = network, vectors
+        taken_s = time.perf_counter() - start
+        folded = network.fold_in(files.train)
+        line = {
+            "model": name,
+            "part": "validation" if options.validation else "test",
+            "seed": options.seed,
+            "trained_hr/ndcg@10": figures(network, vectors, files),
+            "folded_in_hr/ndcg@10": figures(network, folded, files),
+            "shared_values": sum(values.numel() for values in network.parameters()),
+            "epochs": recipe.epochs,
+            "train_s": round(taken_s, 1),
+            "fold_in_s": round(time.perf_counter() - start - taken_s, 1),
+        }
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
