@@ -41,6 +41,7 @@ from fedrec.privacy.audit import (
     one_run_bound,
     variance_ratio,
 )
+from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.privacy.mechanisms import calibrate, outlook
 from fedrec.privacy.noise import SecureNoise
 from fedrec.privacy.spec import Mode, PrivacySpec
@@ -185,9 +186,9 @@ def audit_shoppers(settings: AuditSettings, model: Recommender | str) -> Finding
     crafted = sorted(name for name in events["shopper"].unique() if name.startswith("crafted"))
     moved: dict[str, float] = {}
     for plan in _plans(private, public, terms, histories(events, public)):
-        whole = contribute_on_grid(private, plan, histories(events, public)).values
+        whole = _on_grid(private, plan, events, public)
         for name in crafted:
-            rest = contribute_on_grid(private, plan, histories(events[events["shopper"] != name], public)).values
+            rest = _on_grid(private, plan, events[events["shopper"] != name], public)
             bound = terms.shopper_bound(plan.index) / terms.grid(plan.index).unit
             moved[f"{plan.index} {plan.spec.name}: {name}"] = moved_by(whole, rest, bound)
     return _shopper_finding(base.name, moved)
@@ -256,6 +257,13 @@ def histories(raw: pd.DataFrame, public: PublicInputs) -> sparse.csr_matrix:
     matrix.sum_duplicates()
     matrix.data.fill(1.0)
     return matrix
+
+
+def _on_grid(model: Recommender, plan: RoundPlan, events: pd.DataFrame, public: PublicInputs) -> np.ndarray:
+    """What a shop with these events would release in a round, before noise; its shoppers' draws repeat themselves."""
+    names = np.unique(clean(events)[0].table["shopper"].to_numpy(str))
+    draws = Draws.seeded(f"audit of round {plan.index}", shopper_digests(names))
+    return contribute_on_grid(model, plan, histories(events, public), draws).values
 
 
 def _shopper_finding(name: str, moved: dict[str, float]) -> Finding:

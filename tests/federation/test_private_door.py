@@ -282,7 +282,7 @@ def test_noise_that_does_not_keep_the_promise_is_refused():
 
 def test_a_round_that_samples_otherwise_than_agreed_is_refused():
     sampled = replace(TERMS, schedule=(PlannedRelease("popularity", 1.5, 2.0, sampling_rate=0.01),))
-    with pytest.raises(RoundRefused, match="samples shoppers at q = 1; 0.01 is agreed"):
+    with pytest.raises(RoundRefused, match=r"samples shoppers at q = 1; 0\.01 is agreed"):
         shops(sampled)[0].answer(coordinator(sampled).next_plan())
 
 

@@ -1,0 +1,192 @@
+"""Gradient steps of a federation: sampled, clipped, rounded, summed; and equal to central DP-SGD."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from fedrec.errors import ConfigError, RoundRefused
+from fedrec.federation.coordinator_side import Coordinator
+from fedrec.federation.shop_side import contribute, contribute_on_grid
+from fedrec.federation.terms import Terms
+from fedrec.models import private_model, private_schedule
+from fedrec.models.autoencoders import MultVae, MultVaeSettings
+from fedrec.models.ncf import NcfSettings, NeuMf
+from fedrec.models.popularity import Popularity
+from fedrec.models.recommender import PublicInputs, RoundKind
+from fedrec.models.smallae import SmallAe, SmallAeSettings
+from fedrec.privacy.draws import Draws, shopper_digests
+from fedrec.privacy.mechanisms import outlook
+from fedrec.privacy.spec import Mode, PrivacySpec
+from fedrec.shop.node import shop_nodes
+from fedrec.training.dp_sgd import ShopperGradients
+
+NUM_ITEMS, NUM_SHOPPERS, NUM_SHOPS = 60, 300, 3
+PUBLIC = PublicInputs(np.array([f"item-{place:02d}" for place in range(NUM_ITEMS)]))
+ROSTER = tuple(f"shop-{place}" for place in range(NUM_SHOPS))
+SPEC = PrivacySpec(
+    epsilon=8.0, delta=1e-5, mode=Mode.DISTRIBUTED, public_shoppers=300, max_shoppers=1000, min_shops=3, colluders=1
+)
+STEPS = {"private_steps": 4, "private_sampling_rate": 0.6, "device": "cpu"}
+MODELS = {
+    "smallae": SmallAe(SmallAeSettings(size=6, **STEPS)),
+    "multvae": MultVae(MultVaeSettings(**STEPS)),
+    "neumf": NeuMf(NcfSettings(fold_in_steps=5, **STEPS)),
+}
+
+
+def tables(seed=0):
+    rng = np.random.default_rng(seed)
+    rows = (rng.random((NUM_SHOPPERS, NUM_ITEMS)) < 0.15).astype(np.float32)
+    ids = np.array([f"shopper-{place:03d}" for place in range(NUM_SHOPPERS)])
+    return [(sparse.csr_matrix(rows[place::NUM_SHOPS]), ids[place::NUM_SHOPS]) for place in range(NUM_SHOPS)]
+
+
+def private(model, spec=SPEC):
+    schedule = private_schedule(model, spec, NUM_SHOPS)
+    terms = Terms(ROSTER, spec.min_shops, "run", privacy=spec, schedule=schedule)
+    return private_model(model, outlook(schedule, spec, NUM_SHOPS), PUBLIC), terms
+
+
+class NoNoise:
+    """Zeros in place of noise, to see what stands beneath it."""
+
+    def __init__(self, purpose):
+        pass
+
+    def integers(self, sd_units, size):
+        return np.zeros(size, np.int64)
+
+    def erase(self):
+        pass
+
+
+def plans(trained, terms, **changes):
+    """All plans of a run through the door."""
+    rows, ids = zip(*tables(), strict=True)
+    nodes = shop_nodes(trained, PUBLIC, terms, rows, shoppers=ids, **changes)
+    run = Coordinator(trained, PUBLIC, terms)
+    while (plan := run.next_plan()) is not None:
+        for node in nodes:
+            run.receive(node.name, node.answer(plan).to_bytes())
+        yield plan, nodes
+        run.close()
+    assert np.isfinite(trained.fit(run.state, PUBLIC).scores(rows[0])).all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_run_of_gradient_steps_goes_through_the_door_and_is_charged(name):
+    trained, terms = private(MODELS[name])
+    kinds = []
+    for plan, nodes in plans(trained, terms):
+        kinds.append(plan.spec.kind)
+        assert len(nodes[0].ledger.entries()) >= plan.index + 1
+    assert kinds.count(RoundKind.GRADIENT_STEP) == 4
+    assert len(kinds) == len(terms.schedule)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_removing_one_shopper_moves_the_integers_by_at_most_the_sensitivity(name):
+    trained, terms = private(MODELS[name])
+    rows, ids = tables()[0]
+    for plan, _ in plans(trained, terms):
+        draws = Draws.seeded(f"test {plan.index}", shopper_digests(ids))
+        bound = terms.shopper_bound(plan.index) / terms.grid(plan.index).unit
+        whole = contribute_on_grid(trained, plan, rows, draws).values
+        furthest = 0.0
+        for gone in (0, 1, 2, 50, 99):
+            rest = np.delete(np.arange(len(ids)), gone)
+            without = contribute_on_grid(trained, plan, rows[rest], draws.take(rest)).values
+            furthest = max(furthest, float(np.linalg.norm((whole - without).astype(float))))
+        assert furthest <= bound
+        if plan.spec.kind is RoundKind.GRADIENT_STEP:
+            assert whole.any()
+
+
+def test_a_shopper_who_joins_or_leaves_changes_no_other_shoppers_coin():
+    _, ids = tables()[0]
+    draws = Draws.seeded("coins", shopper_digests(ids))
+    coins = draws.of("sample").coins(0.5)
+    rest = np.delete(np.arange(len(ids)), 3)
+    np.testing.assert_array_equal(draws.take(rest).of("sample").coins(0.5), coins[rest])
+
+
+def test_private_coins_are_fresh_for_every_plan_and_repeat_themselves_in_research_mode():
+    trained, terms = private(MODELS["smallae"])
+    rows, ids = zip(*tables(), strict=True)
+    node = shop_nodes(trained, PUBLIC, terms, rows, shoppers=ids)[0]
+    plan = Coordinator(trained, PUBLIC, terms).next_plan()
+    first, second = (node._draws(plan) for _ in range(2))
+    assert first.key != second.key
+    open_plan = Coordinator(trained, PUBLIC, Terms(ROSTER, run_id="run")).next_plan()
+    assert node._draws(open_plan).key == node._draws(open_plan).key
+
+
+def test_one_step_of_the_federation_is_one_step_of_central_dp_sgd():
+    """Noise off: the shops' integers add up to the clipped gradients of all sampled shoppers in one table."""
+    trained, terms = private(MODELS["multvae"])
+    _, ids = zip(*tables(), strict=True)
+    keys = [bytes([place]) * 32 for place in range(NUM_SHOPS)]
+    for plan, nodes in plans(trained, terms, make_noise=NoNoise):
+        if plan.spec.kind is not RoundKind.GRADIENT_STEP:
+            continue
+        grid, summed, central = terms.grid(plan.index), 0, []
+        for place, node in enumerate(nodes):
+            draws = Draws(keys[place], shopper_digests(ids[place]))
+            summed = summed + contribute_on_grid(trained, plan, node.histories, draws).values
+            sampled = np.flatnonzero(draws.of("sample").coins(plan.spec.sampling_rate))
+            central.append((node.histories[sampled], draws.of("gradient").take(sampled)))
+        inputs = dict(plan.spec.inputs)
+        network = trained.network_with({k: v for k, v in inputs.items() if k != "covered"}, len(inputs["covered"]))
+        # Each shop's draws have a key of their own: the union is summed shop by shop, by the other engine.
+        expected = np.zeros(plan.num_values)
+        lowered = terms.shopper_bound(plan.index) * (1 - 2.0**-20) - np.sqrt(plan.num_values) * grid.unit
+        for some, draws in central:
+            covered = some[:, inputs["covered"]]
+            gradients = ShopperGradients(network.double(), covered, draws, engine="opacus")
+            expected += gradients.clipped(lowered)[0]
+        assert np.abs(summed * grid.unit - expected).max() <= NUM_SHOPS * grid.unit
+
+
+def test_without_noise_and_clip_a_research_step_is_the_plain_gradient():
+    trained, _ = private(MODELS["smallae"])
+    terms = Terms(ROSTER, run_id="run")
+    rows, ids = tables()[0]
+    steps = [plan for plan, _ in plans(trained, terms) if plan.spec.kind is RoundKind.GRADIENT_STEP]
+    for plan in steps:
+        draws = Draws.seeded("x", shopper_digests(ids))
+        values = contribute(trained, plan, rows, draws).values
+        clipped = contribute(trained, replace(plan, terms=replace(terms, clip_norm=1e9)), rows, draws).values
+        np.testing.assert_allclose(values, clipped, rtol=1e-9, atol=1e-9)
+        assert values.any()
+    assert len(steps) == 4
+
+
+def test_a_step_at_another_rate_than_agreed_is_refused():
+    trained, terms = private(MODELS["smallae"])
+    for plan, nodes in plans(trained, terms):
+        if plan.spec.kind is RoundKind.GRADIENT_STEP:
+            greedy = replace(plan, spec=replace(plan.spec, sampling_rate=1.0))
+            with pytest.raises(RoundRefused, match="q = 1"):
+                nodes[0].answer(greedy)
+            return
+
+
+def test_a_model_without_gradients_cannot_be_asked_for_them():
+    trained, terms = private(MODELS["smallae"])
+    steps = [plan for plan, _ in plans(trained, terms) if plan.spec.kind is RoundKind.GRADIENT_STEP]
+    rows, _ = tables()[0]
+    with pytest.raises(ConfigError, match="no gradient steps"):
+        contribute_on_grid(Popularity(), steps[0], rows)
+
+
+def test_events_removed_from_the_table_move_the_sum_by_no_more_than_the_bound():
+    from fedrec.simulation.audit import AuditSettings, audit_shoppers
+
+    settings = AuditSettings(epsilon=2.0, delta=1e-6)
+    finding = audit_shoppers(settings, SmallAe(SmallAeSettings(size=6, private_steps=2, device="cpu")))
+    assert finding.is_passed, finding
+    assert any("gradient step" in where and moved > 0.01 for where, moved in finding.figures["moved"].items())
