@@ -320,13 +320,17 @@ class NetworkScorer:
         """float32, (num_rows, num_items)."""
         import torch
 
+        from fedrec.training.network import threads_for
+
         network, rows = self._network, binary_rows(histories)
         scores = np.empty(histories.shape, np.float32)
         for start in range(0, histories.shape[0], _ROWS_AT_ONCE):
             some = rows[start : start + _ROWS_AT_ONCE]
-            vectors = self._fold_in(some)
-            with torch.no_grad():
-                scores[start : start + _ROWS_AT_ONCE] = network.scores(some, vectors).cpu().numpy()
+            with threads_for(network, some.shape[0]):
+                vectors = self._fold_in(some)
+                with torch.no_grad():
+                    shown = network.scores(some, vectors)
+            scores[start : start + _ROWS_AT_ONCE] = shown.cpu().numpy()
         return scores
 
     def restrict(self, positions: np.ndarray, public: PublicInputs) -> NetworkScorer:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from fedrec.errors import BadAssumption, ConfigError, NoPrivateVariant
 from fedrec.privacy.draws import Draws
 from fedrec.training.layer_rules import LayerGradients, TiedAutoencoder
-from fedrec.training.network import Batch, Network
+from fedrec.training.network import Batch, Network, threads_for
 from fedrec.training.recording import (
     Layer,
     calls_of,
@@ -162,9 +162,10 @@ class ShopperGradients:
         if self._only_part is not None:
             yield slice(0, num_shoppers), self._only_part
             return
-        for start in range(0, num_shoppers, self._micro_batch):
-            rows = slice(start, min(start + self._micro_batch, num_shoppers))
-            yield rows, self._engine(self._network, self._batch(rows))
+        with threads_for(self._network, self._micro_batch):
+            for start in range(0, num_shoppers, self._micro_batch):
+                rows = slice(start, min(start + self._micro_batch, num_shoppers))
+                yield rows, self._engine(self._network, self._batch(rows))
 
     def _batch(self, rows: slice) -> Batch:
         draws = None if self._draws is None else self._draws.take(np.arange(rows.start, rows.stop))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fedrec.errors import BadMessage, ConfigError, NotFinite
 from fedrec.privacy.draws import Draws
-from fedrec.training.network import Network, named
+from fedrec.training.network import Network, named, threads_for
 
 
 class Optimiser(StrEnum):
@@ -158,7 +158,8 @@ def fit(
     losses: list[float] = []
     for epoch in range(start_epoch, start_epoch + epochs if len(rows) else start_epoch):
         before = training.snapshot()
-        loss = training.epoch(epoch)
+        with threads_for(network, settings.batch_shoppers):
+            loss = training.epoch(epoch)
         if not training.is_finite(loss):
             training.restore(before)
             raise NotFinite(
