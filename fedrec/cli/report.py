@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from fedrec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from fedrec.secure_aggregation.keys import IdentityKey
 
 FAILED = 1
 
@@ -56,11 +53,13 @@ def privacy(
 
     from fedrec.cli.privacy_tables import print_report
     from fedrec.reports.privacy_entries import notes_of, read_source
-    from fedrec.reports.privacy_report import make_report, write_report
+    from fedrec.reports.privacy_report import make_report, report_key, write_report
+    from fedrec.secure_aggregation.keys import IdentityKey
 
     books = read_source(source, shop)
+    given = None if key is None else IdentityKey.load(key)
     folder = _folder(source, out)
-    report = make_report(books, _key(folder, key), source=_name(source), notes=notes_of(source))
+    report = make_report(books, given or report_key(folder), source=_name(source), notes=notes_of(source))
     page, file = write_report(report, folder)
     print_report(report, page, file, Console())
 
@@ -82,6 +81,14 @@ def verify(
             metavar="FILE", help="Heads that the coordinator or a peer keeps, or one receipt; they must be in it."
         ),
     ] = None,
+    shop_key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="The shop's public key (hex), which must have signed the heads of --anchor."),
+    ] = None,
+    anchor_key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="The anchor's public key (hex), which must have signed its receipts."),
+    ] = None,
 ) -> None:
     """Check a report: signature, chain of every ledger, and each figure counted again from the entries.
 
@@ -100,7 +107,15 @@ def verify(
     from fedrec.reports.privacy_check import verify as check
 
     report, data = read_report(file)
-    checks = check(report, data, public_key=public_key, ledger=ledger, anchor=anchor)
+    checks = check(
+        report,
+        data,
+        public_key=public_key,
+        ledger=ledger,
+        anchor=anchor,
+        shop_key=shop_key,
+        anchor_key=anchor_key,
+    )
     print_checks(checks, Console())
     if any(one.verdict is Verdict.FAILS for one in checks):
         raise typer.Exit(FAILED)
@@ -184,13 +199,6 @@ def _folder(source: str, out: Path | None) -> Path:
     except OSError as error:
         raise StoreError(f"--out {out}: cannot be made ({error.strerror})") from error
     return out
-
-
-def _key(folder: Path, given: Path | None) -> IdentityKey:
-    from fedrec.reports.privacy_report import report_key
-    from fedrec.secure_aggregation.keys import IdentityKey
-
-    return report_key(folder) if given is None else IdentityKey.load(given)
 
 
 def _name(source: str) -> str:

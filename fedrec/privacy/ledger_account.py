@@ -128,7 +128,7 @@ class Account:
         try:
             self._check_place(entry)
             self._count(entry)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
             raise LedgerTampered(
                 f"ledger of shop {self.shop!r}, entry {entry.sequence} ({entry.kind}): does not follow from the "
                 "entries before; nothing is released"

@@ -189,7 +189,7 @@ class Head:
         """
         try:
             head = cls.from_json(json.loads(data))
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
             raise ValueError("not a ledger head") from error
         if head.to_bytes() != data:
             raise ValueError("not a ledger head in canonical form")
@@ -266,7 +266,7 @@ def read_entry(shop: str, sequence: int, text: bytes, stored_hash: bytes, previo
         entry = Entry(shop, sequence, Kind(fields["kind"]), utc, fields["code"], fields["what"], stored_hash)
         if entry.text() != text:
             raise LedgerTampered(f"{where} is not in canonical form")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise LedgerTampered(f"{where} cannot be read ({type(error).__name__})") from error
     return entry
 

@@ -23,7 +23,7 @@ from sqlalchemy.pool import QueuePool, StaticPool
 from fedrec.errors import ConfigError, LedgerTampered, StoreError
 
 _LOCK_WAIT_S = 30.0
-_DAMAGE = ("malformed", "not a database", "no such column", "no such table", "file is encrypted")
+_DAMAGE = ("malformed", "not a database", "no such column", "no such table", "file is encrypted", "Could not decode")
 
 _METADATA = sa.MetaData()
 _ENTRIES = sa.Table(
@@ -69,11 +69,21 @@ class Transaction:
         self._shop = shop
 
     def rows(self, first: int) -> list[Row]:
-        """Entries from a sequence on, in order."""
+        """Entries from a sequence on, in order.
+
+        Raises:
+            LedgerTampered: values of other types than any ledger writes.
+        """
         table = _ENTRIES.c
-        query = sa.select(table.sequence, table.text, table.hash).where(table.shop == self._shop)
-        found = self._connection.execute(query.where(table.sequence >= first).order_by(table.sequence))
-        return [Row(int(sequence), bytes(text), bytes(hash_)) for sequence, text, hash_ in found]
+        query = sa.select(_raw(table.sequence), _raw(table.text), _raw(table.hash)).where(table.shop == self._shop)
+        is_due = (table.sequence >= first) | (table.sequence < 1) | table.sequence.is_(None)
+        found = self._connection.execute(query.where(is_due).order_by(table.sequence)).all()
+        if any(type(sequence) is not int or sequence < 1 for sequence, _, _ in found):
+            raise LedgerTampered(_changed_by_others(f"ledger of shop {self._shop!r}: an entry's sequence"))
+        return [
+            Row(sequence, self._bytes(text, f"text of entry {sequence}"), self._bytes(hash_, f"hash of {sequence}"))
+            for sequence, text, hash_ in found
+        ]
 
     def append(self, sequence: int, text: bytes, hash_: bytes) -> None:
         """Add an entry."""
@@ -89,8 +99,8 @@ class Transaction:
         """The bytes of a charge; None = erased."""
         table = _PAYLOADS.c
         is_it = (table.shop == self._shop) & (table.run == run) & (table.sequence == sequence)
-        found = self._connection.execute(sa.select(table.payload).where(is_it)).scalar()
-        return None if found is None else bytes(found)
+        found = self._connection.execute(sa.select(_raw(table.payload)).where(is_it)).scalar()
+        return None if found is None else self._bytes(found, f"payload of entry {sequence}")
 
     def erase_payloads(self, run: str) -> None:
         """Drop all bytes of a run."""
@@ -107,8 +117,8 @@ class Transaction:
     def receipts(self) -> list[bytes]:
         """The latest receipt of each signer."""
         table = _RECEIPTS.c
-        query = sa.select(table.receipt).where(table.shop == self._shop).order_by(table.signer)
-        return [bytes(receipt) for receipt in self._connection.execute(query).scalars()]
+        query = sa.select(_raw(table.receipt)).where(table.shop == self._shop).order_by(table.signer)
+        return [self._bytes(receipt, "receipt of an anchor") for receipt in self._connection.execute(query).scalars()]
 
     def check_file(self) -> None:
         """Let the database check its own pages.
@@ -120,6 +130,11 @@ class Transaction:
             answer = self._connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
             if answer != "ok":
                 raise LedgerTampered(f"the ledger's database is damaged ({answer}); restore it and recover")
+
+    def _bytes(self, value: object, what: str) -> bytes:
+        if not isinstance(value, bytes | memoryview):
+            raise LedgerTampered(_changed_by_others(f"ledger of shop {self._shop!r}: the {what}"))
+        return bytes(value)
 
 
 class LedgerStore:
@@ -199,9 +214,12 @@ def shops_in(place: str | Path) -> tuple[str, ...]:
 
     Args:
         place: as in `LedgerStore`.
+    Returns:
+        Also shops of whose ledger all entries are gone, while payloads or receipts of it are left.
     Raises:
         ConfigError: the URL or its driver does not work.
         StoreError: there is no such database, or no ledger in it.
+        LedgerTampered: a shop without a name.
     """
     url = str(place) if "://" in str(place) else f"sqlite:///{place}"
     try:
@@ -213,8 +231,10 @@ def shops_in(place: str | Path) -> tuple[str, ...]:
         engine = sa.create_engine(address)
         try:
             with engine.connect() as connection:
-                query = sa.select(_ENTRIES.c.shop).distinct().order_by(_ENTRIES.c.shop)
-                found = list(connection.execute(query).scalars()) if sa.inspect(engine).has_table(_ENTRIES.name) else []
+                there = sa.inspect(engine)
+                tables = [table for table in _METADATA.sorted_tables if there.has_table(table.name)]
+                queries = [sa.select(_raw(table.c.shop)).distinct() for table in tables]
+                found = {shop for query in queries for shop in connection.execute(query).scalars()}
         finally:
             engine.dispose()
     except sa.exc.ArgumentError as error:
@@ -223,10 +243,23 @@ def shops_in(place: str | Path) -> tuple[str, ...]:
         raise ConfigError(f"{url}: the driver {error.name} is not installed; pip install it") from error
     except sa.exc.SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        if "Could not decode" in reason:
+            raise LedgerTampered(_changed_by_others(f"{name}: the name of a shop")) from error
         raise StoreError(f"{name}: holds no privacy ledger that can be read ({reason})") from error
     if not found:
         raise StoreError(f"{name}: holds no privacy ledger")
-    return tuple(found)
+    if any(not isinstance(shop, str) for shop in found):
+        raise LedgerTampered(_changed_by_others(f"{name}: the name of a shop"))
+    return tuple(sorted(found))
+
+
+def _raw(column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    """What the database holds, whatever its type: SQLite takes any value in any column."""
+    return sa.type_coerce(column, sa.types.NullType())
+
+
+def _changed_by_others(what: str) -> str:
+    return f"{what} is none that a ledger writes: somebody edited the database. Restore it and recover"
 
 
 def _dispose(engine: sa.Engine, pid: int) -> None:

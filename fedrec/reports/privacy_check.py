@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from string import hexdigits
+from typing import Any, Self
 
 from fedrec.errors import BadMessage, BadSignature, ConfigError, FedrecError, StoreError
 from fedrec.federation.anchors import Receipt, SignedHead
@@ -23,6 +24,7 @@ from fedrec.reports.privacy_figures import differences, document, num_figures
 from fedrec.reports.privacy_report import KIND, REPORT_FORMAT, Report, render_json, signed_bytes
 from fedrec.secure_aggregation.keys import PublicKey
 
+_FINGERPRINT_DIGITS, _KEY_DIGITS = 32, 64
 _FIELDS = {"kind", "format", "created_utc", "fedrec", "source", "notes", "document", "ledgers", "signature"}
 
 
@@ -74,6 +76,8 @@ def verify(
     public_key: str | None = None,
     ledger: str | None = None,
     anchor: Path | None = None,
+    shop_key: str | None = None,
+    anchor_key: str | None = None,
 ) -> list[Check]:
     """Check a report.
 
@@ -82,11 +86,16 @@ def verify(
         public_key: fingerprint, or the key itself in hex, as the shop told it by another way.
         ledger: the shop's own database or run directory, to compare with.
         anchor: what an anchor kept of the ledger: its file of heads, or one receipt.
+        shop_key: public key (hex) of the shop's identity, which signs the heads of its ledger; without it the key that
+            signed the report is tried, and the check says whether it fitted.
+        anchor_key: public key (hex) of the anchor, which countersigns heads in receipts.
     Raises:
         ConfigError, StoreError: what to compare with cannot be used.
-        LedgerTampered: the database to compare with is not to be trusted.
+        LedgerTampered, LedgerBehind: the database to compare with is not to be trusted.
     """
-    checks = [_form(report, data), _signature(report, public_key)]
+    wanted = None if public_key is None else _key_or_fingerprint(public_key)
+    keys = _AnchorKeys.of(report, shop_key, anchor_key)
+    checks = [_form(report, data), _signature(report, wanted)]
     books, chain = _chains(report)
     checks.append(chain)
     if books is None:
@@ -95,7 +104,7 @@ def verify(
         return [*checks, *(Check(name, Verdict.NOT_CHECKED, skipped) for name in names)]
     checks += _figures(report, books)
     checks.append(_ledger(books, ledger))
-    return [*checks, _anchor(books, anchor)]
+    return [*checks, _anchor(books, anchor, keys)]
 
 
 def _form(report: Report, data: bytes) -> Check:
@@ -120,7 +129,7 @@ def _signature(report: Report, wanted: str | None) -> Check:
     if wanted is None:
         text = f"by key {key.fingerprint()}; whose it is, ask the shop (--public-key)"
         return Check("signature", Verdict.HOLDS, text)
-    if _plain(wanted) not in (_plain(key.fingerprint()), key.raw.hex()):
+    if wanted not in (_plain(key.fingerprint()), key.raw.hex()):
         return Check("signature", Verdict.FAILS, f"by key {key.fingerprint()}, which is not {wanted}")
     return Check("signature", Verdict.HOLDS, f"by key {key.fingerprint()}, as given")
 
@@ -195,26 +204,94 @@ def _ledger(books: Sequence[Book], source: str | None) -> Check:
     return Check("ledger", Verdict.HOLDS, f"{text}, which has {later} more by now" if later else text)
 
 
-def _anchor(books: Sequence[Book], anchor: Path | None) -> Check:
-    receipts = [receipt.signed for copy in _shops(books) for receipt in copy.receipts]
-    if lost := _first_lost(books, receipts):
+@dataclass(frozen=True)
+class _AnchorKeys:
+    """Whose signatures heads and receipts must have.
+
+    Attributes:
+        shop: of `verify`, or else the key that signed the report; None = no readable one.
+        is_given: whether it is that of `verify`.
+        anchor: of `verify`; never without the shop's.
+    """
+
+    shop: PublicKey | None
+    is_given: bool
+    anchor: PublicKey | None
+
+    @classmethod
+    def of(cls, report: Report, shop_key: str | None, anchor_key: str | None) -> Self:
+        if shop_key is not None:
+            anchor = None if anchor_key is None else _public_key(anchor_key, "--anchor-key")
+            return cls(_public_key(shop_key, "--shop-key"), True, anchor)
+        if anchor_key is not None:
+            raise ConfigError("--anchor-key: an anchor countersigns what the shop signed; give --shop-key too")
+        try:
+            return cls(PublicKey(bytes.fromhex(report["signature"]["public_key"])), False, None)
+        except (BadMessage, KeyError, TypeError, ValueError):
+            return cls(None, False, None)
+
+    def refusal(self, heads: Sequence[SignedHead], receipts: Sequence[Receipt]) -> str:
+        """The first signature that is not by a key of `verify`; "" = none, or no key was given."""
+        if not self.is_given or self.shop is None:
+            return ""
+        for signed in heads:
+            if not self._has_signed(signed):
+                return f"{_place(signed.head)}: the head is not signed by the key of --shop-key"
+        if self.anchor is None:
+            return ""
+        for receipt in receipts:
+            try:
+                receipt.verify(self.shop, self.anchor)
+            except BadSignature:
+                return f"{_place(receipt.signed.head)}: the receipt is not signed by the key of --anchor-key"
+        return ""
+
+    def about(self, heads: Sequence[SignedHead], receipts: Sequence[Receipt]) -> str:
+        """What is known of the signatures after `refusal`."""
+        if self.is_given:
+            own = "signed by the key of --shop-key"
+        elif all(self._has_signed(signed) for signed in heads):
+            own = "signed by the key that signed the report"
+        else:
+            own = "signatures not checked (give --shop-key)"
+        if not receipts:
+            return own
+        return f"{own}, countersignatures {'too' if self.anchor else 'not checked (give --anchor-key)'}"
+
+    def _has_signed(self, signed: SignedHead) -> bool:
+        try:
+            if self.shop is not None:
+                signed.verify(self.shop)
+        except BadSignature:
+            return False
+        return self.shop is not None
+
+
+def _anchor(books: Sequence[Book], anchor: Path | None, keys: _AnchorKeys) -> Check:
+    receipts = [receipt for copy in _shops(books) for receipt in copy.receipts]
+    shops = {copy.shop for copy in _shops(books)}
+    if keys.is_given and len(shops) > 1:
+        raise ConfigError(f"--shop-key: the report is of {len(shops)} shops, each with a key of its own")
+    own = [receipt.signed for receipt in receipts]
+    if lost := _first_lost(books, own):
         return Check("anchor", Verdict.FAILS, f"a countersigned head in the report is not in its chain: {lost}")
     if anchor is None:
         if not receipts:
             return Check("anchor", Verdict.NOT_CHECKED, "no head was kept outside: rollback not detectable")
-        return Check(
-            "anchor",
-            Verdict.NOT_CHECKED,
-            f"{len(receipts)} countersigned heads in the report fit; give what the anchor keeps by --anchor",
-        )
-    heads = _read_anchor(anchor)
-    shops = {copy.shop for copy in _shops(books)}
+        if refusal := keys.refusal(own, receipts):
+            return Check("anchor", Verdict.FAILS, refusal)
+        text = f"{len(receipts)} countersigned heads in the report fit; {keys.about(own, receipts)}"
+        return Check("anchor", Verdict.NOT_CHECKED, f"{text}; give what the anchor keeps by --anchor")
+    heads, given = _read_anchor(anchor)
     kept = [signed for signed in heads if signed.head.shop in shops]
     if not kept:
         return Check("anchor", Verdict.FAILS, f"{anchor} keeps no head of {', '.join(sorted(shops)[:3])}")
+    if refusal := keys.refusal(kept, given):
+        return Check("anchor", Verdict.FAILS, f"{anchor}: {refusal}")
     if lost := _first_lost(books, kept):
         return Check("anchor", Verdict.FAILS, f"the anchor has seen more than the report tells: {lost}")
-    return Check("anchor", Verdict.HOLDS, f"all {len(kept)} heads that the anchor keeps are in the chain")
+    text = f"all {len(kept)} heads that the anchor keeps are in the chain; {keys.about(kept, given)}"
+    return Check("anchor", Verdict.HOLDS, text)
 
 
 def _first_lost(books: Sequence[Book], heads: Sequence[SignedHead]) -> str:
@@ -222,7 +299,7 @@ def _first_lost(books: Sequence[Book], heads: Sequence[SignedHead]) -> str:
     for signed in heads:
         copies = [copy for copy in _shops(books) if copy.shop == signed.head.shop]
         if copies and all(_is_lost(copy, signed.head) for copy in copies):
-            return f"shop {signed.head.shop!r}, entry {signed.head.sequence}"
+            return _place(signed.head)
     return ""
 
 
@@ -230,22 +307,45 @@ def _is_lost(copy: ShopLedger, head: Head) -> bool:
     return bool(rules.lost(counted(copy), [head]))
 
 
-def _read_anchor(path: Path) -> tuple[SignedHead, ...]:
-    """Heads of an anchor's file, or of one receipt."""
+def _place(head: Head) -> str:
+    return f"shop {head.shop!r}, entry {head.sequence}"
+
+
+def _read_anchor(path: Path) -> tuple[tuple[SignedHead, ...], tuple[Receipt, ...]]:
+    """Heads of an anchor's file; or the head of one receipt, and that receipt."""
     try:
         data = path.read_bytes()
         fields = json.loads(data)
         if "heads" in fields:
-            return tuple(SignedHead.from_json(one) for one in fields["heads"])
-        return (Receipt.from_bytes(data).signed,)
+            return tuple(SignedHead.from_json(one) for one in fields["heads"]), ()
+        receipt = Receipt.from_bytes(data)
+        return (receipt.signed,), (receipt,)
     except OSError as error:
         raise StoreError(f"--anchor {path}: cannot be read ({error.strerror})") from error
-    except (ValueError, TypeError, BadMessage) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError, BadMessage) as error:
         raise ConfigError(f"--anchor {path}: holds no ledger heads; give an anchor's file, or a receipt") from error
 
 
 def _shops(books: Sequence[Book]) -> list[ShopLedger]:
     return [copy for book in books for copy in book.shops]
+
+
+def _key_or_fingerprint(text: str) -> str:
+    """Its hex digits alone."""
+    plain = _plain(text)
+    if len(plain) not in (_FINGERPRINT_DIGITS, _KEY_DIGITS) or not set(plain) <= set(hexdigits):
+        raise ConfigError(
+            f"--public-key {text}: give the fingerprint (eight groups of four hex digits, as fedrec report privacy "
+            f"prints it) or the key itself ({_KEY_DIGITS} hex digits)"
+        )
+    return plain
+
+
+def _public_key(text: str, option: str) -> PublicKey:
+    try:
+        return PublicKey(bytes.fromhex(_plain(text)))
+    except (ValueError, BadMessage) as error:
+        raise ConfigError(f"{option} {text}: give a public key, {_KEY_DIGITS} hex digits") from error
 
 
 def _plain(key: str) -> str:

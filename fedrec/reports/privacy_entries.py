@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from fedrec.errors import BadMessage, ConfigError, LedgerTampered, StoreError
+from fedrec.errors import BadMessage, ConfigError, LedgerBehind, LedgerTampered, StoreError
 from fedrec.federation.anchors import Receipt
 from fedrec.federation.run_record import read_record
 from fedrec.privacy import ledger_rules as rules
@@ -17,6 +17,7 @@ from fedrec.privacy.ledger_account import Account
 from fedrec.privacy.ledger_entries import START, Entry, Kind, read_entry
 
 _RUN_LEDGERS = "privacy/eps-*/ledger.sqlite"
+_RUN_MODELS = ("popularity", "federated")
 
 
 @dataclass(frozen=True, repr=False)
@@ -120,6 +121,7 @@ def read_source(source: str, shop: str | None = None) -> tuple[Book, ...]:
         ConfigError: a run that promises nothing, or no such shop.
         StoreError: nothing can be read there.
         LedgerTampered, LedgerTooNew: a ledger is not to be trusted, or cannot be read.
+        LedgerBehind: an anchor countersigned an entry that is not in its ledger any more.
     """
     path = Path(source)
     if "://" in source or not path.is_dir():
@@ -127,7 +129,10 @@ def read_source(source: str, shop: str | None = None) -> tuple[Book, ...]:
     files = sorted(path.glob(_RUN_LEDGERS), key=_epsilon_of_folder)
     if not files:
         _refuse_run(path)
-    return tuple(_read_book(file.parent.name, str(file), shop) for file in files)
+    books = tuple(_read_book(file.parent.name, str(file), shop) for file in files)
+    if shop is None:
+        _check_roster(path, books)
+    return books
 
 
 def notes_of(source: str) -> list[str]:
@@ -159,12 +164,60 @@ def _read_book(name: str, place: str, shop: str | None) -> Book:
 
 
 def _read_shop(place: str, shop: str) -> ShopLedger:
-    ledger = Ledger.open(place, shop)
     try:
-        ledger.verify()
-        return ShopLedger(shop, ledger.entries(), tuple(Receipt.from_bytes(one) for one in ledger.receipts()))
+        ledger = Ledger.open(place, shop)
+    except ConfigError as error:
+        raise LedgerTampered(
+            f"ledger of shop {shop!r}: all its entries were removed, while payloads or receipts of it are left; "
+            "nothing is reported. Restore the ledger and recover what others have seen of it"
+        ) from error
+    try:
+        account = ledger.verify()
+        copy = ShopLedger(shop, ledger.entries(), tuple(_receipt(shop, one) for one in ledger.receipts()))
     finally:
         ledger.close()
+    _check_receipts(account, copy)
+    return copy
+
+
+def _receipt(shop: str, data: bytes) -> Receipt:
+    try:
+        return Receipt.from_bytes(data)
+    except (BadMessage, RecursionError, OverflowError) as error:
+        raise LedgerTampered(
+            f"ledger of shop {shop!r}: the receipt of an anchor cannot be read; somebody edited the database"
+        ) from error
+
+
+def _check_receipts(account: Account, copy: ShopLedger) -> None:
+    """Refuse a ledger that lacks what an anchor has countersigned."""
+    for receipt in copy.receipts:
+        head = receipt.signed.head
+        if head.shop != copy.shop:
+            raise LedgerTampered(f"ledger of shop {copy.shop!r}: holds a receipt of shop {head.shop!r}'s ledger")
+        if rules.lost(account, [head]):
+            raise LedgerBehind(
+                f"ledger of shop {copy.shop!r}: it was rolled back or edited. Anchor {receipt.anchor} has "
+                f"countersigned entry {head.sequence}, which is not among its {len(copy.entries)} entries; "
+                "nothing is reported. Restore the ledger, or recover what the anchors have seen (Ledger.recover)"
+            )
+
+
+def _check_roster(path: Path, books: tuple[Book, ...]) -> None:
+    """Refuse a finished run whose ledgers lack one of its shops; one that was never heard may have begun none."""
+    if not (path / "run.json").is_file():
+        return
+    record = read_record(path / "run.json")
+    models = [run.get(name) or {} for run in (record.privacy or {}).get("runs", []) for name in _RUN_MODELS]
+    if any(one["failed"] for model in models for one in model.get("rounds", [])):
+        return
+    roster = {str(row["shop"]) for row in record.data["shops"]}
+    for book in books:
+        if missing := sorted(roster - {copy.shop for copy in book.shops}):
+            raise LedgerTampered(
+                f"{path.name}, {book.name}: the ledger of shop {missing[0]!r} was removed, which took part in the run; "
+                "nothing is reported. Restore the run's ledgers"
+            )
 
 
 def _refuse_run(path: Path) -> None:

@@ -55,8 +55,10 @@ def make_shop(place: str | Path, shop: str = "uk", *, runs: int = 1, **more) -> 
     return ledger
 
 
-def anchor(ledger: Ledger, folder: Path) -> Path:
+def anchor(
+    ledger: Ledger, folder: Path, *, shop_key: IdentityKey | None = None, anchor_key: IdentityKey | None = None
+) -> Path:
     """Let a coordinator keep the ledger's head; its file."""
-    book = AnchorBook(folder / "coordinator.json", IdentityKey.generate())
-    Anchored(IdentityKey.generate(), (book,)).keep(ledger)
+    book = AnchorBook(folder / "coordinator.json", anchor_key or IdentityKey.generate())
+    Anchored(shop_key or IdentityKey.generate(), (book,)).keep(ledger)
     return folder / "coordinator.json"

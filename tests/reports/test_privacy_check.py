@@ -194,6 +194,73 @@ def test_a_head_that_the_ledger_never_had_is_found(reported, tmp_path):
     assert verdicts(resigned(report, change))["anchor"] is Verdict.FAILS
 
 
+@pytest.fixture(scope="module")
+def signed(tmp_path_factory):
+    """A shop's report signed with another key than its own, the anchor's file, a receipt, and three keys."""
+    folder = tmp_path_factory.mktemp("signed")
+    keys = {name: IdentityKey.generate() for name in ("shop", "anchor", "report")}
+    ledger = make_shop(folder / "shop.db", runs=2)
+    kept = anchor(ledger, folder, shop_key=keys["shop"], anchor_key=keys["anchor"])
+    ledger.close()
+    books = read_source(str(folder / "shop.db"))
+    (folder / "receipt.json").write_bytes(books[0].shops[0].receipts[0].to_bytes())
+    return make_report(books, keys["report"], source="shop.db"), kept, folder / "receipt.json", keys, books
+
+
+def anchor_line(report, **more):
+    data = render_json(report).encode()
+    [check] = [check for check in verify(report, data, **more) if check.name == "anchor"]
+    return check
+
+
+def test_signatures_of_heads_are_checked_or_said_not_to_be(signed):
+    report, kept, receipt, keys, books = signed
+    shop, stranger, other = (keys[name].public.raw.hex() for name in ("shop", "report", "anchor"))
+    found = anchor_line(report, anchor=kept)
+    assert found.verdict is Verdict.HOLDS
+    assert found.text.endswith("signatures not checked (give --shop-key)")
+    assert anchor_line(report, anchor=kept, shop_key=shop).text.endswith("signed by the key of --shop-key")
+    for path in (kept, receipt, None):
+        found = anchor_line(report, anchor=path, shop_key=stranger)
+        assert found.verdict is Verdict.FAILS
+        assert found.text.endswith("entry 8: the head is not signed by the key of --shop-key")
+    found = anchor_line(report, anchor=receipt, shop_key=shop)
+    assert found.text.endswith("by the key of --shop-key, countersignatures not checked (give --anchor-key)")
+    found = anchor_line(report, anchor=receipt, shop_key=shop.upper(), anchor_key=other)
+    assert found.text.endswith("signed by the key of --shop-key, countersignatures too")
+    found = anchor_line(report, anchor=receipt, shop_key=shop, anchor_key=stranger)
+    assert found.verdict is Verdict.FAILS
+    by_shop = make_report(books, keys["shop"], source="shop.db")
+    assert anchor_line(by_shop, anchor=kept).text.endswith("signed by the key that signed the report")
+
+
+def test_a_head_whose_signature_was_changed_fails(signed, tmp_path):
+    report, kept, _, keys, _ = signed
+    fields = json.loads(kept.read_bytes())
+    fields["heads"][0]["signature"] = "00" * 64
+    (tmp_path / "kept.json").write_text(json.dumps(fields))
+    key = keys["shop"].public.raw.hex()
+    assert anchor_line(report, anchor=tmp_path / "kept.json", shop_key=key).verdict is Verdict.FAILS
+
+
+def test_keys_that_are_none_are_refused(signed):
+    report, kept, _, keys, _ = signed
+    for wrong in ({"public_key": "zz"}, {"public_key": "zz" * 32}, {"public_key": ""}, {"shop_key": "abcd"}):
+        with pytest.raises(ConfigError, match="give"):
+            verdicts(report, **wrong)
+    with pytest.raises(ConfigError, match="give --shop-key too"):
+        verdicts(report, anchor=kept, anchor_key=keys["anchor"].public.raw.hex())
+
+
+def test_a_shops_key_is_for_a_report_of_one_shop(tmp_path):
+    for shop in ("fr", "uk"):
+        make_shop(tmp_path / "shop.db", shop).close()
+    key = IdentityKey.generate()
+    report = make_report(read_source(str(tmp_path / "shop.db")), key, source="shop.db")
+    with pytest.raises(ConfigError, match="of 2 shops"):
+        verdicts(report, shop_key=key.public.raw.hex())
+
+
 def test_an_anchor_of_other_shops_says_nothing(reported, tmp_path):
     _, report, _ = reported
     kept = anchor(make_shop(tmp_path / "fr.db", "fr"), tmp_path)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import stat
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
-from fedrec.errors import ConfigError, StoreError
+from fedrec.errors import ConfigError, LedgerBehind, LedgerTampered, StoreError
 from fedrec.privacy.spec import Mode
 from fedrec.reports.privacy_entries import Book, notes_of, read_source
 from fedrec.reports.privacy_report import (
@@ -25,7 +26,7 @@ from fedrec.reports.privacy_report import (
 from fedrec.reports.privacy_words import alike, names, of_hundred
 from fedrec.secure_aggregation.keys import IdentityKey
 
-from .privacy_ledgers import PAIRS, SAMPLED, Clock, charge, make_shop, open_ledger, spec
+from .privacy_ledgers import PAIRS, SAMPLED, Clock, anchor, charge, make_shop, open_ledger, spec
 from .test_comparison import Page
 
 
@@ -166,13 +167,61 @@ def test_a_runs_record_says_what_counts_as_declared(tmp_path, record_of):
     record = record_of(3, epsilons=(2.0,))
     (tmp_path / "run.json").write_text(json.dumps(record))
     (tmp_path / "privacy" / "eps-2").mkdir(parents=True)
-    charge(open_ledger(tmp_path / "privacy" / "eps-2" / "ledger.sqlite"), "run")
+    place = tmp_path / "privacy" / "eps-2" / "ledger.sqlite"
+    for row in record["data"]["shops"]:
+        charge(open_ledger(place, row["shop"]), "run")
     notes = notes_of(str(tmp_path))
     assert notes[0] == "Public inputs: counted as declared."
     assert notes[1].startswith("These are the ledgers of the first of 3 noise draws")
     report = make_report(read_source(str(tmp_path)), IdentityKey.generate(), source="run", notes=notes)
     assert notes[1] in text_of(render_html(report))
     assert notes_of("sqlite://") == notes_of(str(tmp_path / "privacy")) == []
+    change(place, "DELETE FROM ledger_entries WHERE shop = 'shop-001'", "DELETE FROM ledger_payloads")
+    with pytest.raises(LedgerTampered, match="the ledger of shop 'shop-001' was removed"):
+        read_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("shop", [None, "uk"])
+def test_a_ledger_cut_behind_what_an_anchor_countersigned_is_not_reported(tmp_path, shop):
+    ledger = make_shop(tmp_path / "shop.db")
+    anchor(ledger, tmp_path)
+    ledger.close()
+    read_source(str(tmp_path / "shop.db"), shop)
+    change(tmp_path / "shop.db", "DELETE FROM ledger_entries WHERE sequence > 3")
+    with pytest.raises(LedgerBehind, match=r"rolled back or edited.*countersigned entry 4.*among its 3 entries"):
+        read_source(str(tmp_path / "shop.db"), shop)
+
+
+@pytest.mark.parametrize("shop", [None, "uk"])
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_a_ledger_without_entries_is_not_passed_over(tmp_path, shop, is_alone):
+    ledger = make_shop(tmp_path / "shop.db")
+    anchor(ledger, tmp_path)
+    ledger.close()
+    if not is_alone:
+        make_shop(tmp_path / "shop.db", "fr").close()
+    change(tmp_path / "shop.db", "DELETE FROM ledger_entries WHERE shop = 'uk'")
+    with pytest.raises(LedgerTampered, match="'uk': all its entries were removed"):
+        read_source(str(tmp_path / "shop.db"), shop)
+
+
+def test_a_ledger_that_recovered_what_its_anchor_saw_is_reported(tmp_path):
+    ledger = make_shop(tmp_path / "shop.db")
+    anchor(ledger, tmp_path)
+    lost = ledger.head()
+    ledger.close()
+    change(tmp_path / "shop.db", "DELETE FROM ledger_entries WHERE sequence > 3")
+    open_ledger(tmp_path / "shop.db", clock=Clock(timedelta(days=30))).recover([lost])
+    [book] = read_source(str(tmp_path / "shop.db"))
+    assert book.shops[0].entries[-1].kind == "recover"
+
+
+def change(place, *statements):
+    connection = sqlite3.connect(place)
+    with connection:
+        for statement in statements:
+            connection.execute(statement)
+    connection.close()
 
 
 def test_a_run_whose_ledgers_are_gone_is_told_so(tmp_path, record_of):
