@@ -67,7 +67,7 @@ Engine = Callable[[Network, Batch], PerShopper]
 class ShopperGradients:
     """The gradients of some shoppers' losses by all shared parameters, in micro-batches.
 
-    The parameters must stay as they are while the object is used.
+    The parameters must stay as they are while the object is used, and no other thread may use the network.
     """
 
     def __init__(
@@ -209,8 +209,8 @@ def rounding_slack(num_shoppers: int, *, longest_sum: int, spread: float = 0.0) 
         4 u m for the norm of the removed shopper, 2 u N^2 for two sums of up to N addends of norm up to C in any order,
         spread x N for the others; u = 2^-53. A worst case: errors of both signs make it about the square root.
     Note:
-        ``spread`` is 1e-14 or so for smooth networks (measure it with the tests' helper). Where a network has a kink
-        (ReLU) and a value within rounding of it, it is not small; smooth activations have no such values.
+        ``spread`` is below 1e-12 for networks of smooth functions (the tests measure it). At a kink (ReLU) a value
+        within rounding of 0 may fall on either side: rare, but not bounded; smooth activations have no such values.
     """
     unit = 2.0**-53
     return 4 * unit * longest_sum + 2 * unit * num_shoppers**2 + spread * num_shoppers

@@ -78,7 +78,7 @@ def test_networks_for_the_tests_pass_the_check(name: str) -> None:
     check_network(network, network.batch(*shoppers(6)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     name=st.sampled_from(list(NETWORKS)),
     seed=st.integers(0, 2**31),
@@ -123,6 +123,16 @@ def test_micro_batches_change_nothing_but_rounding(name: str) -> None:
         total, found = gradients_of(network, 23, micro_batch=micro_batch).clipped(0.5)
         np.testing.assert_allclose(total, whole, rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(found, norms, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_shoppers_gradient_does_not_depend_on_who_else_is_there(name: str) -> None:
+    network = build(name)
+    crowd, alone = gradients_of(network, 12), gradients_of(network, 12, micro_batch=1)
+    for row in range(12):
+        only = np.eye(12)[row]
+        difference = np.linalg.norm(crowd.total(only) - alone.total(only))
+        assert difference <= 1e-12 * np.linalg.norm(alone.total(only))
 
 
 @pytest.mark.parametrize(("engine", "name"), PAIRS)
