@@ -33,6 +33,10 @@ NOTHING = "–"
 MINUS = "−"
 
 
+SAYS_MORE = "its own shoppers say more than the noisy sum"
+"""Reason of a shop that stays local by the noise and its own size, without a test."""
+
+
 def title_of(column: str) -> str:
     """A column's name for people; a name of its own for columns that are not built in."""
     title = COLUMN_TITLES.get(family_of(column))
@@ -211,8 +215,19 @@ def _who_joins(record: Record) -> str:
         text += f"; {better} of them {'gains' if better == 1 else 'gain'} on test, {sure} beyond chance"
     stay = len(shops) - len(joining)
     if stay:
-        text += f". {stay} {'stays' if stay == 1 else 'stay'} with the local model, since validation showed no gain"
+        text += f". {stay} {'stays' if stay == 1 else 'stay'} with the local model, {_why_local(shops)}"
     return text + "."
+
+
+def _why_local(shops: list[Any]) -> str:
+    """Why the shops that stay do so: by their own test, or because the release is worth too little to them."""
+    staying = [shop.get("reason") or "" for shop in shops if shop.get("decision") != "joins"]
+    knowing = sum(reason.startswith(SAYS_MORE) for reason in staying)
+    whose = "its" if knowing == 1 else "their"
+    if knowing == len(staying):
+        return f"since {whose} own shoppers say more than the noisy sum"
+    text = "since validation showed no gain"
+    return f"{text}, or ({knowing}) {whose} own shoppers say more than the noisy sum" if knowing else text
 
 
 def _harm(record: Record) -> str:

@@ -24,6 +24,7 @@ from fedrec.models.recommender import Recommender, Scorer, State
 from fedrec.models.whole_space import ReleasedFactor, has_whole_space, released_factor
 from fedrec.privacy.settings import epsilon_name
 from fedrec.privacy.spec import UNIT, Mode
+from fedrec.reports.summary import SAYS_MORE
 from fedrec.shop.personalise import (
     DECISION_K,
     LEAST_WORTH,
@@ -198,7 +199,7 @@ class _Maker:
         if not keeps_validation_back(self.settings, self.world.shops[place]):
             return Choice(True, "small by its declared size: joins by the size rule", None)
         if released.factor is not None and released.factor.worth(num_shoppers) < LEAST_WORTH:
-            return Choice(False, "its own shoppers say more than the noisy sum", None)
+            return Choice(False, SAYS_MORE, None)
         asked = self._validation[place]
         alone = joined = np.empty(0)
         if asked.targets.nnz:

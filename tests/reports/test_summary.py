@@ -139,3 +139,24 @@ def test_a_private_model_under_dp_popularity_is_named(record_of: Make) -> None:
     record["scores"]["federated_dp@2"]["macro"]["ndcg@10"]["mean"] = 0.001
     text = " ".join(summary.sentences(record))
     assert "Under DP popularity, the floor for private models: federated DP(ε 2) (.0010 against" in text
+
+
+@pytest.mark.parametrize(
+    ("reasons", "words"),
+    [
+        (["no gain on validation"], "1 stays with the local model, since validation showed no gain."),
+        ([summary.SAYS_MORE], "1 stays with the local model, since its own shoppers say more than the noisy sum."),
+        ([summary.SAYS_MORE] * 2, "2 stay with the local model, since their own shoppers say more than the noisy sum."),
+        (
+            [summary.SAYS_MORE, "no gain on validation"],
+            "since validation showed no gain, or (1) its own shoppers say more than the noisy sum.",
+        ),
+    ],
+)
+def test_shops_that_stay_local_are_counted_by_their_reason(record_of: Make, reasons: list[str], words: str) -> None:
+    record = record_of(4)
+    row = next(iter(record["gain"]["shops"].values()))
+    record["gain"]["shops"] = {
+        f"shop-{n}": {**row, "decision": "stays local", "reason": reason} for n, reason in enumerate(reasons)
+    }
+    assert words in " ".join(summary.sentences(record))
