@@ -46,9 +46,11 @@ class SmallAeSettings(NeuralSettings):
 
     Attributes:
         size: length of an item's vector; >= 1.
+        dropout: share of a shopper's items that training hides from the input, in [0, 1); none under an epsilon.
     """
 
     size: int = 64
+    dropout: float = 0.5
     rounds: int = 20
     learning_rate: float = 3e-3
     private_steps: int = 10
@@ -59,6 +61,8 @@ class SmallAeSettings(NeuralSettings):
         super().__post_init__()
         if not self.size >= 1:
             raise ConfigError(f"size = {self.size}: give a whole number of at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout = {self.dropout}: give a share from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,8 @@ class SmallAe(PrivatelyTrainable):
         """Over all items of the item space."""
         from fedrec.training.small_autoencoder import SmallAutoencoder
 
-        return SmallAutoencoder(num_items, self.settings.size, init_seed=self.settings.init_seed)
+        settings = self.settings
+        return SmallAutoencoder(num_items, settings.size, dropout=settings.dropout, init_seed=settings.init_seed)
 
     def release_requests(self, crowd: float | None = None) -> tuple[ReleaseRequest, ...]:
         """Popularity, co-occurrence, then the gradient steps."""
@@ -86,7 +91,7 @@ class SmallAe(PrivatelyTrainable):
     def private(self, outlook: Outlook, public: PublicInputs) -> PrivateSmallAe:
         """K, lambda and rho by the rules of the item-item models."""
         rules = item_item_rules(outlook, public)
-        about = private_settings(self, outlook, public, {"size": self.settings.size})
+        about = private_settings(self, outlook, public, {"size": self.settings.size, "dropout": 0.0})
         settings: dict[str, Any] = {name: getattr(about, name) for name in PrivateNeuralSettings.__dataclass_fields__}
         return PrivateSmallAe(
             PrivateSmallAeSettings(
