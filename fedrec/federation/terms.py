@@ -103,10 +103,10 @@ class Terms:
         """
         if self.privacy is None:
             raise RoundRefused("a run without a privacy spec has no schedule of noisy sums")
-        if spec.kind is RoundKind.LOCAL_UPDATE and self.privacy.mode is Mode.DISTRIBUTED:
+        if spec.kind is RoundKind.LOCAL_UPDATE:
             raise RoundRefused(
-                f"round {index} is a local update: its noise cannot be shared between shops; use mode local, or a "
-                "model of statistics or gradient-step rounds"
+                f"round {index} is a local update, which no bound on one shopper holds for: a promise needs a model of "
+                "statistics or gradient steps"
             )
         if index >= len(self.schedule) or self.schedule[index].name != spec.name:
             raise RoundRefused(f"round {index} ({spec.name}) is not on the agreed schedule of {len(self.schedule)}")
