@@ -251,7 +251,8 @@ class _Stepper:
     def step(self, gradients: tuple[Tensor | None, ...], num_shoppers: int) -> None:
         """Move the parameters; gradients are of the sum of so many shoppers' losses."""
         for values, gradient in zip(self.parameters, gradients, strict=True):
-            values.grad = torch.zeros_like(values) if gradient is None else gradient / num_shoppers
+            # The fused optimisers read gradients in memory order, whatever their strides.
+            values.grad = torch.zeros_like(values) if gradient is None else (gradient / num_shoppers).contiguous()
         for values, anchor in zip(self.parameters if self._anchors else [], self._anchors, strict=True):
             assert values.grad is not None
             values.grad.add_(values.detach() - anchor, alpha=self._proximal)

@@ -246,6 +246,25 @@ class Breaks(Softmax):
         return super().forward(batch) * (1 if self.progress < 1 / 3 else self.value)
 
 
+class Transposed(Softmax):
+    """Its layer's gradient arrives in another memory order than the parameter."""
+
+    def forward(self, batch: Batch) -> Tensor:
+        scores = batch["inputs"] @ self.layer.weight.t().contiguous() + self.layer.bias
+        return -(torch.log_softmax(scores, 1) * batch["rows"]).sum(1)
+
+
+def test_the_memory_order_of_gradients_does_not_matter() -> None:
+    plain, transposed = Softmax(), Transposed()
+    rows = HISTORIES[HAS_ITEMS]
+    loss = transposed(transposed.batch(rows, None)).sum()
+    assert not torch.autograd.grad(loss, transposed.layer.weight)[0].is_contiguous()
+    for network in (plain, transposed):
+        fit(network, HISTORIES, DRAWS, FitSettings(learning_rate=0.1, batch_shoppers=5), epochs=3)
+    for values, expected in zip(transposed.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(values, expected)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_at_the_last_good_epoch(value: float) -> None:
     network, good = Breaks(value), Breaks(1.0)
