@@ -46,7 +46,7 @@ class VaeGan(MultVae):
         """Args:
         num_items: size of the item space.
         hidden, latent, dropout, beta, anneal_share, init_seed, output_bias, has_sparse_input: as for `MultVae`.
-        adversarial: weight of the discriminator's verdict in the generator's loss; >= 0.
+        adversarial: weight of the discriminator's verdict in the generator's loss, for each of a shopper's items; >= 0.
         judge_size: of the discriminator's hidden layer.
         judge_rate: the discriminator's learning rate, in the generator's.
         """
@@ -75,14 +75,14 @@ class VaeGan(MultVae):
         bought = batch["bought"]
         if self.phase == "discriminator":
             with torch.no_grad():
-                made = self._baskets(self.bound(batch)[1], bought)
+                made = self.baskets(self.bound(batch)[1], bought)
             losses = functional.softplus(-self._verdicts(_unit(bought))) + functional.softplus(self._verdicts(made))
             return losses * has_items(bought)
         losses, logits = self.bound(batch)
-        verdicts = self._verdicts(self._baskets(logits, bought))
-        return losses + self.adversarial * functional.softplus(-verdicts) * has_items(bought)
+        verdicts = self._verdicts(self.baskets(logits, bought))
+        return losses + self.adversarial * bought.sum(1) * functional.softplus(-verdicts)
 
-    def _baskets(self, logits: Tensor, bought: Tensor) -> Tensor:
+    def baskets(self, logits: Tensor, bought: Tensor) -> Tensor:
         lengths = bought.sum(1, keepdim=True)
         return functional.softmax(logits, dim=1) * bought * lengths.sqrt()
 
