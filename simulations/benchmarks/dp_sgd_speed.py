@@ -42,6 +42,8 @@ SHOPPERS = 256
 CLIP_NORM = 0.1
 NOISE_MULTIPLIER = 1.0
 NEGATIVES = 4
+PIECE = 2**18
+"""Values that get their noise at once: it stays in the cache."""
 Step = Callable[[], None]
 
 
@@ -53,7 +55,7 @@ class Setting:
         make: the network from nothing.
         num_items: of the catalogue.
         bought: items of every shopper.
-        micro_batch: shoppers that fedrec computes at once in a round.
+        micro_batch: shoppers that fedrec computes at once.
     """
 
     make: Callable[[], Network]
@@ -172,6 +174,12 @@ def prepare(setting: Setting) -> tuple[Network, Batch]:
     return network, network.batch(histories, draws, vectors_of(network))
 
 
+def split(batch: Batch, at_once: int) -> list[Batch]:
+    """The batch in pieces of so many shoppers."""
+    starts = range(0, SHOPPERS, at_once)
+    return [{name: values[start : start + at_once] for name, values in batch.items()} for start in starts]
+
+
 def vectors_of(network: Network) -> torch.Tensor | None:
     if not network.num_shopper_values:
         return None
@@ -197,12 +205,17 @@ def closed_form(setting: Setting, hooks_limit: float) -> Step:
     network, batch = prepare(setting)
     optimiser = torch.optim.Adam(network.parameters(), fused=True)
     parameters = dict(network.named_parameters())
+    pieces = split(batch, setting.micro_batch)
 
     def step() -> None:
-        totals, _ = clipped_sum(network, batch, lambda norms: clip_weights(norms, CLIP_NORM))
+        totals, _ = clipped_sum(network, pieces[0], lambda norms: clip_weights(norms, CLIP_NORM))
+        for piece in pieces[1:]:
+            more, _ = clipped_sum(network, piece, lambda norms: clip_weights(norms, CLIP_NORM))
+            torch._foreach_add_(list(totals.values()), list(more.values()))
         for name, total in totals.items():
-            noise = SecureNoise("benchmark").integers(NOISE_MULTIPLIER * SCALE, total.numel())
-            total.add_(torch.from_numpy(noise.astype(np.float32)).view_as(total), alpha=CLIP_NORM / SCALE)
+            for part in total.view(-1).split(PIECE):
+                noise = SecureNoise("benchmark").integers(NOISE_MULTIPLIER * SCALE, len(part))
+                part.add_(torch.from_numpy(noise.astype(np.float32)), alpha=CLIP_NORM / SCALE)
             parameters[name].grad = total
         optimiser.step()
         optimiser.zero_grad()
@@ -268,10 +281,7 @@ def hooks(setting: Setting, hooks_limit: float) -> Step:
     network, batch = prepare(setting)
     num_values = sum(values.numel() for values in network.parameters())
     at_once = max(1, min(SHOPPERS, int(hooks_limit * 1e9 / (4 * num_values))))
-    pieces = [
-        {name: values[start : start + at_once] for name, values in batch.items()}
-        for start in range(0, SHOPPERS, at_once)
-    ]
+    pieces = split(batch, at_once)
     module = GradSampleModule(network, loss_reduction="sum")
     optimiser = DPOptimizer(
         torch.optim.Adam(network.parameters(), fused=True),
