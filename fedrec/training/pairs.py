@@ -25,7 +25,8 @@ class Pairs:
     """Some of each shopper's items, then items she has not, then padding.
 
     Attributes:
-        ids: int64, (num_shoppers, length); 0 in the padding.
+        ids: int64, (num_shoppers, length); the padding repeats a row's first item (0 where she has none): how much of
+            it there is hangs on others, so it must touch nothing that her own items don't (a value that isn't finite).
         num_positives: int64, (num_shoppers,); how many of a row's first places are her own items.
         num_negatives: int64, (num_shoppers,); how many places after these are items she has not.
     """
@@ -73,6 +74,8 @@ def draw_pairs(
     others, num_negatives = draw_negatives(histories, draws.of("negatives"), wanted, popularity)
     length = int((num_positives + num_negatives).max(initial=0))
     ids = np.zeros((len(positives), length), np.int64)
+    has_items = num_positives > 0
+    ids[has_items] = positives[has_items, :1]
     is_positive = _first_places(num_positives, length)
     ids[is_positive] = positives[_first_places(num_positives, positives.shape[1])]
     is_negative = _first_places(num_positives + num_negatives, length) & ~is_positive

@@ -12,6 +12,7 @@ from torch import nn
 from fedrec.errors import ConfigError
 from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.testing.planted import plant_world
+from fedrec.training.dp_sgd import ShopperGradients
 from fedrec.training.ncf import Gmf, Mlp, NcfSettings, NeuMf, PairLoss
 from fedrec.training.network_check import check_network
 
@@ -143,6 +144,29 @@ def test_a_loss_is_the_same_whoever_else_is_in_the_batch(kind, loss):
         place = np.array([row])
         alone = network(network.batch(SOME[place], draws.take(place), vectors[place]))
         torch.testing.assert_close(alone[0], together[row])
+
+
+@pytest.mark.parametrize("loss", PairLoss)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_item_that_is_not_finite_voids_whom_it_voids_alone(kind, loss):
+    """A coordinator may send such arrays: whoever else is there must not decide whose gradient counts."""
+    network = kind(11, dataclasses.replace(SMALL, loss=loss)).double()
+    with torch.no_grad():
+        for part in network.typed_parts:
+            part.items.weight[0] = math.nan
+    some = histories_of([3, 4], [5], [1, 2, 3, 5, 6, 7, 8, 9, 10], [10])
+    crowd = histories_of(*([5, 6, 7] if row == 1 else [1 + row % 9] for row in range(40)))
+    for histories in (some, crowd):
+        draws = draws_for(histories)
+        together = _gradients(network, histories, draws).norms()
+        places = [np.array([row]) for row in range(histories.shape[0])]
+        alone = np.concatenate([_gradients(network, histories[row], draws.take(row)).norms() for row in places])
+        np.testing.assert_array_equal(np.isfinite(together), np.isfinite(alone))
+    assert 0 < np.isfinite(together).sum() < 40
+
+
+def _gradients(network, histories: sparse.csr_matrix, draws: Draws) -> ShopperGradients:
+    return ShopperGradients(network, histories, draws, vectors=network.fold_in(histories, draws.of("fold in")))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -86,6 +86,14 @@ def test_what_a_shopper_draws_does_not_depend_on_the_others(popularity):
         np.testing.assert_array_equal(alone.ids[0], together.ids[row, together.is_pair[row]])
 
 
+def test_padding_repeats_a_row_s_own_item():
+    """How much of it there is hangs on the longest row: another item there could move or void a shopper's gradient."""
+    histories = random_histories(41)
+    pairs = draw_pairs(histories, some_draws(41), negatives=3, max_pairs=80)
+    for row in np.flatnonzero(pairs.num_positives):
+        assert set(pairs.ids[row, ~pairs.is_pair[row]].tolist()) <= {int(pairs.ids[row, 0])}
+
+
 def test_the_same_history_draws_the_same_by_itself_however_it_is_stored():
     histories = random_histories(9)
     doubled = sparse.vstack([histories, histories], format="csr")
