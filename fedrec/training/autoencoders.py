@@ -76,16 +76,16 @@ class MultDae(Network):
 
     def batch(self, histories: sparse.csr_matrix, draws: Draws | None, vectors: Tensor | None = None) -> Batch:
         """``rows``: what the encoder sees; ``bought``: 1 where bought."""
-        return {"rows": hidden_rows(histories, draws, self.dropout, self), "bought": dense(histories, self)}
+        return {"rows": input_rows(histories, draws, self.dropout, self), "bought": dense(histories, self)}
 
     def forward(self, batch: Batch) -> Tensor:
         """(num_shoppers,): minus the log-likelihood of each one's items."""
-        return unlikelihood(self._logits(batch["rows"]), batch["bought"])
+        return negative_log_likelihood(self._logits(batch["rows"]), batch["bought"])
 
     @torch.no_grad()
     def scores(self, histories: sparse.csr_matrix, vectors: Tensor | None = None) -> Tensor:
         """(num_shoppers, num_items): logits."""
-        return self._logits(hidden_rows(histories, None, 0, self))
+        return self._logits(input_rows(histories, None, 0, self))
 
     def _logits(self, rows: Tensor) -> Tensor:
         return climb(self.decoder, torch.tanh(climb(self.encoder, rows)))
@@ -140,7 +140,7 @@ class MultVae(Network):
     def batch(self, histories: sparse.csr_matrix, draws: Draws | None, vectors: Tensor | None = None) -> Batch:
         """``rows``: what the encoder sees; ``bought``: 1 where bought; ``noise``: of the code, standard normal."""
         return {
-            "rows": hidden_rows(histories, draws, self.dropout, self),
+            "rows": input_rows(histories, draws, self.dropout, self),
             "bought": dense(histories, self),
             "noise": latent_noise(histories, draws, self.latent, self),
         }
@@ -154,7 +154,7 @@ class MultVae(Network):
         mean, log_variance = self.encode(batch["rows"])
         logits = climb(self.decoder, mean + batch["noise"] * torch.exp(0.5 * log_variance))
         divergence = gaussian_kl(mean, log_variance) * has_items(batch["bought"])
-        return unlikelihood(logits, batch["bought"]) + self.kl_weight * divergence, logits
+        return negative_log_likelihood(logits, batch["bought"]) + self.kl_weight * divergence, logits
 
     def encode(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the code, each (num_shoppers, latent)."""
@@ -164,10 +164,10 @@ class MultVae(Network):
     @torch.no_grad()
     def scores(self, histories: sparse.csr_matrix, vectors: Tensor | None = None) -> Tensor:
         """(num_shoppers, num_items): logits at the code's mean."""
-        return climb(self.decoder, self.encode(hidden_rows(histories, None, 0, self))[0])
+        return climb(self.decoder, self.encode(input_rows(histories, None, 0, self))[0])
 
 
-def hidden_rows(histories: sparse.csr_matrix, draws: Draws | None, dropout: float, network: Network) -> Tensor:
+def input_rows(histories: sparse.csr_matrix, draws: Draws | None, dropout: float, network: Network) -> Tensor:
     """(num_shoppers, num_items): rows of L2 norm 1, some items of each hidden and the rest scaled up to match.
 
     Source: Liang et al. 2018, arXiv:1802.05814, section 3.4 (normalised, then dropout on the input).
@@ -193,7 +193,7 @@ def latent_noise(histories: sparse.csr_matrix, draws: Draws | None, latent: int,
     return to_tensor(np.zeros(shape, np.float32) if draws is None else draws.of("code").normals(latent), network)
 
 
-def unlikelihood(logits: Tensor, bought: Tensor) -> Tensor:
+def negative_log_likelihood(logits: Tensor, bought: Tensor) -> Tensor:
     """(num_shoppers,): minus the sum over each one's items of log softmax; 0 without items.
 
     Source: Liang et al. 2018, arXiv:1802.05814, equation 2.

@@ -14,11 +14,11 @@ from fedrec.errors import ConfigError
 from fedrec.privacy.draws import Draws
 from fedrec.training.autoencoders import (
     checked_share,
-    hidden_rows,
+    input_rows,
     latent_noise,
     linear,
+    negative_log_likelihood,
     set_bias,
-    unlikelihood,
 )
 from fedrec.training.fit import Phase
 from fedrec.training.network import Batch, Network, dense
@@ -94,11 +94,11 @@ class RecVae(Network):
     def batch(self, histories: sparse.csr_matrix, draws: Draws | None, vectors: Tensor | None = None) -> Batch:
         """As `MultVae`, and ``prior``: mean and log variance of the remembered encoder, side by side."""
         dropout = 0.0 if self.phase == "decoder" else self.dropout
-        clean = hidden_rows(histories, None, 0, self)
+        clean = input_rows(histories, None, 0, self)
         with torch.no_grad():
             prior = torch.func.functional_call(self.encoder, self._old, (clean,)) if self._old else self.encoder(clean)
         return {
-            "rows": hidden_rows(histories, draws, dropout, self),
+            "rows": input_rows(histories, draws, dropout, self),
             "bought": dense(histories, self),
             "noise": latent_noise(histories, draws, self.latent, self),
             "prior": prior,
@@ -113,12 +113,12 @@ class RecVae(Network):
             code, prior_mean, prior_log_variance
         )
         weight = self.gamma * batch["bought"].sum(1)
-        return unlikelihood(self.decoder(code), batch["bought"]) + weight * divergence.sum(1)
+        return negative_log_likelihood(self.decoder(code), batch["bought"]) + weight * divergence.sum(1)
 
     @torch.no_grad()
     def scores(self, histories: sparse.csr_matrix, vectors: Tensor | None = None) -> Tensor:
         """(num_shoppers, num_items): logits at the code's mean."""
-        return self.decoder(self.encoder(hidden_rows(histories, None, 0, self))[:, : self.latent])
+        return self.decoder(self.encoder(input_rows(histories, None, 0, self))[:, : self.latent])
 
 
 class DenseEncoder(nn.Module):

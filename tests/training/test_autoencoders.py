@@ -19,8 +19,8 @@ from fedrec.training.autoencoders import (
     MultVae,
     SparseLinear,
     gaussian_kl,
-    hidden_rows,
-    unlikelihood,
+    input_rows,
+    negative_log_likelihood,
 )
 from fedrec.training.fit import FitSettings, fit
 from fedrec.training.network import Network, dense, get_arrays, named
@@ -153,7 +153,7 @@ def test_a_sparse_first_layer_is_the_same_layer(world: PlantedWorld) -> None:
     histories = sparse.vstack(
         [sparse.csr_matrix((1, NUM_ITEMS)), world.histories[:6], sparse.csr_matrix((2, NUM_ITEMS))]
     )
-    rows = hidden_rows(histories.tocsr(), None, 0, make(MultDae))
+    rows = input_rows(histories.tocsr(), None, 0, make(MultDae))
     torch.testing.assert_close(layer(rows), plain(rows))
     pull = torch.sin(torch.arange(36.0)).view(9, 4)
     found = torch.autograd.grad(layer(rows), list(layer.parameters()), pull)
@@ -174,7 +174,7 @@ def test_networks_with_a_sparse_and_a_dense_first_layer_have_the_same_losses(
 
 
 def test_rows_have_norm_1_and_nothing_is_hidden_without_draws(world: PlantedWorld) -> None:
-    rows = hidden_rows(world.histories, None, 0.5, make(MultDae)).numpy()
+    rows = input_rows(world.histories, None, 0.5, make(MultDae)).numpy()
     lengths = np.diff(world.histories.indptr)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), lengths > 0, rtol=1e-6)
     np.testing.assert_array_equal(rows > 0, world.histories.toarray() > 0)
@@ -184,7 +184,7 @@ def test_hidden_items_are_the_share_asked_for_and_the_rest_makes_up_for_them() -
     num_shoppers, dropout = 400, 0.3
     histories = sparse.csr_matrix(np.ones((num_shoppers, NUM_ITEMS), np.float32))
     draws = Draws.seeded("hidden", shopper_digests(range(num_shoppers)))
-    rows = hidden_rows(histories, draws, dropout, make(MultDae)).numpy()
+    rows = input_rows(histories, draws, dropout, make(MultDae)).numpy()
     values = np.unique(rows)
     np.testing.assert_allclose(values, [0, NUM_ITEMS**-0.5 / (1 - dropout)], rtol=1e-6)
     num_draws = num_shoppers * NUM_ITEMS
@@ -200,7 +200,7 @@ def test_what_is_hidden_does_not_depend_on_how_a_row_is_stored(world: PlantedWor
     )
     assert not stored.has_sorted_indices
     network = make(MultDae)
-    assert torch.equal(hidden_rows(stored, DRAWS, 0.5, network), hidden_rows(world.histories, DRAWS, 0.5, network))
+    assert torch.equal(input_rows(stored, DRAWS, 0.5, network), input_rows(world.histories, DRAWS, 0.5, network))
 
 
 def test_the_likelihood_is_the_sum_of_its_items_log_probabilities() -> None:
@@ -208,8 +208,8 @@ def test_the_likelihood_is_the_sum_of_its_items_log_probabilities() -> None:
     bought = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
     one_item = OneHotCategorical(logits=logits[0])
     expected = -sum(one_item.log_prob(torch.eye(3)[item]) for item in (0, 2))
-    assert unlikelihood(logits, bought)[0].item() == pytest.approx(float(expected))
-    assert unlikelihood(logits, bought)[1].item() == 0
+    assert negative_log_likelihood(logits, bought)[0].item() == pytest.approx(float(expected))
+    assert negative_log_likelihood(logits, bought)[1].item() == 0
 
 
 def test_the_kl_term_is_torchs() -> None:
@@ -247,7 +247,7 @@ def test_the_bound_is_likelihood_at_the_drawn_code_plus_weighted_divergence(worl
 def test_scores_take_the_mean_of_the_code(world: PlantedWorld) -> None:
     network = MultVae(NUM_ITEMS, hidden=(), latent=3)
     (encoder,), (decoder,) = network.encoder, network.decoder
-    rows = hidden_rows(world.histories, None, 0, network)
+    rows = input_rows(world.histories, None, 0, network)
     torch.testing.assert_close(network.scores(world.histories), decoder(encoder(rows)[:, :3]).detach())
 
 

@@ -10,7 +10,7 @@ from torch.distributions import Categorical, MixtureSameFamily, Normal
 from fedrec.errors import ConfigError
 from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.testing.planted import plant_world
-from fedrec.training.autoencoders import hidden_rows, unlikelihood
+from fedrec.training.autoencoders import input_rows, negative_log_likelihood
 from fedrec.training.fit import FitSettings, fit
 from fedrec.training.network import get_arrays
 from fedrec.training.recvae import RecVae, composite_log_prior, gaussian_log_density
@@ -48,7 +48,7 @@ def test_the_loss_is_likelihood_plus_divergence_by_the_number_of_items() -> None
     mean, log_variance = network.encoder(batch["rows"]).split(8, dim=1)
     posterior = Normal(mean, (0.5 * log_variance).exp())
     code = mean + batch["noise"] * posterior.scale
-    torch.testing.assert_close(losses[0], unlikelihood(network.decoder(code), batch["bought"]).detach())
+    torch.testing.assert_close(losses[0], negative_log_likelihood(network.decoder(code), batch["bought"]).detach())
     prior = composite_log_prior(code, *batch["prior"].split(8, dim=1))
     divergence = (posterior.log_prob(code) - prior).sum(1).detach()
     lengths = torch.from_numpy(np.diff(HISTORIES.indptr))
@@ -83,7 +83,7 @@ def test_both_parts_train_together_where_there_are_no_turns() -> None:
 
 def test_the_decoder_trains_on_clean_rows() -> None:
     network = make()
-    clean = hidden_rows(HISTORIES, None, 0, network)
+    clean = input_rows(HISTORIES, None, 0, network)
     assert not torch.equal(network.batch(HISTORIES, DRAWS)["rows"], clean)
     network.phase = "decoder"
     assert torch.equal(network.batch(HISTORIES, DRAWS)["rows"], clean)
@@ -91,7 +91,7 @@ def test_the_decoder_trains_on_clean_rows() -> None:
 
 def test_the_prior_remembers_the_encoder_of_the_last_turn() -> None:
     network = make()
-    clean = hidden_rows(HISTORIES, None, 0, network)
+    clean = input_rows(HISTORIES, None, 0, network)
     network.begin_epoch(0)
     first = network.encoder(clean).detach()
     fit(network, HISTORIES, DRAWS, SETTINGS, epochs=3)
