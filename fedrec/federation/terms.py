@@ -28,6 +28,13 @@ from fedrec.secure_aggregation.parameters import Parameters
 PLAIN_UNIT = 2.0**-24
 """Fixed point of masked sums without a privacy spec: values are rounded to multiples of it."""
 
+_LARGEST_INPUT = {"f": 64.0, "i": float(2**53), "u": float(2**53), "b": 1.0}
+"""Largest absolute value in an array that shops compute gradients at, by numpy's kind of type. Trained weights are far
+below; who chose 10^25 could turn the last bit of a shopper's row, which others in her batch decide, into her sign."""
+
+MOST_SHOPPERS_OF_A_STEP = 2**20
+"""Shoppers whose gradients' float64 sum stays within the slack of `fedrec.federation.shop_side`."""
+
 
 class Protection(StrEnum):
     """What stands between a shop's sum and the world outside."""
@@ -115,8 +122,30 @@ class Terms:
                 f"round {index} ({spec.name}) samples shoppers at q = {spec.sampling_rate:g}; "
                 f"{self.schedule[index].sampling_rate:g} is agreed"
             )
+        if spec.kind is RoundKind.GRADIENT_STEP:
+            self._check_step(spec, index)
         _check_promise(self.schedule, self.privacy.epsilon, self.privacy.delta - self.residual_delta)
         return self.schedule[index]
+
+    def _check_step(self, spec: RoundSpec, index: int) -> None:
+        """Refuse a gradient step whose bound would not hold; all of it depends on the plan alone."""
+        privacy, _ = self._private(index)
+        for name, values in spec.inputs.items():
+            if values.size and not float(np.abs(values.astype(np.float64)).max()) <= _LARGEST_INPUT[values.dtype.kind]:
+                raise RoundRefused(
+                    f"round {index}: the shared array {name!r} holds values that are not finite or beyond "
+                    f"{_LARGEST_INPUT[values.dtype.kind]:g}, which blow up rounding errors: no bound on a shopper holds"
+                )
+        if privacy.max_shoppers > MOST_SHOPPERS_OF_A_STEP:
+            raise RoundRefused(
+                f"round {index}: max_shoppers = {privacy.max_shoppers:,}: gradients are added in float64, whose "
+                f"rounding is covered up to {MOST_SHOPPERS_OF_A_STEP:,}"
+            )
+        if spec.sampling_rate < 1 and privacy.max_shops_per_person > 1:
+            raise RoundRefused(
+                f"round {index} samples shoppers at q = {spec.sampling_rate:g}, and a person may have accounts in "
+                f"{privacy.max_shops_per_person} shops: that is accounted at q = 1 alone"
+            )
 
     def ring(self, index: int) -> Grid | None:
         """The integer grid in which a round's vectors travel; None where they travel as float64.

@@ -201,10 +201,13 @@ class PrivateNeural(NeuralModel):
 
 
 def step_requests(settings: NeuralSettings, share: float) -> ReleaseRequest:
-    """The steps as one kind of noisy sum, with ``share`` of 1 / sigma^2 over all of them."""
+    """The steps as one kind of noisy sum, with ``share`` of the budget over all of them.
+
+    T steps at a rate q cost about T (q / sigma)^2, where one release of everybody costs 1 / sigma^2.
+    """
     return ReleaseRequest(
         STEP,
-        share / settings.private_steps,
+        share / (settings.private_steps * settings.private_sampling_rate**2),
         clip_norm=settings.private_clip_norm,
         sampling_rate=settings.private_sampling_rate,
         repeats=settings.private_steps,

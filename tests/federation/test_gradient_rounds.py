@@ -18,6 +18,7 @@ from fedrec.models.ncf import NcfSettings, NeuMf
 from fedrec.models.popularity import Popularity
 from fedrec.models.recommender import PublicInputs, RoundKind
 from fedrec.models.smallae import SmallAe, SmallAeSettings
+from fedrec.privacy.accounting import epsilon
 from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.privacy.mechanisms import outlook
 from fedrec.privacy.spec import Mode, PrivacySpec
@@ -143,7 +144,7 @@ def test_one_step_of_the_federation_is_one_step_of_central_dp_sgd():
         network = trained.network_with({k: v for k, v in inputs.items() if k != "covered"}, len(inputs["covered"]))
         # Each shop's draws have a key of their own: the union is summed shop by shop, by the other engine.
         expected = np.zeros(plan.num_values)
-        lowered = terms.shopper_bound(plan.index) * (1 - 2.0**-20) - np.sqrt(plan.num_values) * grid.unit
+        lowered = terms.shopper_bound(plan.index) * (1 - 2.0**-10) - np.sqrt(plan.num_values) * grid.unit
         for some, draws in central:
             covered = some[:, inputs["covered"]]
             gradients = ShopperGradients(network.double(), covered, draws, engine="opacus")
@@ -190,3 +191,34 @@ def test_events_removed_from_the_table_move_the_sum_by_no_more_than_the_bound():
     finding = audit_shoppers(settings, SmallAe(SmallAeSettings(size=6, private_steps=2, device="cpu")))
     assert finding.is_passed, finding
     assert any("gradient step" in where and moved > 0.01 for where, moved in finding.figures["moved"].items())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e25, -65.0])
+def test_arrays_that_blow_up_rounding_are_refused_before_anything_is_computed(value):
+    trained, terms = private(MODELS["smallae"])
+    for plan, nodes in plans(trained, terms):
+        if plan.spec.kind is RoundKind.GRADIENT_STEP:
+            inputs = {name: values.copy() for name, values in plan.spec.inputs.items()}
+            inputs["tied.weight"][0, 0] = value
+            before = nodes[0].ledger.head()
+            with pytest.raises(RoundRefused, match=r"tied\.weight"):
+                nodes[0].answer(replace(plan, spec=replace(plan.spec, inputs=inputs)))
+            assert nodes[0].ledger.head() == before
+            return
+
+
+def test_sampling_is_not_combined_with_accounts_in_several_shops_nor_with_too_many_shoppers():
+    trained, terms = private(MODELS["smallae"])
+    steps = [plan for plan, _ in plans(trained, terms) if plan.spec.kind is RoundKind.GRADIENT_STEP]
+    for changes, words in ({"max_shops_per_person": 2}, "accounts"), ({"max_shoppers": 2**21}, "float64"):
+        changed = replace(terms, privacy=replace(SPEC, **changes))
+        with pytest.raises(RoundRefused, match=words):
+            changed.allow(steps[0].spec, steps[0].index)
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.5, 0.1])
+def test_popularity_gets_about_a_tenth_of_the_budget_at_any_rate(rate):
+    model = MultVae(MultVaeSettings(private_steps=100, private_sampling_rate=rate))
+    schedule = private_schedule(model, replace(SPEC, epsilon=2.0), NUM_SHOPS)
+    alone = epsilon(schedule[:1], SPEC.delta)
+    assert 0.3 < alone < 1.1, f"popularity alone costs epsilon {alone:.2f} of 2"
