@@ -6,7 +6,8 @@ otherwise than full ranking does). Training negatives are any item that a shoppe
 be one (the clean sampler). "trained" scores by the vectors that training left, "folded in" by vectors computed at test
 time from each history and the shared parameters. Settings were chosen with --validation: the last training item of each
 shopper (a random one where times are missing) among 99 drawn for it; the test items are not looked at there.
-"pretrained" is NeuMF started from the GMF and MLP of the same run, alpha = 0.5 (He et al. 2017, section 3.4.1); name all three.
+"pretrained" is NeuMF started from the GMF and MLP of the same run, so name these before it; alpha = 0.5 (He et al.
+2017, section 3.4.1).
 Published (guoyang9/NCF, best epoch on test): GMF .708/.429, MLP .692/.425, NeuMF .701/.425, pretrained .726/.445.
 """
 
@@ -175,6 +176,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="one epoch of GMF")
     options = parser.parse_args()
+    if "pretrained" in options.models and not {"gmf", "mlp"} <= set(
+        options.models[: options.models.index("pretrained")]
+    ):
+        parser.error("pretrained starts from gmf and mlp: name both before it")
     torch.set_num_threads(options.threads)
     try:
         files = read_files(is_validation=options.validation)
@@ -188,7 +193,7 @@ def main() -> None:
         network = KINDS[name](files.train.shape[1], recipe.network, init_seed=options.seed)
         vectors = torch.zeros(files.train.shape[0], network.num_shopper_values)
         if name == "pretrained":
-            (gmf, of_gmf), (mlp, of_mlp) = trained["gmf"], trained["mlp"]
+            (gmf, of_gmf), (mlp, of_mlp) = trained["gmf"], trained["mlp"]  # checked when the options were read
             assert isinstance(network, NeuMf)
             assert isinstance(gmf, Gmf)
             assert isinstance(mlp, Mlp)
