@@ -43,7 +43,7 @@ class SparseLinear(nn.Linear):
 class MultDae(Network):
     """Denoising autoencoder with a multinomial likelihood.
 
-    Source: Liang et al. 2018, arXiv:1802.05814, section 2.4.
+    Source: Liang et al. 2018, arXiv:1802.05814, section 2.4. The defaults are those that did best on MovieLens-1M.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class MultDae(Network):
         *,
         hidden: Sequence[int] = (),
         latent: int = 200,
-        dropout: float = 0.5,
+        dropout: float = 0.6,
         init_seed: int = 0,
         output_bias: np.ndarray | None = None,
         has_sparse_input: bool = True,
@@ -94,17 +94,18 @@ class MultDae(Network):
 class MultVae(Network):
     """Variational autoencoder with a multinomial likelihood and a KL weight that grows up to a cap below 1.
 
-    Source: Liang et al. 2018, arXiv:1802.05814, equations 4 and 5, and section 2.2.2 for the annealing.
+    Source: Liang et al. 2018, arXiv:1802.05814, equations 4 and 5, and section 2.2.2 for the annealing. The defaults are
+        those that did best on MovieLens-1M; the paper's, for larger sets, are one hidden layer of 600 and a cap of 0.2.
     """
 
     def __init__(
         self,
         num_items: int,
         *,
-        hidden: Sequence[int] = (600,),
+        hidden: Sequence[int] = (),
         latent: int = 200,
         dropout: float = 0.5,
-        beta: float = 0.2,
+        beta: float = 0.1,
         anneal_share: float = 0.5,
         init_seed: int = 0,
         output_bias: np.ndarray | None = None,
