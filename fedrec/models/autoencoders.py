@@ -62,6 +62,7 @@ class MultDaeSettings(AutoencoderSettings):
     """Settings of Mult-DAE; the paper's best has no hidden layer."""
 
     hidden: int = 0
+    dropout: float = 0.6
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class MultVaeSettings(AutoencoderSettings):
         anneal_share: part of training in which it grows from 0, in [0, 1].
     """
 
-    beta: float = 0.2
+    hidden: int = 0
+    beta: float = 0.1
     anneal_share: float = 0.5
 
 
@@ -159,7 +161,7 @@ class VaeGanSettings(MultVaeSettings):
         judge_size: width of the discriminator; >= 1.
     """
 
-    adversarial: float = 1.0
+    adversarial: float = 0.1
     judge_size: int = 100
 
 

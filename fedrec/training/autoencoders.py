@@ -94,8 +94,8 @@ class MultDae(Network):
 class MultVae(Network):
     """Variational autoencoder with a multinomial likelihood and a KL weight that grows up to a cap below 1.
 
-    Source: Liang et al. 2018, arXiv:1802.05814, equations 4 and 5, and section 2.2.2 for the annealing. The defaults are
-        those that did best on MovieLens-1M; the paper's, for larger sets, are one hidden layer of 600 and a cap of 0.2.
+    Source: Liang et al. 2018, arXiv:1802.05814, equations 4 and 5, and section 2.2.2 for the annealing. The defaults
+        did best on MovieLens-1M's validation; the paper's, for larger sets: one hidden layer of 600 and a cap of 0.2.
     """
 
     def __init__(
