@@ -32,8 +32,10 @@ class AutoencoderSettings(NeuralSettings):
     latent: int = 200
     dropout: float = 0.5
     has_sparse_input: bool = True
-    rounds: int = 20
+    rounds: int = 10
     local_epochs: int = 5
+    batch_shoppers: int = 256
+    learning_rate: float = 1.5e-3
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,6 +65,7 @@ class MultDaeSettings(AutoencoderSettings):
 
     hidden: int = 0
     dropout: float = 0.6
+    rounds: int = 6
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,8 @@ class RecVaeSettings(AutoencoderSettings):
         encoder_epochs, decoder_epochs: how encoder and decoder take turns; >= 1.
     """
 
+    batch_shoppers: int = 512
+    learning_rate: float = 2e-3
     gamma: float = 0.005
     encoder_epochs: int = 3
     decoder_epochs: int = 1
