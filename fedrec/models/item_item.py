@@ -18,7 +18,7 @@ from fedrec.models.co_occurrence import (
     packed_size,
     take_packed,
 )
-from fedrec.models.popularity import ItemCounts, binary_rows, mix_arrays, popularity_round, take
+from fedrec.models.popularity import ItemCounts, binary_rows, covered_rows, mix_arrays, popularity_round, take
 from fedrec.models.recommender import Contributions, Layout, PublicInputs, RoundKind, RoundSpec, State
 
 MAX_ITEMS_LIMIT = 12_000
@@ -112,9 +112,8 @@ class ItemItemModel:
         """
         popularity = take(state["popularity"], positions)
         covered = most_popular(popularity, self.settings.max_items)
-        place = np.full(len(state["popularity"]) + 1, -1, np.int64)  # the last place is the one of position -1
-        place[state["covered"]] = np.arange(len(state["covered"]))
-        packed = take_packed(state["co_occurrence"], len(state["covered"]), place[positions[covered]])
+        rows = covered_rows(state["covered"], len(state["popularity"]), positions[covered])
+        packed = take_packed(state["co_occurrence"], len(state["covered"]), rows)
         return {"popularity": popularity, "covered": covered, "co_occurrence": packed}
 
     def own_statistics(self, state: State, histories: sparse.csr_matrix, public: PublicInputs) -> State:
@@ -221,9 +220,7 @@ class ItemItemScorer:
         if self.content_scale is not None:
             scale = np.where(positions >= 0, self.content_scale[positions], self.content_scale.min(initial=1.0))
             public = scaled_content(public, scale)
-        place = np.full(self.public.num_items + 1, -1, np.int64)  # the last place is the one of position -1
-        place[self.covered] = np.arange(len(self.covered))
-        rows = place[positions]
+        rows = covered_rows(self.covered, self.public.num_items, positions)
         covered = np.flatnonzero(rows >= 0)
         rows = rows[covered]
         has_tail = len(covered) < len(positions) and public.content is not None

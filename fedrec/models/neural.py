@@ -25,7 +25,7 @@ from fedrec.errors import BadMessage, ConfigError
 from fedrec.models.ials import with_content
 from fedrec.models.popularity import binary_rows, mix_arrays, take
 from fedrec.models.recommender import Contributions, Layout, PublicInputs, RoundKind, RoundSpec, Scorer, State
-from fedrec.training.server_step import STRATEGIES, memory_of, server_step
+from fedrec.training.server_step import STRATEGIES, memory_of, server_step, without_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -272,11 +272,7 @@ class NeuralModel:
         return get_arrays(self.make_network(num_items))
 
     def _shared(self, state: State) -> State:
-        return {name: np.asarray(values, np.float32) for name, values in state.items() if not _is_memory(name)}
-
-
-def _is_memory(name: str) -> bool:
-    return name.startswith("server.")
+        return {name: np.asarray(values, np.float32) for name, values in without_memory(state).items()}
 
 
 @lru_cache(maxsize=64)

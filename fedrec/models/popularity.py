@@ -172,6 +172,18 @@ def take(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return taken
 
 
+def covered_rows(covered: np.ndarray, num_items: int, positions: np.ndarray) -> np.ndarray:
+    """int64, (len(positions),): each position's row in arrays over the ``covered`` of ``num_items`` items, -1 = none.
+
+    Args:
+        covered: int64, distinct positions in the item space.
+        positions: int64; -1 = not in the item space.
+    """
+    place = np.full(num_items + 1, -1, np.int64)  # the last place is the one of position -1
+    place[covered] = np.arange(len(covered))
+    return place[positions]
+
+
 def mix_arrays(state: State, own: State, *, global_share: float) -> State:
     """``global_share`` x state + (1 - ``global_share``) x own, for every floating array; others stay as they are."""
     mixed = {}

@@ -31,7 +31,7 @@ from fedrec.models.co_occurrence import blocks
 from fedrec.models.ials import IalsScorer, IalsSettings, pack_symmetric, unpack_symmetric, with_content
 from fedrec.models.item_item import MAX_ITEMS_LIMIT, most_popular, selected_columns
 from fedrec.models.least_squares import solve_rows
-from fedrec.models.popularity import ItemCounts, binary_rows, popularity_round, powers, take
+from fedrec.models.popularity import ItemCounts, binary_rows, covered_rows, popularity_round, powers, take
 from fedrec.models.private_rules import popularity_share
 from fedrec.models.recommender import Contributions, Layout, PublicInputs, RoundKind, RoundSpec, State
 from fedrec.models.spectral import denoise_rectangle
@@ -240,9 +240,7 @@ class PrivateIals:
 
     def project(self, state: State, positions: np.ndarray, public: PublicInputs) -> State:
         """Sums and factors over all items of the shop: zeros for what has none."""
-        place = np.full(len(state["popularity"]) + 1, -1, np.int64)  # the last place is the one of position -1
-        place[state["covered"]] = np.arange(len(state["covered"]))
-        rows = place[positions]
+        rows = covered_rows(state["covered"], len(state["popularity"]), positions)
         projected = {name: take(state[name], rows) for name in ("right", "previous_factors", "item_factors")}
         return {
             **projected,

@@ -27,11 +27,11 @@ from scipy import sparse
 from fedrec.errors import ConfigError
 from fedrec.models.item_item import most_popular, selected_columns
 from fedrec.models.neural import NetworkScorer, NeuralModel, NeuralSettings
-from fedrec.models.popularity import ItemCounts, binary_rows, mix_arrays, popularity_round, take
+from fedrec.models.popularity import ItemCounts, binary_rows, covered_rows, mix_arrays, popularity_round, take
 from fedrec.models.private_rules import item_item_rules
 from fedrec.models.recommender import Contributions, Layout, PublicInputs, RoundKind, RoundSpec, State
 from fedrec.privacy.mechanisms import Outlook, ReleaseRequest
-from fedrec.training.server_step import memory_of, server_step
+from fedrec.training.server_step import memory_of, server_step, without_memory
 
 if TYPE_CHECKING:
     from fedrec.privacy.draws import Draws
@@ -168,9 +168,7 @@ class PrivateNeural(NeuralModel):
 
     def project(self, state: State, positions: np.ndarray, public: PublicInputs) -> State:
         """The arrays of the covered items that the shop has; popularity at its items."""
-        place = np.full(len(state["popularity"]) + 1, -1, np.int64)  # the last place is the one of position -1
-        place[state["covered"]] = np.arange(len(state["covered"]))
-        inner = place[positions]
+        inner = covered_rows(state["covered"], len(state["popularity"]), positions)
         covered = np.flatnonzero(inner >= 0)
         arrays = super().project(self._shared(state), inner[covered], PublicInputs(public.items[covered]))
         return {
@@ -189,8 +187,7 @@ class PrivateNeural(NeuralModel):
 
     def mix(self, state: State, own: State, *, global_share: float) -> State:
         """Arrays between the shared and the fine-tuned ones, popularity likewise."""
-        kept = {name: values for name, values in state.items() if not name.startswith("server.")}
-        return {**mix_arrays(kept, own, global_share=global_share), "covered": state["covered"]}
+        return {**mix_arrays(without_memory(state), own, global_share=global_share), "covered": state["covered"]}
 
     def _kept(self, state: State) -> State:
         return {name: state[name] for name in _OWN}
@@ -286,9 +283,7 @@ class CoveredScorer:
 
     def restrict(self, positions: np.ndarray, public: PublicInputs) -> CoveredScorer:
         """The same over a shop's own items."""
-        place = np.full(len(self.popularity) + 1, -1, np.int64)
-        place[self.covered] = np.arange(len(self.covered))
-        inner = place[positions]
+        inner = covered_rows(self.covered, len(self.popularity), positions)
         covered = np.flatnonzero(inner >= 0).astype(np.int64)
         content = None if public.content is None else public.content[covered]
         of_shop = self.inner.restrict(inner[covered], PublicInputs(public.items[covered], content))

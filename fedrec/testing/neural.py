@@ -12,8 +12,9 @@ from fedrec.models import can_be_private
 from fedrec.models.recommender import PublicInputs, RoundKind, RoundSpec, State
 from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.privacy.mechanisms import Outlook, PlannedRelease
-from fedrec.testing.planted import train_federated
+from fedrec.testing.planted import share_of_wins, train_federated
 from fedrec.testing.scoring import ScoringContract, assert_close, assert_equal_states
+from fedrec.training.server_step import without_memory
 
 _NUM_SHOPPERS = 40
 _FEW_STEPS = 3
@@ -42,7 +43,7 @@ class NeuralContract(ScoringContract):
         assert update[-1] == num_active
         once, twice = (model.advance(spec, {}, total, world.public) for total in (update, 2 * update))
         assert_equal_states(once, twice)
-        for name in _arrays(model, once):
+        for name in without_memory(once):
             changed = spec.inputs[name] + spec.layout.split(update)[name] / num_active
             np.testing.assert_allclose(once[name], changed, rtol=1e-6, atol=1e-7)
 
@@ -61,7 +62,7 @@ class NeuralContract(ScoringContract):
         update = model.local_update(spec, nobody, _draws(nobody))
         assert not update.any()
         moved = model.advance(spec, {}, update, world.public)
-        for name in _arrays(model, moved):
+        for name in without_memory(moved):
             np.testing.assert_array_equal(moved[name], spec.inputs[name])
 
     def test_shops_together_find_the_planted_blocks(self) -> None:
@@ -70,14 +71,8 @@ class NeuralContract(ScoringContract):
         world, model = self.world(), self._neural()
         state = train_federated(model, [world.histories[place::3] for place in range(3)], world.public)
         scores = model.fit(state, world.public).scores(world.histories)
-        is_in = world.blocks == world.tastes[:, None]
-        is_new = ~(world.histories.toarray() > 0)
-        wins = [
-            np.mean(row[good][:, None] > row[bad][None, :])
-            for row, good, bad in zip(scores, is_in & is_new, ~is_in & is_new, strict=True)
-            if good.any() and bad.any()
-        ]
-        assert np.mean(wins) > 0.85, f"an item of the block beats another in {np.mean(wins):.2f} of the pairs"
+        wins = share_of_wins(world, scores)
+        assert wins > 0.85, f"an item of the block beats another in {wins:.2f} of the pairs"
 
     def test_a_gpu_scores_as_the_cpu_does(self) -> None:
         from fedrec.training.network import pick_device
@@ -162,7 +157,3 @@ class NeuralContract(ScoringContract):
 
 def _draws(rows: sparse.csr_matrix) -> Draws:
     return Draws.seeded("contract", shopper_digests(range(rows.shape[0])))
-
-
-def _arrays(model: Any, state: State) -> list[str]:
-    return [name for name in state if not name.startswith("server.")]

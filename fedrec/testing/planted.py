@@ -67,6 +67,22 @@ def plant_world(
     return PlantedWorld(PublicInputs(items, content), histories, blocks, tastes)
 
 
+def share_of_wins(world: PlantedWorld, scores: np.ndarray) -> float:
+    """How often a new item of a shopper's own block beats one of another: mean over shoppers, 1/2 = by chance.
+
+    Args:
+        scores: (num_shoppers, num_items).
+    """
+    is_in = world.blocks == world.tastes[:, None]
+    is_new = ~(world.histories.toarray() > 0)
+    wins = [
+        np.mean(row[good][:, None] > row[bad][None, :])
+        for row, good, bad in zip(scores, is_in & is_new, ~is_in & is_new, strict=True)
+        if good.any() and bad.any()
+    ]
+    return float(np.mean(wins))
+
+
 def train_federated(model: Recommender, shops: Sequence[sparse.csr_matrix], public: PublicInputs) -> State:
     """Run all rounds with the shops' sums added, in plain arithmetic and without any messages."""
     state: State = {}

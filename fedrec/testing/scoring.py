@@ -14,7 +14,7 @@ from safetensors.numpy import save as save_arrays
 from scipy import sparse
 
 from fedrec.models.recommender import Explainable, PublicInputs, Recommender, Scorer, State, train_alone
-from fedrec.testing.planted import PlantedWorld, plant_world
+from fedrec.testing.planted import PlantedWorld, plant_world, share_of_wins
 
 
 class ScoringContract(ABC):
@@ -96,14 +96,8 @@ class ScoringContract(ABC):
             return
         world, scorer = self.trained()
         scores = scorer.scores(world.histories)
-        is_in = world.blocks == world.tastes[:, None]
-        is_new = ~(world.histories.toarray() > 0)
-        wins = [
-            np.mean(row[good][:, None] > row[bad][None, :])
-            for row, good, bad in zip(scores, is_in & is_new, ~is_in & is_new, strict=True)
-            if good.any() and bad.any()
-        ]
-        assert np.mean(wins) > 0.9, f"an item of the shopper's block beats another in {np.mean(wins):.2f} of the pairs"
+        wins = share_of_wins(world, scores)
+        assert wins > 0.9, f"an item of the shopper's block beats another in {wins:.2f} of the pairs"
 
     def test_restricting_to_the_same_items_changes_nothing(self) -> None:
         world, scorer = self.trained()

@@ -18,6 +18,7 @@ STRATEGIES = ("fedavg", "fedprox", "fedavgm", "fedadam")
 """FedProx (Li et al. 2020, arXiv:1812.06127) averages as FedAvg does; its pull is on the shops' side."""
 
 _BETA_1, _BETA_2 = 0.9, 0.99
+_PREFIX = "server."
 _MOMENTUM, _FIRST, _SECOND, _STEP = "server.momentum/", "server.first/", "server.second/", "server.step"
 
 Arrays = dict[str, np.ndarray]
@@ -74,4 +75,9 @@ def server_step(
 
 def memory_of(state: Mapping[str, np.ndarray]) -> Arrays:
     """The optimiser's part of a model's state."""
-    return {name: values for name, values in state.items() if name.startswith("server.")}
+    return {name: values for name, values in state.items() if name.startswith(_PREFIX)}
+
+
+def without_memory(state: Mapping[str, np.ndarray]) -> Arrays:
+    """All the rest of it."""
+    return {name: values for name, values in state.items() if not name.startswith(_PREFIX)}
