@@ -17,7 +17,7 @@ from fedrec.evaluation.metrics import hit_matrix, ndcg, relevant_counts
 from fedrec.evaluation.ranking import top_items
 from fedrec.models import load_model, settings_of
 from fedrec.models.popularity import PopularityScorer, take
-from fedrec.models.recommender import Recommender, Scorer, State, train_alone
+from fedrec.models.recommender import Recommender, Scorer, State
 from fedrec.models.whole_space import ReleasedFactor, has_whole_space, whole_space_scorer
 from fedrec.shop.personalise import (
     JOINED_BLENDS,
@@ -30,7 +30,7 @@ from fedrec.shop.personalise import (
     mixed_scorer,
 )
 from fedrec.simulation.progress import Progress
-from fedrec.simulation.world import Queries, Stage, World, pooled_rows, queries, training_rows
+from fedrec.simulation.world import Queries, Stage, World, queries, train_once, training_rows
 
 _BATCH_ROWS = 1024
 _CHOICE_K = 10
@@ -92,8 +92,7 @@ def objective(values: Sequence[np.ndarray]) -> float:
 
 def local_scorer(world: World, model: Recommender, place: int, stage: Stage) -> Scorer:
     """A shop on its own."""
-    public = world.shop_public[place]
-    return model.fit(train_alone(model, training_rows(world.shops[place], stage), public), public)
+    return model.fit(train_once(world, model, place, stage), world.shop_public[place])
 
 
 def shared_scorer(world: World, scorer: Scorer, place: int) -> Scorer:
@@ -235,12 +234,11 @@ class Search:
         Pooled and federated run the same sums, so one search serves both; the rounds of the final model go through
         Flower.
         """
-        rows = pooled_rows(self.world, Stage.CHOOSE)
         kept: dict[str, Any] = {}
 
         def trained(model: Recommender) -> State:
             if kept.get("key") != statistics_key(model):
-                kept.update(key=statistics_key(model), state=train_alone(model, rows, self.world.public))
+                kept.update(key=statistics_key(model), state=train_once(self.world, model, None, Stage.CHOOSE))
             return kept["state"]
 
         def value(model: Recommender) -> float:

@@ -11,12 +11,12 @@ from fedrec.config import PRIVATE_COLUMNS, SimulationSettings
 from fedrec.evaluation.tables import ShopTest
 from fedrec.federation.run_record import noisy_column
 from fedrec.models import settings_of
-from fedrec.models.recommender import Scorer, State, train_alone
+from fedrec.models.recommender import Scorer, State
 from fedrec.simulation.columns import Chosen, components, rank, shared_scorer
 from fedrec.simulation.private_columns import PrivateColumns
 from fedrec.simulation.progress import Progress
 from fedrec.simulation.sampled import Sampled, pool, sampled
-from fedrec.simulation.world import Queries, Stage, World, pooled_rows, queries, training_rows
+from fedrec.simulation.world import Queries, Stage, World, queries, train_once, training_rows
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,7 @@ def rank_columns(
 
 def _pooled(world: World, chosen: Chosen) -> Scorer:
     """The shared model trained on everybody's rows in one place."""
-    state = train_alone(chosen.shared, pooled_rows(world, Stage.FINAL), world.public)
-    return chosen.shared.fit(state, world.public)
+    return chosen.shared.fit(train_once(world, chosen.shared, None, Stage.FINAL), world.public)
 
 
 def _test(world: World, place: int, asked: Queries) -> ShopTest:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -21,9 +22,12 @@ from fedrec.data.sources import Loaded
 from fedrec.data.split import Split, SplitKind
 from fedrec.errors import DataError
 from fedrec.models.content import content_features
-from fedrec.models.recommender import PublicInputs
+from fedrec.models.recommender import LocalModel, PublicInputs, Recommender, State, train_alone
 from fedrec.models.whole_space import WholeSpace
 from fedrec.shop.personalise import is_too_small
+
+_KEPT_BYTES = 2**30
+"""Of trained networks that `train_once` keeps; the oldest go first."""
 
 
 class Stage(StrEnum):
@@ -62,6 +66,7 @@ class World:
         split: events and their parts.
         account: the record's "data" entry, filled while loading.
         whole: the public part of models over the whole shared item space.
+        kept: networks that were trained in one place, for `train_once`; in memory alone.
     """
 
     items: Items
@@ -71,6 +76,7 @@ class World:
     split: Split
     account: dict[str, Any]
     whole: WholeSpace
+    kept: dict[tuple[Recommender, int | None, bytes], State] = field(default_factory=dict, repr=False)
 
 
 def training_rows(shop: ShopData, stage: Stage) -> sparse.csr_matrix:
@@ -100,6 +106,31 @@ def pooled_rows(world: World, stage: Stage) -> sparse.csr_matrix:
     """Every shop's training histories in the shared item space, stacked in roster order."""
     parts = [shop.shared(training_rows(shop, stage), world.public.num_items) for shop in world.shops]
     return sparse.vstack(parts, format="csr")
+
+
+def train_once(world: World, model: Recommender, place: int | None, stage: Stage) -> State:
+    """The shared arrays of a model trained on one shop's rows, or on everybody's (place = None), without a federation.
+
+    A network over the same rows is not trained twice: the stages' rows are equal where nothing is held back for
+    validation, and several columns ask for the same shop alone. Sums are not kept: they are large and soon made.
+    """
+    if place is None:
+        rows, public = pooled_rows(world, stage), world.public
+    else:
+        rows, public = training_rows(world.shops[place], stage), world.shop_public[place]
+    if not isinstance(model, LocalModel):
+        return train_alone(model, rows, public)
+    rows = rows.sorted_indices()
+    digest = hashlib.blake2b()
+    for array in (rows.indptr, rows.indices, rows.data):
+        digest.update(np.ascontiguousarray(array).data)
+    key = model, place, digest.digest()
+    state = world.kept.get(key)
+    if state is None:
+        state = world.kept[key] = train_alone(model, rows, public)
+        while sum(array.nbytes for arrays in world.kept.values() for array in arrays.values()) > _KEPT_BYTES:
+            del world.kept[next(iter(world.kept))]
+    return state
 
 
 def prepare(settings: SimulationSettings) -> World:
