@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 _ROWS_AT_ONCE = 512
 _WEIGHT = "weight"
 
+FINE_TUNE = ("all", "output", "items")
+"""What of a network the shop may fine-tune for itself."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NeuralSettings:
@@ -52,6 +55,8 @@ class NeuralSettings:
         strategy: how the coordinator averages: fedavg, fedprox, fedavgm or fedadam.
         server_learning_rate: of the coordinator; > 0. 1 with fedavg is plain averaging.
         proximal: mu of fedprox, pull of local training towards the shared arrays; >= 0.
+        fine_tune: what of the network its personal model fine-tunes: all of it, the output layer alone (FedRep) or the
+            item tables (PFedRec); see `NeuralModel.own_statistics`.
         fine_tune_epochs: epochs on the shop's own shoppers after the last round, for its personal model; >= 0.
         init_seed: of the first shared arrays.
         device: auto (a GPU where there is one), cpu or cuda.
@@ -69,6 +74,7 @@ class NeuralSettings:
     strategy: str = "fedavg"
     server_learning_rate: float = 1.0
     proximal: float = 0.01
+    fine_tune: str = "all"
     fine_tune_epochs: int = 5
     init_seed: int = 0
     device: str = "auto"
@@ -91,6 +97,8 @@ class NeuralSettings:
             raise ConfigError(f"private_sampling_rate = {self.private_sampling_rate}: above 0, at most 1")
         if self.strategy not in STRATEGIES:
             raise ConfigError(f"strategy = {self.strategy!r}: give one of {', '.join(STRATEGIES)}")
+        if self.fine_tune not in FINE_TUNE:
+            raise ConfigError(f"fine_tune = {self.fine_tune!r}: give one of {', '.join(FINE_TUNE)}")
 
     @property
     def epochs(self) -> int:
@@ -193,16 +201,31 @@ class NeuralModel:
         return projected
 
     def own_statistics(self, state: State, histories: sparse.csr_matrix, public: PublicInputs) -> State:
-        """The arrays after fine-tuning on the shop's own shoppers; they never leave it.
+        """The arrays after fine-tuning on the shop's own shoppers, from where the federation left them.
 
-        Source: as in Collins et al. 2021, arXiv:2102.07078 (FedRep) the shop's own part is trained after the shared
-        one; here it is the whole network, from where the federation left it.
+        They never leave the shop. Shoppers' own vectors, where a network has such, are folded in whatever is tuned.
+
+        Source: "output" keeps the representation shared and the output layer the shop's own: Collins et al. 2021,
+            arXiv:2102.07078 (FedRep), its own part trained after the last round in place of each; "items": Zhang et al.
+            2023, arXiv:2301.08143 (PFedRec: every client has its own item embeddings, from the shared ones), the
+            client a shop here; with 0 epochs only vectors are the shoppers' own: Singhal et al. 2021, arXiv:2102.03448
+            (FedRecon).
         """
         from fedrec.privacy.draws import Draws, shopper_digests
 
         draws = Draws.seeded(f"own/{self.settings.init_seed}", shopper_digests(range(histories.shape[0])))
         epochs = self.settings.fine_tune_epochs
-        return self._train(self._shared(state), histories, draws, epochs, self.settings.epochs, self.settings.epochs)
+        arrays, moved, done = self._shared(state), self._fine_tuned(), self.settings.epochs
+        return self._train(arrays, histories, draws, epochs, done, done, moved)
+
+    def _fine_tuned(self) -> tuple[str, ...]:
+        """What the names of the parameters that fine-tuning moves start with."""
+        match self.settings.fine_tune:
+            case "output":
+                return (self.make_network(1).output_name,)
+            case "items":
+                return tuple(_item_axes(self))
+        return ("",)
 
     def mix(self, state: State, own: State, *, global_share: float) -> State:
         """Between the shared and the fine-tuned arrays, value by value.
@@ -215,8 +238,8 @@ class NeuralModel:
         """None: training is dear, and the defaults were chosen on another set's validation."""
         return {}
 
-    def fit_settings(self) -> FitSettings:
-        """How a shop trains."""
+    def fit_settings(self, moved: tuple[str, ...] = ("",)) -> FitSettings:
+        """How a shop trains, and what the names of the parameters that it moves start with."""
         from fedrec.training.fit import FitSettings
 
         return FitSettings(
@@ -224,6 +247,7 @@ class NeuralModel:
             learning_rate=self.settings.learning_rate,
             weight_decay=self.settings.weight_decay,
             proximal=self.settings.proximal if self.settings.strategy == "fedprox" else 0.0,
+            moved=moved,
         )
 
     def network_with(self, arrays: Mapping[str, np.ndarray], num_items: int) -> Network:
@@ -246,6 +270,7 @@ class NeuralModel:
         epochs: int,
         start_epoch: int,
         total_epochs: int,
+        moved: tuple[str, ...] = ("",),
     ) -> State:
         """The arrays after so many epochs on the rows that are not empty."""
         from fedrec.training.fit import fit
@@ -259,7 +284,7 @@ class NeuralModel:
             network,
             binary_rows(histories[rows]),
             draws.take(rows),
-            self.fit_settings(),
+            self.fit_settings(moved),
             epochs=epochs,
             start_epoch=start_epoch,
             total_epochs=total_epochs,

@@ -43,6 +43,7 @@ class FitSettings:
         proximal: mu of FedProx, the pull towards where training started (or towards ``anchor``); >= 0.
         max_gradient_norm: L2 norm above which a step's whole gradient is scaled down; > 0.
         vector_learning_rate: of shoppers' private vectors, where a network has such; each takes one step an epoch; > 0.
+        moved: what the names of the parameters that training moves start with; "" = all. Phases move no others.
     """
 
     batch_shoppers: int = 128
@@ -52,6 +53,7 @@ class FitSettings:
     proximal: float = 0.0
     max_gradient_norm: float = math.inf
     vector_learning_rate: float = 0.05
+    moved: tuple[str, ...] = ("",)
 
     def __post_init__(self) -> None:
         if not self.batch_shoppers >= 1:
@@ -145,12 +147,14 @@ def fit(
     Raises:
         NotFinite: a loss or a parameter became NaN or infinite; the network is as after the last epoch without.
         BadMessage: names or shapes of the anchor are not the network's.
-        ConfigError: lengths disagree or epochs are below 0.
+        ConfigError: lengths disagree, epochs are below 0, or ``settings.moved`` names no parameter.
     Source: proximal term: Li et al. 2020, arXiv:1812.06127, equation 2; Adam with decoupled weight decay: Loshchilov &
         Hutter 2019, arXiv:1711.05101.
     """
     total_epochs = start_epoch + epochs if total_epochs is None else total_epochs
     _check(network, histories, draws, vectors, (epochs, start_epoch))
+    if not any(name.startswith(settings.moved) for name, _ in named(network)):
+        raise ConfigError(f"moved = {settings.moved}: the network has no such parameters")
     rows = np.flatnonzero(np.diff(histories.indptr))
     steppers = _Steppers(network, settings, _pull(network, anchor) if settings.proximal else {})
     own = _OwnVectors.start(network, histories, draws, vectors, settings)
@@ -208,6 +212,8 @@ class _Training:
         vectors = None if own is None else own.values[rows].requires_grad_()
         losses = network(network.batch(self.histories[rows], draws.take(rows), vectors))
         sources = [*stepper.parameters, *([] if vectors is None else [vectors])]
+        if not sources:
+            return losses.detach()
         gradients = torch.autograd.grad(losses.sum(), sources, allow_unused=True)
         if own is not None and gradients[-1] is not None:
             own.step(rows, gradients[-1])
@@ -236,7 +242,11 @@ class _Stepper:
     """The optimiser of one phase's parameters."""
 
     def __init__(self, network: Network, phase: Phase, settings: FitSettings, pull: Mapping[str, Tensor]) -> None:
-        moved = {name: values for name, values in named(network) if name.startswith(phase.moved)}
+        moved = {
+            name: values
+            for name, values in named(network)
+            if name.startswith(phase.moved) and name.startswith(settings.moved)
+        }
         self.parameters: list[nn.Parameter] = list(moved.values())
         self._anchors = [pull[name] for name in moved] if pull else []
         self._proximal, self._max_norm = settings.proximal, settings.max_gradient_norm
@@ -246,7 +256,8 @@ class _Stepper:
             {"params": [one for one in self.parameters if one.dim() <= 1], "weight_decay": 0.0},
         ]
         kind = torch.optim.AdamW if settings.optimiser is Optimiser.ADAM else torch.optim.SGD
-        self._optimiser: torch.optim.Optimizer = kind([one for one in groups if one["params"]], lr=rate, fused=True)
+        groups = [one for one in groups if one["params"]]
+        self._optimiser = kind(groups, lr=rate, fused=True) if groups else None
 
     def step(self, gradients: tuple[Tensor | None, ...], num_shoppers: int) -> None:
         """Move the parameters; gradients are of the sum of so many shoppers' losses."""
@@ -258,8 +269,9 @@ class _Stepper:
             values.grad.add_(values.detach() - anchor, alpha=self._proximal)
         if self._max_norm < math.inf:
             nn.utils.clip_grad_norm_(self.parameters, self._max_norm)
-        self._optimiser.step()
-        self._optimiser.zero_grad()
+        if self._optimiser is not None:
+            self._optimiser.step()
+            self._optimiser.zero_grad()
 
 
 class _Steppers:

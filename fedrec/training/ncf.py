@@ -160,6 +160,8 @@ class Ncf(Network):
         output: from the parts' features, side by side, to a score.
     """
 
+    output_name = "output."
+
     def __init__(
         self,
         num_items: int,

@@ -34,10 +34,12 @@ class Network(nn.Module):
     Attributes:
         num_items: size of the item space.
         num_shopper_values: length of a shopper's private vector; 0 = none.
+        output_name: what the names of the output layer's parameters start with; "" = all, where layers share theirs.
         progress: share of training that is done, in [0, 1], for schedules such as KL annealing; set by the trainer.
     """
 
     num_shopper_values: int = 0
+    output_name: str = ""
 
     def __init__(self, num_items: int) -> None:
         super().__init__()

@@ -69,7 +69,7 @@ class RecVae(Network):
         self.dropout, self.latent, self.gamma = checked_share("dropout", dropout), latent, gamma
         self.turn = encoder_epochs, decoder_epochs
         self.phase = "both"
-        self.output_bias_name = "decoder.bias"
+        self.output_name, self.output_bias_name = "decoder.", "decoder.bias"
         generator = torch.Generator().manual_seed(init_seed)
         self.encoder = DenseEncoder(num_items, hidden, 2 * latent, generator, has_sparse_input=has_sparse_input)
         self.decoder = linear(latent, num_items, generator)

@@ -1,5 +1,11 @@
 """Every neural recommender under the contract."""
 
+import dataclasses
+
+import numpy as np
+import pytest
+
+from fedrec.errors import ConfigError
 from fedrec.models.autoencoders import (
     MultDae,
     MultDaeSettings,
@@ -11,8 +17,10 @@ from fedrec.models.autoencoders import (
     VaeGanSettings,
 )
 from fedrec.models.ncf import Gmf, Mlp, NcfSettings, NeuMf
+from fedrec.models.neural import NeuralModel
 from fedrec.models.smallae import SmallAe, SmallAeSettings
 from fedrec.testing import NeuralContract
+from fedrec.testing.planted import plant_world
 
 FAST = {"rounds": 10, "local_epochs": 4, "batch_shoppers": 10, "learning_rate": 1e-2, "device": "cpu"}
 PAIRS = {**FAST, "factors": 8, "layers": 1, "fold_in_steps": 20}
@@ -57,3 +65,58 @@ class TestNeuMf(NeuralContract):
 class TestSmallAe(NeuralContract):
     def make_model(self):
         return SmallAe(SmallAeSettings(**{**FAST, "size": 8}))
+
+
+def tuned(model: NeuralModel, fine_tune: str) -> set[str]:
+    """Names of the arrays that differ between the shared and the fine-tuned model."""
+    world = plant_world(num_shoppers=30, num_items=12, num_blocks=2)
+    model = dataclasses.replace(model, settings=dataclasses.replace(model.settings, fine_tune=fine_tune))
+    spec = model.plan_round(0, {}, world.public)
+    start = {name: values for name, values in spec.inputs.items() if name != "round"}
+    own = model.own_statistics(start, world.histories, world.public)
+    return {name for name in start if not np.array_equal(own[name], start[name])}
+
+
+@pytest.mark.parametrize(
+    ("model", "output", "items"),
+    [
+        (
+            MultVae(MultVaeSettings(**BASKETS)),
+            {"decoder.1.weight", "decoder.1.bias"},
+            {"encoder.0.weight", "decoder.1.weight", "decoder.1.bias"},
+        ),
+        (
+            RecVae(RecVaeSettings(**BASKETS)),
+            {"decoder.weight", "decoder.bias"},
+            {"encoder.first.weight", "decoder.weight", "decoder.bias"},
+        ),
+        (
+            VaeGan(VaeGanSettings(**BASKETS)),
+            {"decoder.1.weight", "decoder.1.bias"},
+            {"encoder.0.weight", "judge.0.weight", "decoder.1.weight", "decoder.1.bias"},
+        ),
+        (
+            NeuMf(NcfSettings(**PAIRS)),
+            {"output.weight", "output.bias"},
+            {"parts.product.items.weight", "parts.tower.items.weight"},
+        ),
+        (
+            SmallAe(SmallAeSettings(**{**FAST, "size": 8})),
+            {"tied.weight", "tied.bias"},
+            {"tied.weight", "tied.bias"},
+        ),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_fine_tuning_moves_the_output_layer_or_the_item_tables_alone(
+    model: NeuralModel, output: set[str], items: set[str]
+) -> None:
+    assert tuned(model, "output") == output
+    assert tuned(model, "items") == items
+    everything = tuned(model, "all")
+    assert everything > output | items or model.name == "smallae"
+
+
+def test_another_style_of_fine_tuning_is_refused() -> None:
+    with pytest.raises(ConfigError, match="all, output, items"):
+        MultVaeSettings(fine_tune="head")

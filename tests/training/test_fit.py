@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -329,6 +330,21 @@ def test_a_phase_has_a_learning_rate_of_its_own() -> None:
     start = network.other.bias.detach().clone()
     fit(network, HISTORIES, DRAWS, SGD, epochs=1)
     torch.testing.assert_close(network.other.bias, start - 0.5 * 0.1)
+
+
+def test_training_moves_what_it_is_told_to_and_phases_no_more() -> None:
+    network = TwoPlayers()
+    start = get_arrays(network)
+    fit(network, HISTORIES, DRAWS, replace(SGD, moved=("layer.bias", "other.weight")), epochs=1)
+    moved = {name for name, values in get_arrays(network).items() if not np.array_equal(values, start[name])}
+    assert moved == {"layer.bias", "other.weight"}
+
+    set_arrays(network, start)
+    outcome = fit(network, HISTORIES, DRAWS, replace(SGD, moved=("layer.",)), epochs=1)
+    assert np.array_equal(get_arrays(network)["other.bias"], start["other.bias"])
+    assert math.isfinite(outcome.losses[0])
+    with pytest.raises(ConfigError, match="no such parameters"):
+        fit(network, HISTORIES, DRAWS, replace(SGD, moved=("nothing",)), epochs=1)
 
 
 def test_shoppers_without_items_train_nothing() -> None:
