@@ -26,7 +26,10 @@ from fedrec.training.network import Batch, Network, dense, to_tensor
 
 
 class SparseLinear(nn.Linear):
-    """`nn.Linear` for inputs that are mostly zeros: the same parameters and outputs, faster on a CPU."""
+    """`nn.Linear` for inputs that are mostly zeros: the same parameters and outputs, faster on a CPU.
+
+    In memory the weights of one item lie side by side, as a transposed matrix.
+    """
 
     def forward(self, rows: Tensor) -> Tensor:
         """(num_rows, size_out) from (num_rows, size_in)."""
@@ -229,6 +232,8 @@ def linear(wide: int, narrow: int, generator: torch.Generator, *, is_sparse: boo
     layer = skip_init(SparseLinear if is_sparse else nn.Linear, wide, narrow)
     nn.init.xavier_normal_(layer.weight, generator=generator)
     nn.init.zeros_(layer.bias)
+    if is_sparse:
+        layer.weight = nn.Parameter(layer.weight.detach().t().contiguous().t())
     return layer
 
 

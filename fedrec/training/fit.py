@@ -214,10 +214,10 @@ class _Training:
         sources = [*stepper.parameters, *([] if vectors is None else [vectors])]
         if not sources:
             return losses.detach()
-        gradients = torch.autograd.grad(losses.sum(), sources, allow_unused=True)
+        gradients = torch.autograd.grad(losses.mean(), sources, allow_unused=True)
         if own is not None and gradients[-1] is not None:
-            own.step(rows, gradients[-1])
-        stepper.step(gradients[: len(stepper.parameters)], len(rows))
+            own.step(rows, gradients[-1] * len(rows))
+        stepper.step(gradients[: len(stepper.parameters)])
         return losses.detach()
 
     def snapshot(self) -> list[Tensor]:
@@ -259,11 +259,10 @@ class _Stepper:
         groups = [one for one in groups if one["params"]]
         self._optimiser = kind(groups, lr=rate, fused=True) if groups else None
 
-    def step(self, gradients: tuple[Tensor | None, ...], num_shoppers: int) -> None:
-        """Move the parameters; gradients are of the sum of so many shoppers' losses."""
+    def step(self, gradients: tuple[Tensor | None, ...]) -> None:
+        """Move the parameters; gradients are of the shoppers' mean loss."""
         for values, gradient in zip(self.parameters, gradients, strict=True):
-            # The fused optimisers read gradients in memory order, whatever their strides.
-            values.grad = torch.zeros_like(values) if gradient is None else (gradient / num_shoppers).contiguous()
+            values.grad = torch.zeros_like(values) if gradient is None else _laid_out_as(values, gradient)
         for values, anchor in zip(self.parameters if self._anchors else [], self._anchors, strict=True):
             assert values.grad is not None
             values.grad.add_(values.detach() - anchor, alpha=self._proximal)
@@ -272,6 +271,11 @@ class _Stepper:
         if self._optimiser is not None:
             self._optimiser.step()
             self._optimiser.zero_grad()
+
+
+def _laid_out_as(values: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient in its parameter's memory order, which is how the fused optimisers read it, whatever its strides."""
+    return gradient if gradient.stride() == values.stride() else torch.empty_like(values).copy_(gradient)
 
 
 class _Steppers:

@@ -115,7 +115,7 @@ def set_arrays(network: Network, arrays: dict[str, np.ndarray]) -> None:
         )
     with torch.no_grad():
         for name, values in named(network):
-            values.copy_(torch.from_numpy(np.ascontiguousarray(arrays[name])))
+            values.copy_(torch.tensor(arrays[name]))  # a copy: what a message brought is read-only
 
 
 def named(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
