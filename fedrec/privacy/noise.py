@@ -1,11 +1,13 @@
 """Gaussian noise in whole grid units, from the operating system's randomness alone.
 
-The integers are the roundings of exact Gaussians. AES-256-CTR gives the first 64 binary digits of every uniform;
-float64 Box-Muller turns them into normals, with a bound on how far these are from what all digits would give. Where
-the bound leaves open to which integer a value rounds, and for radii close to 0 or beyond 5.1 (a few pairs in a
-million), more digits are drawn and the pair is computed again in decimals of 60 places. So the distribution owes
-nothing to float64, a uniform has as many digits as it needs however close to 0 it is, and a key's integers are the
-same on every machine.
+The integers are the roundings of exact Gaussians, by von Neumann's rejection: a point that is uniform under the bell
+curve has a Gaussian for its place. 2^16 rectangles of equal area, the *slots*, stand in columns over the curve. Of a
+word of AES-256-CTR, 16 digits pick a slot and 48 the place in it. 39 in 40 slots lie under the curve: there the place
+is kept without any arithmetic. In the others 64 more digits give the height, and float64 tells whether the point lies
+under the curve; those that do not are drawn again. Where float64's errors leave it open (one point in 10^8), and beyond
+5 standard deviations, 192 more digits are drawn and decimals of 60 places tell. So the distribution owes nothing to
+float64, the tails have their full chance, and a key's integers are the same on every machine. The time it takes
+depends on the noise a little (on how many points were near the curve), on the data not at all.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
-from collections.abc import Callable
+from dataclasses import dataclass
 from decimal import Context, Decimal, localcontext
 from fractions import Fraction
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -28,27 +31,19 @@ MIN_SD_UNITS = 3.0
 MAX_SD_UNITS = 2.0**36
 
 _KEY_BYTES = 32
-_PAIRS = 16384
-"""Pairs of normals per chunk: all buffers stay in the second-level cache."""
+_SLOTS, _PLACE_BITS = 2**16, 48
+"""A word of 64 digits is a slot and a place in its column."""
+_COLUMN = 2**_PLACE_BITS
+_REACH = 5.0
+"""Standard deviations that the columns cover at least; one value in 1.7 million is further out."""
+_CHUNK, _BLOCK = 2**15, 2**20
+"""Values drawn at once: the buffers stay in the second-level cache. Values whose open points are decided at once."""
 _NORMALS, _DIGITS, _COINS = range(3)
 """First word of the counter block: streams of one key never meet."""
-_DIGIT_BYTES = 24
-"""Further digits of one uniform: 192 after its first 64."""
-_SIGN_BIT = np.int64(-(2**63))
-_SLACK = 2.0**-40
-"""Bound on the error of a normal from 63 digits in float64; see `_round_normals`."""
-_SHORTEST, _LONGEST = 2.0**-9, 5.1
-"""Radii outside need more digits for `_SLACK`."""
-_SIN = (
-    1.1107207345395869,
-    -0.11419139843708628,
-    0.003521949772830778,
-    -5.172654695715299e-05,
-    4.4312742661743144e-07,
-    -2.4558055092412323e-09,
-)
-"""sqrt(2) sin(pi w / 4) / w in powers of w^2 for |w| <= 1: Chebyshev interpolation, off by at most 2^-47.5."""
-_PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803482534211706798")
+_FURTHER = 192
+"""Digits of a uniform that are drawn where the first ones decide nothing."""
+_SLACK = 2.0**-30
+"""Bound on the error of `_Staircase.above` in float64."""
 _PRECISION = Context(prec=60)
 
 
@@ -88,12 +83,13 @@ class _OneRelease:
             sd_units: standard deviation before rounding, in grid units; from 3 to 2^36.
             size: how many; >= 0.
         Returns:
-            int64, (size,); none is further from 0 than 19 sd_units.
+            int64, (size,); none is further from 0 than 24 sd_units.
         Raises:
             BadAssumption: sd_units is out of range or NaN.
             PrivacyError: drawn before, or erased.
         Guarantee: the values are independent roundings of N(0, sd_units^2), up to `noise_residual_tv`.
-        Source: Box and Muller 1958; AES-CTR of NIST SP 800-38A. Deviation: see the head of this module.
+        Source: von Neumann 1951, "Various techniques used in connection with random digits"; a staircase under the
+            curve as in Ahrens and Dieter 1989; AES-CTR of NIST SP 800-38D. Deviation: see the head of this module.
         """
         if not MIN_SD_UNITS <= sd_units <= MAX_SD_UNITS:
             raise BadAssumption(
@@ -190,21 +186,22 @@ def noise_residual_tv(sd_units: float, num_values: int, *, num_shops: int = 1, s
         shops the sum of rounded Gaussians differs from rounding one Gaussian plus uniforms by 0.4 exp(-pi^2 s^2) a
         value (Poisson summation, worst for two shops), and each further shop adds at most as much. With steps, s
         counts in steps, and the same bound holds where the data lie between them: they turn phases, not sizes.
-        *float64, mantissa, tail*: nothing. What is not certain within the error bound is computed again.
-        *Decimals*: a uniform has 255 digits and a sign. Outside of two events of probability 2^-128 and 2^-121 (U below
-        2^-128, radius below 2^-60) a value is known to 10^-39 s, and rounds differently with probability of at
-        most 2.1 x 10^-39 s.
-        *AES*: blocks of a permutation never repeat: B blocks differ from random ones by at most B^2 / 2^129. That
-        AES-256 is a random permutation to everyone is assumed.
+        *float64, tail*: nothing. What is not certain within the error bound is decided again, with all digits.
+        *Decimals*: places have 240 digits and heights 256, and the curve 58 places, so that a decision is wrong with
+        probability below 2^-180; beyond 5 s also values are computed, and round differently with probability below
+        2^-164. A tail's uniform below 2^-60 is not counted on: it is met, and its point kept, with 2^-126.
+        *AES*: blocks of a permutation never repeat: B blocks differ from random ones by at most B^2 / 2^129. A value
+        takes 0.52 blocks on average; B = num_values + 64, and more are needed with probability below e^-128 (Chernoff).
+        That AES-256 is a random permutation to everyone is assumed.
     Source: the rounding part after Canonne, Kamath, Steinke 2020, arXiv:2004.00010, Lemma on Poisson summation.
     """
     if not MIN_SD_UNITS <= sd_units <= MAX_SD_UNITS:
         raise BadAssumption(f"noise of {sd_units} grid units: must be from {MIN_SD_UNITS:g} to 2^36")
-    decimals = 2.1e-39 * sd_units + 2.0**-120
+    decimals = 2.0**-120
     if not sd_units / step_units >= MIN_SD_UNITS:
         raise BadAssumption(f"noise of {sd_units} grid units, rounded to {step_units}: at least {MIN_SD_UNITS:g} steps")
     rounding = _rounding_tv(sd_units / step_units, num_shops)
-    blocks = num_values / 2 + 1
+    blocks = num_values + 64
     return num_values * (decimals * num_shops + rounding) + num_shops * blocks**2 * 2.0**-129
 
 
@@ -214,11 +211,10 @@ def _rounding_tv(sd_units: float, num_shops: int) -> float:
 
 
 class _AesStream:
-    """The AES-256-CTR key stream of a key and a tag."""
+    """The AES-256-CTR key stream of a key and a tag: the counter mode inside GCM, where OpenSSL is 2.5 times faster."""
 
     def __init__(self, key: bytearray, tag: int) -> None:
-        start = tag.to_bytes(8, "big") + bytes(8)
-        self._encryptor = Cipher(algorithms.AES(key), modes.CTR(start)).encryptor()
+        self._encryptor = Cipher(algorithms.AES(key), modes.GCM(tag.to_bytes(12, "big"))).encryptor()
         self._zeros = bytes(0)
 
     def fill(self, words: np.ndarray) -> None:
@@ -233,127 +229,200 @@ class _AesStream:
         return int.from_bytes(self._encryptor.update(bytes(num_bytes)), "little")
 
 
+@dataclass(frozen=True)
+class _Staircase:
+    """Slots over the bell curve of one standard deviation.
+
+    Columns, 2^48 units wide each, stand side by side from -R to R, and are cut into slots of height 1, in a scale where
+    the curve peaks at C. Slots under the curve at both edges are *sure*; further ones, up to the higher edge, are
+    *open*. One more stands for both tails. What is left of 2^16 is empty: nothing in it is kept.
+
+    Attributes:
+        sd: standard deviation in these units; 48 to 96 columns.
+        shift: grid units are 2^shift of these units.
+        peak: C, a whole number.
+        edge: R, at least 5 sd.
+        starts: int64, (2^16,), by slot: what is added, modulo 2^64, to a word that begins with the slot's number to get
+            the place, and half a grid unit. Sure slots come first, then open ones, the tails', empty ones.
+        num_sure: how many are sure.
+        tail: which one is the tails'.
+        floors: float64, (2^16 - num_sure,): height at which each slot that is not sure begins; infinite for the tails'
+            and empty ones.
+        tail_share: height of the curve at R over that of the tails' proposal; below 0.1.
+    """
+
+    sd: float
+    shift: int
+    peak: int
+    edge: int
+    starts: np.ndarray
+    num_sure: int
+    tail: int
+    floors: np.ndarray
+    tail_share: Decimal
+
+    def draw(self, words: _AesStream, values: np.ndarray, room: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Fill int64 values with those of points in any slots.
+
+        Args:
+            words: where the points come from.
+            values: (size,); what to fill.
+            room: int64, (2, size); memory.
+        Returns:
+            Which points lie in slots that are not sure, and their words, int64.
+        """
+        drawn, slots = room
+        words.fill(drawn)
+        np.right_shift(drawn.view("<u8"), _PLACE_BITS, out=slots.view("<u8"))
+        np.take(self.starts, slots, out=values, mode="wrap")
+        np.add(values, drawn, out=values)
+        np.right_shift(values, self.shift, out=values)
+        which = np.flatnonzero(slots >= self.num_sure)
+        return which, drawn[which]
+
+    def above(self, slots: np.ndarray, places: np.ndarray, up: np.ndarray) -> np.ndarray:
+        """How high the curve is above points in slots that are not sure, minus infinity for the tails' and empty ones.
+
+        Why `_SLACK` is enough: digits beyond the first and roundings of the place, its square (within 8 ulp of at most
+        13) and the exponential (within 8 ulp) move the curve, at most 540 high, by less than 2^-36; heights by less
+        than 2^-42.
+
+        Args:
+            slots, places: int64, (num_points,).
+            up: float64, (num_points,): heights above the slots' floors, in [0, 1].
+        """
+        height = places * (1 / self.sd)
+        height *= height
+        height *= -0.5
+        np.exp(height, out=height)
+        height *= self.peak
+        height -= np.take(self.floors, slots - self.num_sure, mode="wrap")
+        height -= up
+        return height
+
+    def is_under(self, place: int, floor: int, across: int, up: int) -> bool:
+        """Whether a point lies under the curve, from all its digits.
+
+        Args:
+            place, floor: where it is, as whole numbers.
+            across: 192 further digits of its place.
+            up: 256 digits of its height above the floor.
+        """
+        with localcontext(_PRECISION):
+            distance = (place + _uniform(across, _FURTHER)) / Decimal(self.sd)
+            return floor + _uniform(up, 64 + _FURTHER) < self.peak * (-distance * distance / 2).exp()
+
+    def beyond(self, across: int, up: int) -> int | None:
+        """A value beyond R, or None if the point is not kept.
+
+        Args:
+            across: 240 digits; the first one is the sign.
+            up: 256 digits.
+        Source: Marsaglia 1964; the proposal is an exponential from R on.
+        """
+        digits = _PLACE_BITS - 1 + _FURTHER
+        with localcontext(_PRECISION):
+            sd, edge = Decimal(self.sd), Decimal(self.edge)
+            further = -_uniform(across % 2**digits, digits).ln() * sd / edge  # in standard deviations
+            if _uniform(up, 64 + _FURTHER) >= self.tail_share * (-further * further / 2).exp():
+                return None
+            value = int(((edge + further * sd) / 2**self.shift).to_integral_value())
+        return -value if across >> digits else value
+
+
+@lru_cache(maxsize=4)
+def _staircase(sd_units: float) -> _Staircase:
+    """The staircase of a Gaussian with this standard deviation in grid units."""
+    shift = _PLACE_BITS + 1 - math.frexp(sd_units / 48)[1]
+    sd = math.ldexp(sd_units, shift)
+    num_columns = int(_REACH * sd / _COLUMN) + 1  # on each side
+    edge = num_columns * _COLUMN
+    with localcontext(_PRECISION):
+        curve = _curve(Decimal(sd) / _COLUMN, num_columns)
+        peak = int((_SLOTS - num_columns) / (2 * sum(curve))) + 1
+        while 2 * sum(math.ceil(peak * height) for height in curve[:-1]) >= _SLOTS:
+            peak -= 1
+        heights = [peak * height for height in curve]
+        tail_share = 2 * heights[-1] * Decimal(sd) ** 2 / (edge * _COLUMN)
+    sure = np.array([int(height) for height in heights[1:]])
+    high = np.array([math.ceil(height) for height in heights[:-1]])
+    sure, high = np.append(sure[::-1], sure), np.append(high[::-1], high)
+    num_open, lefts = high - sure, _COLUMN * np.arange(-num_columns, num_columns)
+    num_sure, tail = int(sure.sum()), int(high.sum())
+    starts = -(np.arange(_SLOTS, dtype=np.uint64) << np.uint64(_PLACE_BITS)).view(np.int64)
+    starts[:tail] += 2 ** (shift - 1) + np.append(np.repeat(lefts, sure), np.repeat(lefts, num_open))
+    floors = np.full(_SLOTS - num_sure, np.inf)
+    floors[: tail - num_sure] = np.arange(tail - num_sure) - np.repeat(num_open.cumsum() - high, num_open)
+    return _Staircase(sd, shift, peak, edge, starts, num_sure, tail, floors, tail_share)
+
+
+def _curve(sd: Decimal, num_columns: int) -> list[Decimal]:
+    """exp(-j^2 / 2 sd^2), j = 0 ... num_columns: each is the one before times an odd power of the first ratio."""
+    ratio = (-1 / (2 * sd * sd)).exp()
+    heights, square = [Decimal(1)], ratio * ratio
+    for _ in range(num_columns):
+        heights.append(heights[-1] * ratio)
+        ratio *= square
+    return heights
+
+
+def _uniform(digits: int, num_digits: int) -> Decimal:
+    """The middle of all numbers in [0, 1) that begin with these binary digits, in the precision of the context."""
+    return Decimal(2 * digits + 1) / 2 ** (num_digits + 1)
+
+
 def _rounded_gaussians(words: _AesStream, digits: _AesStream, sd: float, size: int) -> np.ndarray:
-    """Fill chunk by chunk; an odd last value has a partner that is dropped."""
-    out = np.empty(size, dtype=np.int64)
-    pairs = min(_PAIRS, (size + 1) // 2)
-    room = np.empty((6, pairs))
-    with np.errstate(divide="ignore"):
-        for start in range(0, size, 2 * _PAIRS):
-            stop = min(start + 2 * _PAIRS, size)
-            if (stop - start + 1) // 2 != pairs:
-                pairs = (stop - start + 1) // 2
-                room = np.empty((6, pairs))
-            chunk = room[0:2].view("<i8")
-            words.fill(chunk)
-            rounded = _round_normals(chunk, sd, digits.integer, room[2:])
-            np.copyto(out[start:stop], rounded.reshape(-1)[: stop - start], casting="unsafe")
+    """Draw block by block: first all values, then those again whose points are not under the curve."""
+    stairs, out = _staircase(sd), np.empty(size, dtype=np.int64)
+    room = np.empty((2, min(size, _CHUNK)), dtype=np.int64)
+    for start in range(0, size, _BLOCK):
+        values = out[start : start + _BLOCK]
+        found = []
+        for first in range(0, len(values), _CHUNK):
+            chunk = values[first : first + _CHUNK]
+            which, points = stairs.draw(words, chunk, room[:, : len(chunk)])
+            found.append((which + first, points))
+        which, points = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        while len(which):
+            which = which[~_is_kept(stairs, digits, values, which, points)]
+            again = np.empty(len(which), dtype=np.int64)
+            is_open, points = stairs.draw(words, again, np.empty((2, len(which)), dtype=np.int64))
+            values[which] = again
+            which = which[is_open]
     return out
 
 
-def _round_normals(words: np.ndarray, sd: float, digits: Callable[[int], int], room: np.ndarray) -> np.ndarray:
-    """Rounded normals of one chunk.
-
-    With v, w uniform in [-1, 1): radius r = sqrt(-ln v^2), its sign that of v, angle pi w / 2, which with the sign is
-    the full circle; for s = sqrt(2) sin(pi w / 4) its cosine is 1 - s^2 and its sine s sqrt(2 - s^2).
-
-    Why `_SLACK` is enough, in units of sd, for 2^-9 < r < 5.2: missing digits and roundings of v^2 and its logarithm
-    (within 4 ulp) move r by less than 2^-42; the polynomial and roundings of the angle move its sine and cosine by less
-    than 2^-46, and so a value by 2^-43; the other roundings are less than 2^-47. Together less than 2^-41.
+def _is_kept(
+    stairs: _Staircase, digits: _AesStream, values: np.ndarray, which: np.ndarray, points: np.ndarray
+) -> np.ndarray:
+    """Which points lie under the curve, of those in slots that are not sure.
 
     Args:
-        words: int64, (2, pairs); first digits of v and w.
-        sd: in units.
-        digits: further ones, as a number of so many bytes.
-        room: float64, (4, pairs); memory, the result lies in it.
-    Returns:
-        float64, (2, pairs); whole numbers.
+        stairs: the curve.
+        digits: for heights, and for further digits of places and heights.
+        values: where values beyond R are written.
+        which: of the values, each point's.
+        points: int64; the points' words.
     """
-    radius, sine, square = room[0], room[1], room[2]
-    np.multiply(words, 2.0**-63, out=room[2:])
-    np.multiply(room[2], room[2], out=radius)
-    np.log(radius, out=radius)
-    np.multiply(radius, -sd * sd, out=radius)
-    np.sqrt(radius, out=radius)
-    exact: dict[int, tuple[int, int]] = {}
-    if radius.max() > _LONGEST * sd or radius.min() < _SHORTEST * sd:
-        extreme = np.flatnonzero((radius > _LONGEST * sd) | (radius < _SHORTEST * sd))
-        exact = _digits_of(words, extreme)
-        radius[extreme] = sd
-    _give_sign(radius, words[0], room[2])
-    np.multiply(room[3], room[3], out=square)
-    _polynomial(_SIN, square, sine)
-    np.multiply(sine, room[3], out=sine)
-    np.multiply(sine, sine, out=square)
-    np.multiply(sine, radius, out=sine)
-    np.subtract(2.0, square, out=room[3])
-    np.sqrt(room[3], out=room[3])
-    np.multiply(room[3], sine, out=room[3])
-    np.subtract(1.0, square, out=square)
-    np.multiply(square, radius, out=square)
-    normals, rounded = room[2:4], room[0:2]
-    np.rint(normals, out=rounded)
-    np.subtract(normals, rounded, out=normals)
-    np.abs(normals, out=normals)
-    if normals.max() > 0.5 - _SLACK * sd:
-        exact = _digits_of(words, np.flatnonzero((normals > 0.5 - _SLACK * sd).any(axis=0))) | exact
-    for pair in sorted(exact):
-        rounded[:, pair] = _exact_pair(*exact[pair], sd, digits)
-    return rounded
-
-
-def _digits_of(words: np.ndarray, pairs: np.ndarray) -> dict[int, tuple[int, int]]:
-    first, second = words[:, pairs].tolist()
-    return dict(zip(pairs.tolist(), zip(first, second, strict=True), strict=True))
-
-
-def _give_sign(lengths: np.ndarray, words: np.ndarray, room: np.ndarray) -> None:
-    """Negate where a word is negative, by its highest bit: twice as fast as ``np.copysign``."""
-    np.bitwise_and(words, _SIGN_BIT, out=room.view("<i8"))
-    np.bitwise_or(lengths.view("<i8"), room.view("<i8"), out=lengths.view("<i8"))
-
-
-def _polynomial(coefficients: tuple[float, ...], x: np.ndarray, out: np.ndarray) -> None:
-    """Horner's rule without a temporary array."""
-    np.multiply(x, coefficients[-1], out=out)
-    for coefficient in coefficients[-2:0:-1]:
-        np.add(out, coefficient, out=out)
-        np.multiply(out, x, out=out)
-    np.add(out, coefficients[0], out=out)
-
-
-def _exact_pair(first: int, second: int, sd: float, digits: Callable[[int], int]) -> tuple[int, int]:
-    """The same two values from 255 digits of each uniform, in decimals.
-
-    Args:
-        first, second: first 63 digits and sign, as they stood in the stream.
-        sd, digits: as in `_round_normals`.
-    """
-    bits = 8 * _DIGIT_BYTES
-    # Twice the middle of the last digit's interval: odd, so never 0 and never the whole.
-    across = 2 * ((first << bits) + digits(_DIGIT_BYTES)) + 1
-    along = 2 * ((second << bits) + digits(_DIGIT_BYTES)) + 1
-    with localcontext(_PRECISION):
-        whole = Decimal(2 ** (64 + bits))
-        radius = Decimal(sd) * (-2 * (Decimal(abs(across)) / whole).ln()).sqrt()
-        cosine, sine = _decimal_circle(_PI / 2 * Decimal(along) / whole)
-        signed = radius.copy_sign(Decimal(across))
-        return int((signed * cosine).to_integral_value()), int((signed * sine).to_integral_value())
-
-
-def _decimal_circle(angle: Decimal) -> tuple[Decimal, Decimal]:
-    """cos and sin by their series for |angle| <= pi / 2, in the precision of the context and a few places less."""
-    cosine, sine = Decimal(0), Decimal(0)
-    term, order = Decimal(1), 0
-    while abs(term) > Decimal("1e-60"):
-        sign = 1 if order % 4 < 2 else -1
-        if order % 2:
-            sine += sign * term
+    slots = np.right_shift(points.view("<u8"), _PLACE_BITS).view("<i8")
+    places = np.take(stairs.starts, slots, mode="wrap") + points - 2 ** (stairs.shift - 1)
+    heights = np.empty(len(points), dtype="<u8")
+    digits.fill(heights)
+    up = heights * 2.0**-64
+    above = stairs.above(slots, places, up)
+    is_kept = above > 0
+    is_far = (slots == stairs.tail) & (up < 1.01 * float(stairs.tail_share))
+    for i in np.flatnonzero(is_far | (np.abs(above) < _SLACK)):
+        across = digits.integer(_FURTHER // 8)
+        height = (int(heights[i]) << _FURTHER) + digits.integer(_FURTHER // 8)
+        if is_far[i]:
+            value = stairs.beyond((int(points[i]) % _COLUMN << _FURTHER) + across, height)
+            is_kept[i] = value is not None
+            values[which[i]] = value or 0
         else:
-            cosine += sign * term
-        order += 1
-        term = term * angle / order
-    return cosine, sine
+            floor = int(stairs.floors[slots[i] - stairs.num_sure])
+            is_kept[i] = stairs.is_under(int(places[i]), floor, across, height)
+    return is_kept
 
 
 def _tosses(words: np.ndarray, probability: Fraction, stream: _AesStream) -> np.ndarray:

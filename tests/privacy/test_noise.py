@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from decimal import Decimal, localcontext
 from fractions import Fraction
 from pathlib import Path
 
@@ -49,59 +50,147 @@ def test_a_tampered_vector_is_noticed(case):
     assert not agrees(case)
 
 
-def no_digits(num_bytes: int) -> int:
-    return 2 ** (8 * num_bytes - 1)
+class Numbers:
+    """A stream of given words, and of further digits that are all the same."""
+
+    def __init__(self, words: np.ndarray, further: int = 0) -> None:
+        self.words, self.further = words.astype("<u8"), further
+
+    def fill(self, words: np.ndarray) -> None:
+        words.view("<u8")[:] = self.words[: len(words)]
+        self.words = self.words[len(words) :]
+
+    def integer(self, num_bytes: int) -> int:
+        return self.further
 
 
-@pytest.mark.parametrize("sd", [3.0, 2.0**18, 2.0**34])
-def test_float64_and_decimals_give_the_same_integers(sd):
-    words = np.random.default_rng(1).integers(-(2**63), 2**63, (2, 1500))
-    fast = noise._round_normals(words, sd, no_digits, np.empty((4, 1500)))
-    exact = [noise._exact_pair(*pair, sd, no_digits) for pair in words.T.tolist()]
-    assert fast.T.astype(int).tolist() == [list(pair) for pair in exact]
+SPREADS = [3.0, 95.99, 2.0**18, 1e9, 2.0**36]
 
 
-def test_a_normal_in_float64_is_within_half_of_its_error_bound(monkeypatch):
-    bound = noise._SLACK
-    monkeypatch.setattr(noise, "_SLACK", 0.0)  # nothing is computed again
-    rng = np.random.default_rng(2)
-    words = rng.integers(-(2**63), 2**63, (2, 1500))
-    lengths = np.sqrt(-2 * np.log(np.abs(words[0] / 2**63)))
-    words[0, :300] = 2**63 * (1 - np.geomspace(2.1e-6, 1e-3, 300))  # radii just above 2^-9
-    words[0, 300:600] = 2**63 * np.exp(-np.linspace(10, 12.9, 300))  # and up to 5.1
-    lengths = np.sqrt(-2 * np.log(np.abs(words[0] / 2**63)))
-    assert (lengths < 2**-8.5).any()
-    assert (lengths > 5.05).any()
-    sd = 2.0**49
-    fast = noise._round_normals(words, sd, no_digits, np.empty((4, 1500)))
-    exact = np.array([noise._exact_pair(*pair, sd, no_digits) for pair in words.T.tolist()], dtype=float)
-    assert np.abs(fast.T - exact).max() / sd < bound / 2
+@pytest.mark.parametrize("sd", SPREADS)
+def test_every_slot_stands_where_it_should(sd):
+    stairs = noise._staircase(sd)
+    unit = Fraction(2**stairs.shift)
+    assert Fraction(stairs.sd) == Fraction(sd) * unit
+    slots = np.arange(stairs.tail)
+    centre = stairs.starts[slots] + (slots.astype(np.uint64) << np.uint64(48)).view(np.int64)
+    columns, rest = np.divmod(centre - 2 ** (stairs.shift - 1), 2**48)
+    assert not rest.any()
+    edges = np.arange(columns.min(), columns.max() + 2)
+    assert (edges[0], edges[-1]) == (-stairs.edge // 2**48, stairs.edge // 2**48)
+    assert stairs.edge >= 5 * stairs.sd
+    curve = stairs.peak * np.exp(-((edges * (2.0**48 / stairs.sd)) ** 2) / 2)
+    low, high = np.minimum(curve[:-1], curve[1:]), np.maximum(curve[:-1], curve[1:])
+    is_sure = slots < stairs.num_sure
+    sure, every = (np.bincount(columns[places] - edges[0], minlength=len(low)) for places in (is_sure, slots >= 0))
+    assert (sure <= low * (1 + 1e-12)).all()
+    assert (sure > low - 1 - 1e-9).all()
+    assert (every >= high * (1 - 1e-12)).all()
+    assert (every < high + 1 + 1e-9).all()
+    for column in range(len(edges) - 1):  # open slots stand on the sure ones and on each other
+        mine = np.flatnonzero(columns[stairs.num_sure :] == edges[column])
+        assert stairs.floors[mine].tolist() == list(range(sure[column], every[column]))
+    assert np.isinf(stairs.floors[stairs.tail - stairs.num_sure :]).all()
+    assert 0.97 < stairs.num_sure / 2**16 < stairs.tail / 2**16 < 1
 
 
-def test_a_uniform_whose_digits_are_all_zero_gives_a_finite_value_far_out():
-    words = np.array([[0, -(2**63), 2**63 - 1], [0, 0, 0]])
-    with np.errstate(divide="ignore"):
-        far, edge, centre = noise._round_normals(words, 1e6, lambda n: 1, np.empty((4, 3)))[0] / 1e6
-    assert 18 < far < 19
-    assert edge == pytest.approx(0, abs=1e-9)
-    assert centre == pytest.approx(0, abs=1e-9)
+@pytest.mark.parametrize("sd", SPREADS)
+def test_the_tails_have_the_chance_of_a_gaussians_beyond_the_columns(sd):
+    stairs = noise._staircase(sd)
+    reach = stairs.edge / stairs.sd
+    t = np.linspace(0, 8, 200_001)
+    kept = float(stairs.tail_share) * np.trapezoid(reach * np.exp(-reach * t - t * t / 2), t)
+    whole_curve = stairs.peak * stairs.sd / 2**48 * math.sqrt(2 * math.pi)  # in slots
+    assert kept / whole_curve == pytest.approx(2 * stats.norm.sf(reach), rel=1e-7)
 
 
-@pytest.mark.parametrize("z", [5.8, 7.0, 9.0])
-def test_tails_that_float32_normals_lack_are_reached(z):
-    # 24-bit uniforms end at 5.77; the pair of exactly this radius at angle 0 comes out where it belongs.
-    first = int(2**63 * math.exp(-z * z / 2))
-    value = noise._round_normals(np.array([[first], [0]]), 2.0**20, no_digits, np.empty((4, 1)))[0, 0]
-    assert value / 2**20 == pytest.approx(z, rel=1e-3)
+def test_a_value_beyond_the_columns_is_where_its_digits_put_it():
+    stairs = noise._staircase(1000.0)
+    reach = stairs.edge / stairs.sd
+    for share in (0.01, 0.3, 0.99):
+        z = reach - math.log(share) / reach
+        most = float(stairs.tail_share) * math.exp(-((z - reach) ** 2) / 2)
+        digits = int(share * 2**53) << 186  # of 239
+        for sign, first in ((1, 0), (-1, 2**239)):
+            assert stairs.beyond(first + digits, int(0.999 * most * 2**60) << 196) == round(sign * 1000 * z)
+            assert stairs.beyond(first + digits, int(1.001 * most * 2**60) << 196) is None
 
 
-def test_the_chance_of_the_far_tail_is_that_of_its_uniform():
-    # P(radius > r) = exp(-r^2 / 2), to more places than 53 digits could hold.
-    first = 2**63 - 1
-    value = noise._exact_pair(first, 0, 2.0**36, lambda n: 2 ** (8 * n) - 1)
-    assert value == (0, 0)
-    tail = noise._exact_pair(0, 0, 2.0**36, lambda n: 1)[0] / 2**36
-    assert math.exp(-tail * tail / 2) == pytest.approx(1.5 * 2.0**-255, rel=1e-6)
+def test_the_furthest_value_is_below_24_standard_deviations():
+    stairs = noise._staircase(2.0**36)
+    assert stairs.beyond(0, 0) is None  # 33 standard deviations further out
+    kept = [beyond for bits in range(239) if (beyond := stairs.beyond(2**bits, 0)) is not None]
+    assert 20 < max(kept) / 2.0**36 < 24
+
+
+def test_points_drawn_in_the_tails_slot_are_distributed_as_a_gaussians_tail():
+    stairs = noise._staircase(2.0**20)
+    rng = np.random.default_rng(4)
+    words = (rng.integers(0, 2**48, 150_000, dtype=np.uint64)) + np.uint64(stairs.tail << 48)
+    values = np.zeros(len(words), dtype=np.int64)
+    heights = Numbers(rng.integers(0, 2**64, len(words), dtype=np.uint64))
+    kept = noise._is_kept(stairs, heights, values, np.arange(len(words)), words.view(np.int64))
+    found, reach = values[kept] / 2.0**20, stairs.edge / stairs.sd
+    assert len(found) > 4000
+    uniform = stats.norm.sf(np.abs(found)) / stats.norm.sf(reach)
+    assert stats.kstest(uniform, "uniform").pvalue > 1e-9
+    assert abs((found > 0).mean() - 0.5) < SIX * 0.5 / math.sqrt(len(found))
+
+
+def open_points(stairs, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    slots = rng.integers(stairs.num_sure, stairs.tail, count)
+    words = (slots.astype(np.uint64) << np.uint64(48)) + rng.integers(0, 2**48, count, dtype=np.uint64)
+    return slots, words.view(np.int64), rng.integers(0, 2**64, count, dtype=np.uint64)
+
+
+@pytest.mark.parametrize("sd", [3.0, 2.0**18, 2.0**36])
+def test_float64_and_decimals_keep_the_same_points(sd, monkeypatch):
+    stairs = noise._staircase(sd)
+    _, words, heights = open_points(stairs, 1000)
+    kept = []
+    for slack in (0.0, 1e9):
+        monkeypatch.setattr(noise, "_SLACK", slack)  # nothing in decimals; everything in decimals
+        kept.append(noise._is_kept(stairs, Numbers(heights), np.zeros(1000), np.arange(1000), words))
+    assert kept[0].tolist() == kept[1].tolist()
+    assert 400 < kept[0].sum() < 600
+
+
+def test_a_height_in_float64_is_within_a_16th_of_its_error_bound():
+    stairs = noise._staircase(2.0**35 / 3)
+    slots, words, heights = open_points(stairs, 1500)
+    places = stairs.starts[slots] + words - 2 ** (stairs.shift - 1)
+    found = stairs.above(slots, places, heights * 2.0**-64)
+    for i in range(len(slots)):
+        z = (int(places[i]) + Decimal("0.5")) / Decimal(stairs.sd)
+        floor = int(stairs.floors[slots[i] - stairs.num_sure])
+        exact = stairs.peak * (-z * z / 2).exp() - floor - Decimal(int(heights[i])) / 2**64
+        assert abs(Decimal(found[i]) - exact) < noise._SLACK / 16
+
+
+def test_further_digits_decide_where_the_first_ones_do_not():
+    stairs = noise._staircase(2.0**18)
+    slots, words, _ = open_points(stairs, 200)
+    places = stairs.starts[slots] + words - 2 ** (stairs.shift - 1)
+    above = stairs.above(slots, places, np.zeros(200))
+    i = int(np.flatnonzero((above > 0.1) & (above < 0.9))[0])
+    floor = int(stairs.floors[slots[i] - stairs.num_sure])
+    with localcontext(prec=80):
+        z = (int(places[i]) + Decimal("0.5")) / Decimal(stairs.sd)
+        height = int((stairs.peak * (-z * z / 2).exp() - floor) * 2**256)
+    for step in (2**100, -(2**100)):  # far below float64's last digit
+        assert stairs.is_under(int(places[i]), floor, 2**191, height + step) == (step < 0)
+    first = np.array([height >> 192], dtype=np.uint64)
+    for further, kept in ((0, True), (2**192 - 1, False)):  # of place and height; both move the point out
+        digits = Numbers(first, further)
+        assert noise._is_kept(stairs, digits, np.zeros(1), np.arange(1), words[i : i + 1]).tolist() == [kept]
+
+
+def test_what_decimals_decide_alone_is_as_normal(monkeypatch):
+    monkeypatch.setattr(noise, "_SLACK", 1e9)
+    sample = SecureNoise("test").integers(1e5, 40_000)
+    assert abs(deviations(sample, 1e5)) < SIX
+    assert stats.kstest(sample / 1e5, "norm").pvalue > 1e-9
 
 
 @pytest.mark.parametrize("sd", [3.0, 1000.0, 2.0**30])
@@ -136,8 +225,8 @@ def test_values_of_one_release_do_not_tell_each_other(sample):
     pairs = [
         (z[:half], z[half : 2 * half]),
         (z[:-1], z[1:]),
-        (z[:16384], z[16384:32768]),
-        (z[:999], z[32768 : 32768 + 999]),
+        (z[:32768], z[32768:65536]),
+        (z[:999], z[65536 : 65536 + 999]),
     ]
     for left, right in pairs:  # products have heavier tails than sums: below 1,000 pairs six and twelve sd are too near
         assert abs(np.mean(left * right)) * math.sqrt(len(left)) < SIX
@@ -158,7 +247,7 @@ def test_a_seeded_source_repeats_itself_and_says_that_it_protects_nobody():
 
 
 def test_fewer_values_are_drawn_by_the_same_rule_at_every_size():
-    for size in (0, 1, 2, 16384, 32769):
+    for size in (0, 1, 2, 32768, 32769):
         drawn = SeededNoiseForTests(3).integers(10.0, size)
         assert drawn.shape == (size,)
         assert drawn.dtype == np.int64
