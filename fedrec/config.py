@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -151,6 +152,10 @@ class FederationSection(_Section):
         engine: ``local`` (in this process, or worker processes) or ``ray`` (Flower's simulation engine, an extra).
         workers: worker processes; 0 = in this process.
         min_shops: a round with fewer answers fails; None = 1, and four of five under secure aggregation.
+        shops_per_round: shops that a local-update round asks, drawn anew for each by the run's seed: a share below 1,
+            or a whole number; None = all.
+        patience: rounds without a better validation NDCG@10 of the shared model after which no more are run; the best
+            round's arrays are kept. Federation and pooled model then learn without the validation events. None = never.
         secure: secure aggregation of every round, so that the coordinator sees sums over shops alone; None = where an
             epsilon is given and shops share the noise.
         reveal_coordinator_view: keep everything that the coordinator received, beside the run's results.
@@ -160,9 +165,26 @@ class FederationSection(_Section):
     engine: Literal["local", "ray"] = "local"
     workers: Annotated[int, Field(ge=0, le=256)] = 0
     min_shops: Annotated[int, Field(ge=1)] | None = None
+    shops_per_round: Annotated[float, Field(gt=0)] | None = None
+    patience: Annotated[int, Field(ge=1)] | None = None
     secure: bool | None = None
     reveal_coordinator_view: bool = False
     faults: FaultsSection = FaultsSection()
+
+    @field_validator("shops_per_round")
+    @classmethod
+    def _share_or_count(cls, value: float | None) -> float | None:
+        if value is not None and value >= 1 and not value.is_integer():
+            raise ConfigError(
+                f"federation.shops_per_round = {value:g}: give a share of the shops below 1, or a whole number of them"
+            )
+        return value
+
+    def num_asked(self, num_shops: int) -> int | None:
+        """How many of so many shops a local-update round asks; None = all. A share is rounded up."""
+        if self.shops_per_round is None or self.shops_per_round >= 1:
+            return None if self.shops_per_round is None else int(self.shops_per_round)
+        return math.ceil(self.shops_per_round * num_shops - 1e-9)
 
 
 class EvaluationSection(_Section):
@@ -223,6 +245,33 @@ class SimulationSettings(_Section):
             raise ConfigError(
                 "an epsilon is given, but evaluation.columns names no column that needs one: add one of "
                 f"{', '.join(PRIVATE_COLUMNS)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_fit_the_promise(self) -> SimulationSettings:
+        federation = self.federation
+        if federation.shops_per_round is not None and (self.privacy.epsilons or self.is_masked):
+            why = (
+                "with an epsilon: the noise is shares of all shops, and asking fewer is not counted as protection"
+                if self.privacy.epsilons
+                else "with secure aggregation: who is not asked would have to be opened as a drop-out in every round"
+            )
+            raise ConfigError(
+                f"federation.shops_per_round = {federation.shops_per_round:g} {why}; leave it out, and all are asked"
+            )
+        if federation.patience is None:
+            return self
+        if self.privacy.epsilons:
+            raise ConfigError(
+                f"federation.patience = {federation.patience} with an epsilon: a validation figure is the shops' raw "
+                "data, and one noisy sum of it after every round would cost more of the budget than the rounds it "
+                "saves; leave it out, and set the number of rounds"
+            )
+        if not {"federated", "federated_personal"} & set(self.evaluation.columns):
+            raise ConfigError(
+                f"federation.patience = {federation.patience}: evaluation.columns names no column with rounds to stop; "
+                "add federated or federated_personal"
             )
         return self
 

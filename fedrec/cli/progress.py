@@ -32,6 +32,7 @@ class TerminalProgress:
             console=console,
         )
         self._task: TaskID | None = None
+        self._name = ""
 
     def __enter__(self) -> TerminalProgress:
         self._bars.start()
@@ -45,14 +46,22 @@ class TerminalProgress:
         self._bars.stop()
 
     def phase(self, name: str, total: int | None) -> None:
-        """End the phase before and show a new bar."""
+        """End the phase before and show a new bar; fill the same one anew for the same name."""
+        if self._task is not None and name == self._name:
+            self._bars.update(self._task, total=total, completed=0)
+            return
         self._finish()
-        self._task = self._bars.add_task(f"{name:<34}", total=total)
+        self._name, self._task = name, self._bars.add_task(f"{name:<34}", total=total)
 
     def advance(self, n: int = 1) -> None:
         """Move the bar of this phase."""
         if self._task is not None:
             self._bars.advance(self._task, n)
+
+    def result(self, text: str) -> None:
+        """A line under the name of this phase."""
+        if self._task is not None:
+            self._bars.update(self._task, description=f"{self._name:<34}\n  {text}")
 
     def note(self, text: str) -> None:
         """A line above the bars."""
@@ -85,12 +94,18 @@ class PlainProgress:
             self._finish()
 
     def phase(self, name: str, total: int | None) -> None:
-        """Say that the phase before is done."""
+        """Say that the phase before is done, unless it goes on."""
+        if name == self._name:
+            return
         self._finish()
         self._name, self._started = name, time.monotonic()
 
     def advance(self, n: int = 1) -> None:
         """Nothing to show between lines."""
+
+    def result(self, text: str) -> None:
+        """A line of its own."""
+        self._line(f"  {text}")
 
     def note(self, text: str) -> None:
         """A line of its own."""

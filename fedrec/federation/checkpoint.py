@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,8 @@ from fedrec.federation.coordinator_side import ClosedRound, Coordinator, check_s
 from fedrec.federation.run_record import RoundRecord, write_atomically
 from fedrec.models.recommender import State
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
+_STATE, _BEST = "state/", "best/"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Checkpoint:
         state: the shared arrays.
         rounds: records of the finished rounds.
         plan_digests: hexadecimal, one a finished round.
+        best: the shared arrays of the best round, where rounds may stop early; else empty.
     """
 
     identity: str
@@ -40,15 +42,17 @@ class Checkpoint:
     state: State
     rounds: tuple[RoundRecord, ...]
     plan_digests: tuple[str, ...]
+    best: State = field(default_factory=dict)
 
 
 class Checkpoints:
-    """The checkpoint file of one run, and the records of its finished rounds so far."""
+    """The checkpoint file of one run, the records of its finished rounds so far, and the best round's arrays."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.rounds: tuple[RoundRecord, ...] = ()
         self.plan_digests: tuple[str, ...] = ()
+        self.best: State = {}
 
     def resume(self, coordinator: Coordinator) -> bool:
         """Set the coordinator to the last finished round; False when there is no checkpoint yet.
@@ -62,17 +66,18 @@ class Checkpoints:
         found = read_checkpoint(self.path)
         check_same_run(coordinator.identity(), found.identity)
         coordinator.restore(found.index, found.state)
-        self.rounds, self.plan_digests = found.rounds, found.plan_digests
+        self.rounds, self.plan_digests, self.best = found.rounds, found.plan_digests, found.best
         return True
 
-    def save(self, coordinator: Coordinator, closed: ClosedRound, record: RoundRecord) -> None:
-        """Keep the round that just closed."""
+    def save(
+        self, coordinator: Coordinator, closed: ClosedRound, record: RoundRecord, best: State | None = None
+    ) -> None:
+        """Keep the round that just closed, and the best round's arrays."""
         self.rounds = (*self.rounds, record)
         self.plan_digests = (*self.plan_digests, closed.plan_digest)
-        write_checkpoint(
-            self.path,
-            Checkpoint(coordinator.identity(), coordinator.index, coordinator.state, self.rounds, self.plan_digests),
-        )
+        self.best = best or {}
+        records = self.rounds, self.plan_digests, self.best
+        write_checkpoint(self.path, Checkpoint(coordinator.identity(), coordinator.index, coordinator.state, *records))
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -84,7 +89,11 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "rounds": [dataclasses.asdict(record) for record in checkpoint.rounds],
         "plan_digests": checkpoint.plan_digests,
     }
-    arrays = {name: np.require(array, requirements="C") for name, array in checkpoint.state.items()}
+    arrays = {
+        prefix + name: np.require(array, requirements="C")
+        for prefix, state in ((_STATE, checkpoint.state), (_BEST, checkpoint.best))
+        for name, array in state.items()
+    }
     write_atomically(path, save(arrays, metadata={"fedrec": json.dumps(about)}))
 
 
@@ -102,13 +111,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
             num_finished = {about["index"], len(about["rounds"]), len(about["plan_digests"])}
             if len(num_finished) > 1:
                 raise StoreError(f"{path}: checkpoint whose index and records of finished rounds disagree")
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         return Checkpoint(
             identity=about["identity"],
             index=about["index"],
-            state=state,
+            state=_under(_STATE, arrays),
             rounds=tuple(RoundRecord(**record) for record in about["rounds"]),
             plan_digests=tuple(about["plan_digests"]),
+            best=_under(_BEST, arrays),
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path}: not a readable checkpoint ({type(error).__name__})") from error
+
+
+def _under(prefix: str, arrays: State) -> State:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

@@ -18,7 +18,7 @@ from fedrec.federation.plan import RoundPlan, canonical_json, items_digest, mode
 from fedrec.federation.release import read_release, wire_dtype
 from fedrec.federation.shop_side import is_finite
 from fedrec.federation.terms import Terms
-from fedrec.models.recommender import PublicInputs, Recommender, State
+from fedrec.models.recommender import LOSS, WEIGHT, PublicInputs, Recommender, RoundKind, State
 from fedrec.secure_aggregation.coordinator_session import CoordinatorSession
 
 
@@ -30,7 +30,8 @@ class ClosedRound:
         index, name: of the round.
         plan_digest: hexadecimal.
         answered: shops in the sum, in roster order.
-        failed: shops of the roster that are not.
+        failed: shops that were asked and are not.
+        loss: the mean training loss of the shoppers in the sum, where the model sends it.
     """
 
     index: int
@@ -38,6 +39,7 @@ class ClosedRound:
     plan_digest: str
     answered: tuple[str, ...]
     failed: tuple[str, ...]
+    loss: float | None = None
 
 
 class Coordinator:
@@ -68,6 +70,7 @@ class Coordinator:
         self._items_digest = items_digest(public)
         self._position_of = {shop: position for position, shop in enumerate(self.roster)}
         self.secure = None if terms.secure is None else CoordinatorSession(terms.secure, terms.run_id)
+        self.asked: tuple[str, ...] = ()
         self._plan: RoundPlan | None = None
         self._is_complete = False
 
@@ -120,7 +123,8 @@ class Coordinator:
         self._plan = plan
         self._total = np.zeros(0 if self.secure is not None else spec.layout.size, wire_dtype(plan))
         self._waiting: dict[int, np.ndarray] = {}
-        self._is_heard = [False] * len(self.roster)
+        self.asked = self.terms.asked(spec.kind, self.index)
+        self._is_heard = [shop not in self.asked for shop in self.roster]
         self._answered: set[int] = set()
         self._next_to_add = 0
         return self._plan
@@ -131,11 +135,13 @@ class Coordinator:
         Returns:
             True when it counts; False when this shop has been heard in this round already.
         Raises:
-            BadMessage: no round is open, the shop is not on the roster, or the bytes are not a release for
-                this plan.
+            BadMessage: no round is open, the shop is not on the roster or was not asked, or the bytes are not a release
+                for this plan.
         """
         plan = self._open_plan()
         position = self._position(shop)
+        if shop not in self.asked:
+            raise BadMessage(f"shop {shop!r} is not among the {len(self.asked)} that round {plan.index} asks")
         if self._is_heard[position]:
             return False
         received = read_release(data, plan)
@@ -169,7 +175,7 @@ class Coordinator:
         self._total = np.zeros(0)
         if len(self._answered) < self.terms.min_shops:
             raise TooFewShops(
-                f"round {plan.index} ({plan.spec.name}): {len(self._answered)} of {len(self.roster)} "
+                f"round {plan.index} ({plan.spec.name}): {len(self._answered)} of {len(self.asked)} "
                 f"shops answered, at least {self.terms.min_shops} are needed (min_shops); finished rounds are kept"
             )
         ring = plan.terms.ring(plan.index)
@@ -185,7 +191,8 @@ class Coordinator:
             name=plan.spec.name,
             plan_digest=plan.digest.hex(),
             answered=tuple(shop for i, shop in enumerate(self.roster) if i in self._answered),
-            failed=tuple(shop for i, shop in enumerate(self.roster) if i not in self._answered),
+            failed=tuple(shop for shop in self.asked if self._position_of[shop] not in self._answered),
+            loss=_mean_loss(plan, total),
         )
 
     def abandon(self) -> None:
@@ -214,6 +221,14 @@ class Coordinator:
         if shop not in self._position_of:
             raise BadMessage(f"shop {shop!r} is not on the roster of {len(self.roster)} shops")
         return self._position_of[shop]
+
+
+def _mean_loss(plan: RoundPlan, total: np.ndarray) -> float | None:
+    """The round's training loss, from the sums over all shops; None where the model sends none."""
+    sums = plan.spec.layout.split(total)
+    if plan.spec.kind is not RoundKind.LOCAL_UPDATE or not {LOSS, WEIGHT} <= sums.keys() or not sums[WEIGHT][0] > 0:
+        return None
+    return float(sums[LOSS][0] / sums[WEIGHT][0])
 
 
 def check_same_run(expected: str, found: str) -> None:

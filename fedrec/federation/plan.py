@@ -20,7 +20,7 @@ from fedrec.errors import BadMessage, ConfigError, PrivacyError
 from fedrec.federation.terms import Terms
 from fedrec.models.recommender import Layout, PublicInputs, Recommender, RoundKind, RoundSpec
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Version of plans and releases; a shop and a coordinator of different versions refuse each other."""
 
 WIRE_DTYPES = frozenset({"float64", "float32", "int64", "int32", "uint8", "bool"})

@@ -32,6 +32,8 @@ class RoundRecord:
         seconds: from the plan to the new shared arrays.
         shops, failed: how many answered, how many did not.
         bytes_up, bytes_down: of all releases, of all plans sent.
+        not_asked: how many shops were left out by the draw of ``shops_per_round``.
+        figures: of the federation as a whole after the round, by name: "loss" and what the run measures.
     """
 
     index: int
@@ -41,6 +43,8 @@ class RoundRecord:
     failed: int
     bytes_up: int
     bytes_down: int
+    not_asked: int = 0
+    figures: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ a plan on other terms is refused.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ class Terms:
         privacy: what is promised to every shopper; None = research mode, no guarantee.
         schedule: the run's noisy sums in round order; empty without privacy.
         secure: who masks with whom; None = no secure aggregation, the coordinator sees every shop's sum.
+        shops_per_round: how many shops a local-update round asks, drawn anew for each round; None = all. Statistics and
+            gradient steps ask all.
     """
 
     roster: tuple[str, ...]
@@ -65,6 +68,7 @@ class Terms:
     privacy: PrivacySpec | None = None
     schedule: Schedule = ()
     secure: Parameters | None = None
+    shops_per_round: int | None = None
 
     def __post_init__(self) -> None:
         if not self.roster or len(set(self.roster)) != len(self.roster):
@@ -85,6 +89,17 @@ class Terms:
             raise ConfigError("clip_norm is for research mode; under a privacy spec the schedule sets it")
         if self.secure is not None:
             self._check_secure(self.secure)
+        if self.shops_per_round is not None:
+            self._check_participation(self.shops_per_round)
+
+    def asked(self, kind: RoundKind, index: int) -> tuple[str, ...]:
+        """Shops that a round asks, in roster order; which ones a local update asks follows from run and round alone."""
+        if self.shops_per_round is None or kind is not RoundKind.LOCAL_UPDATE:
+            return self.roster
+        seed = hashlib.sha256(f"{self.run_id}/shops asked/{index}".encode()).digest()
+        rng = np.random.default_rng(int.from_bytes(seed))
+        places = rng.choice(len(self.roster), self.shops_per_round, replace=False)
+        return tuple(self.roster[place] for place in sorted(places))
 
     @property
     def protection(self) -> Protection:
@@ -233,6 +248,23 @@ class Terms:
         if secure is not None:
             secure = Parameters.from_json(secure)
         return cls(roster=roster, privacy=privacy, schedule=schedule, secure=secure, **known)
+
+    def _check_participation(self, count: int) -> None:
+        if self.privacy is not None:
+            raise ConfigError(
+                f"shops_per_round = {count} under a promise: the noise is shares of all shops, and no accountant here "
+                "counts a part of them for less; ask all shops"
+            )
+        if self.secure is not None:
+            raise ConfigError(
+                f"shops_per_round = {count} with secure aggregation: its shops agree on one roster, and every one that "
+                "is not asked would have to be opened as a drop-out; ask all shops, or go without masks"
+            )
+        if not self.min_shops <= count <= len(self.roster):
+            raise ConfigError(
+                f"shops_per_round = {count}: must be between min_shops ({self.min_shops}) and the {len(self.roster)} "
+                "shops of the roster"
+            )
 
     def _check_secure(self, secure: Parameters) -> None:
         if secure.names != self.roster or secure.min_shops != self.min_shops:

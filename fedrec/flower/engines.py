@@ -17,12 +17,13 @@ from fedrec.errors import ConfigError
 from fedrec.federation.anchors import anchored_shops
 from fedrec.federation.checkpoint import Checkpoints
 from fedrec.federation.coordinator_side import Coordinator
+from fedrec.federation.early_stopping import EarlyStopping
 from fedrec.federation.release import MakeNoise
 from fedrec.federation.run_record import RoundRecord
 from fedrec.federation.terms import Terms
 from fedrec.flower.client_app import NodesInFiles, NodesInMemory, make_client_app
 from fedrec.flower.local_grid import RUN_ID, Faults, LocalGrid
-from fedrec.flower.server_app import OnMessage, OnReply, OnRound, ServerRun, make_server_app
+from fedrec.flower.server_app import Measure, OnMessage, OnReply, OnRound, ServerRun, make_server_app
 from fedrec.models.recommender import PublicInputs, Recommender, State
 from fedrec.privacy.noise import SecureNoise
 from fedrec.secure_aggregation.keys import IdentityKey
@@ -87,6 +88,8 @@ class RunOptions:
         deadline_s: seconds a round waits for replies, > 0; None = until every shop has answered or failed.
         on_round, on_reply: called after each round, after each shop.
         on_message: called with all that the coordinator receives.
+        measure: figures of the shared arrays after each round, for the rounds' records.
+        stopping: when to stop before the last round, on one of these figures; this one does change the result.
     """
 
     checkpoint: Path | None = None
@@ -95,11 +98,13 @@ class RunOptions:
     on_round: OnRound | None = None
     on_reply: OnReply | None = None
     on_message: OnMessage | None = None
+    measure: Measure | None = None
+    stopping: EarlyStopping | None = None
 
 
 @dataclass(frozen=True, repr=False)
 class Trained:
-    """What a run of rounds ends with: the shared arrays and the records of all its rounds."""
+    """What a run of rounds ends with: the shared arrays (`ServerRun.state`) and the records of all its rounds."""
 
     state: State
     rounds: tuple[RoundRecord, ...] = field(default_factory=tuple)
@@ -149,7 +154,7 @@ def run_local(
         client_app = make_client_app(NodesInMemory(nodes))
     with LocalGrid(client_app, federation.terms.roster, workers=workers, faults=faults) as grid:
         make_server_app(lambda _: run)(grid, _server_context())
-    return Trained(run.coordinator.state, tuple(run.rounds))
+    return Trained(run.state, tuple(run.rounds))
 
 
 def run_with_ray(
@@ -187,7 +192,7 @@ def run_with_ray(
     finally:
         run.stop.set()  # after Ctrl-C Flower's thread would wait for replies for ever
         flower_log.setLevel(level)
-    return Trained(run.coordinator.state, tuple(run.rounds))
+    return Trained(run.state, tuple(run.rounds))
 
 
 def require_ray() -> None:
@@ -219,6 +224,8 @@ def _open(federation: Federation, options: RunOptions) -> ServerRun:
         on_round=options.on_round,
         on_reply=options.on_reply,
         on_message=options.on_message,
+        measure=options.measure,
+        stopping=options.stopping,
     )
 
 

@@ -16,7 +16,8 @@ from safetensors.numpy import save
 
 from fedrec.errors import BadMessage, ProtocolError, TooFewShops
 from fedrec.federation.checkpoint import Checkpoints
-from fedrec.federation.coordinator_side import Coordinator
+from fedrec.federation.coordinator_side import ClosedRound, Coordinator
+from fedrec.federation.early_stopping import EarlyStopping
 from fedrec.federation.plan import RoundPlan
 from fedrec.federation.run_record import RoundRecord, write_atomically
 from fedrec.federation.secure_round import Ask, set_up, unmask
@@ -46,6 +47,9 @@ OnReply = Callable[[RoundPlan, int], None]
 OnMessage = Callable[[str, int, str, bytes], None]
 """Called with all that the coordinator receives: "upload", "refusal" or a secure step; then round, shop, bytes."""
 
+Measure = Callable[[State], Mapping[str, float | None]]
+"""Figures of the federation as a whole, from the shared arrays after a round; they go into the round's record."""
+
 Prepare = Callable[[Path, Path], None]
 """Writes the files of the shops that a scenario describes: the scenario's path, the run directory."""
 
@@ -60,7 +64,10 @@ class ServerRun:
         deadline_s: seconds a round waits for replies; None = until every shop has answered or failed.
         on_round, on_reply: for progress and learning curves.
         on_message: shown everything that the coordinator receives.
+        measure: adds to the figures of each round's record; None = the training loss alone, where the model sends it.
+        stopping: when to stop before the last round; None = never.
         rounds: records of the finished rounds, those of a resumed run included.
+        best: the shared arrays of the best round so far, where rounds may stop early; else empty.
         stop: set from outside to end a run that waits for replies.
     """
 
@@ -70,8 +77,24 @@ class ServerRun:
     on_round: OnRound | None = None
     on_reply: OnReply | None = None
     on_message: OnMessage | None = None
+    measure: Measure | None = None
+    stopping: EarlyStopping | None = None
     rounds: list[RoundRecord] = field(default_factory=list)
+    best: State = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def state(self) -> State:
+        """The shared arrays that the run is for: of the best round where rounds may stop early, else of the last."""
+        return self.best or self.coordinator.state
+
+    def keep(self, closed: ClosedRound, record: RoundRecord) -> None:
+        """Note a finished round, in memory and in the checkpoint."""
+        self.rounds.append(record)
+        if self.stopping is not None and self.stopping.best(self.rounds) == len(self.rounds) - 1:
+            self.best = self.coordinator.state
+        if self.checkpoints is not None:
+            self.checkpoints.save(self.coordinator, closed, record, self.best)
 
 
 def make_server_app(
@@ -107,8 +130,8 @@ def run_rounds(run: ServerRun, grid: Grid, nodes: Mapping[str, int]) -> None:
         TooFewShops: a round had fewer shops than ``min_shops``; finished rounds stay.
     """
     if run.checkpoints is not None:
-        run.rounds[:] = run.checkpoints.rounds
-    while True:
+        run.rounds[:], run.best = run.checkpoints.rounds, run.checkpoints.best
+    while run.stopping is None or not run.stopping.is_over(run.rounds):
         traffic = Traffic()
         try:
             record = _next_round(run, grid, nodes, traffic)
@@ -116,7 +139,6 @@ def run_rounds(run: ServerRun, grid: Grid, nodes: Mapping[str, int]) -> None:
             raise TooFewShops(f"{error}{traffic.why()}") from error
         if record is None:
             return
-        run.rounds.append(record)
         if run.on_round is not None:
             run.on_round(record, run.coordinator.state)
 
@@ -172,9 +194,13 @@ def _run_round(run: ServerRun, plan: RoundPlan, grid: Grid, nodes: Mapping[str, 
         failed=len(closed.failed),
         bytes_up=traffic.up,
         bytes_down=traffic.down,
+        not_asked=len(run.coordinator.roster) - len(run.coordinator.asked),
+        figures={
+            **({} if closed.loss is None else {"loss": closed.loss}),
+            **({} if run.measure is None else run.measure(run.coordinator.state)),
+        },
     )
-    if run.checkpoints is not None:
-        run.checkpoints.save(run.coordinator, closed, record)
+    run.keep(closed, record)
     return record
 
 
@@ -182,9 +208,10 @@ def _collect(run: ServerRun, plan: RoundPlan, grid: Grid, nodes: Mapping[str, in
     """The exchange of plans and uploads."""
     secure = run.coordinator.secure
     deliveries = None if secure is None else {shop: secure.delivery(shop) for shop in secure.participants}
-    messages = round_messages(plan, nodes, deliveries)
+    asked = {shop: nodes[shop] for shop in run.coordinator.asked}
+    messages = round_messages(plan, asked, deliveries)
     traffic.down += plan.size_bytes * len(messages) + sum(map(len, (deliveries or {}).values()))
-    for shop in nodes:
+    for shop in asked:
         if shop not in messages:
             run.coordinator.mark_unavailable(shop)
     window = window_for(plan) if secure is None else None  # masked uploads are added as they come
@@ -202,7 +229,7 @@ def _collect(run: ServerRun, plan: RoundPlan, grid: Grid, nodes: Mapping[str, in
                 _log.warning("round %d: reply of shop %s refused: %s", plan.index, reply.shop, error)
                 run.coordinator.mark_unavailable(reply.shop)
         if run.on_reply is not None:
-            run.on_reply(plan, min(num_heard, len(nodes)))
+            run.on_reply(plan, min(num_heard, len(asked)))
 
 
 def _ask(run: ServerRun, asks: Iterable[Ask], grid: Grid, nodes: Mapping[str, int], traffic: Traffic) -> None:

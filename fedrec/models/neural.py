@@ -1,10 +1,10 @@
 """A neural recommender in a federation: local updates that are averaged, and fine-tuning that stays in the shop.
 
 Round r sends the shared arrays to every shop; a shop trains a few local epochs from them and answers with its change,
-times the number of its shoppers, and that number; the coordinator moves the arrays by the mean change
-(`fedrec.training.server_step`). Vectors of single shoppers, where a network has such, are folded in from the shared
-arrays and the shopper's own history (as FedRecon does: Singhal et al. 2021, arXiv:2102.03448), so nothing private has
-to outlive a round. torch is imported when a network is built, not before.
+times the number of its shoppers, that number, and their summed loss in its last epoch; the coordinator moves the arrays
+by the mean change (`fedrec.training.server_step`). Vectors of single shoppers, where a network has such, are folded in
+from the shared arrays and the shopper's own history (as FedRecon does: Singhal et al. 2021, arXiv:2102.03448), so
+nothing private has to outlive a round. torch is imported when a network is built, not before.
 
 **Guarantee:** none by itself: a local update is raw. Under an epsilon a neural model takes gradient steps instead
 (`fedrec.models.private_neural`).
@@ -13,7 +13,7 @@ to outlive a round. torch is imported when a network is built, not before.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,7 +24,17 @@ from scipy import sparse
 from fedrec.errors import BadMessage, ConfigError
 from fedrec.models.ials import with_content
 from fedrec.models.popularity import binary_rows, mix_arrays, take
-from fedrec.models.recommender import Contributions, Layout, PublicInputs, RoundKind, RoundSpec, Scorer, State
+from fedrec.models.recommender import (
+    LOSS,
+    WEIGHT,
+    Contributions,
+    Layout,
+    PublicInputs,
+    RoundKind,
+    RoundSpec,
+    Scorer,
+    State,
+)
 from fedrec.training.server_step import STRATEGIES, memory_of, server_step, without_memory
 
 if TYPE_CHECKING:
@@ -35,7 +45,6 @@ if TYPE_CHECKING:
     from fedrec.training.network import Network
 
 _ROWS_AT_ONCE = 512
-_WEIGHT = "weight"
 
 FINE_TUNE = ("all", "output", "items")
 """What of a network the shop may fine-tune for itself."""
@@ -126,7 +135,7 @@ class NeuralModel:
             return None
         arrays = self._shared(state) or self._initial(public.num_items)
         shapes = tuple((name, tuple(values.shape)) for name, values in arrays.items())
-        layout = Layout((*shapes, (_WEIGHT, (1,))))
+        layout = Layout((*shapes, (WEIGHT, (1,)), (LOSS, (1,))))
         return RoundSpec(RoundKind.LOCAL_UPDATE, "local update", layout, {**arrays, "round": np.array([index])})
 
     def contributions(self, spec: RoundSpec, histories: sparse.csr_matrix) -> Contributions:
@@ -138,22 +147,29 @@ class NeuralModel:
         raise ConfigError(f"a {spec.kind} round of model {self.name!r} has no contributions of single shoppers")
 
     def local_update(self, spec: RoundSpec, histories: sparse.csr_matrix, draws: Draws) -> np.ndarray:
-        """float64, (layout.size,): (new - old) times the number of shoppers with a history, then that number."""
+        """float64, (layout.size,): (new - old) times the number of shoppers with a history; that number; its loss.
+
+        The loss is the sum over those shoppers in the last local epoch, at the time they were seen.
+        """
         arrays = {name: values for name, values in spec.inputs.items() if name != "round"}
         weight = np.count_nonzero(np.diff(histories.indptr))
         if not weight:
             return np.zeros(spec.layout.size)
         done = int(spec.inputs["round"][0]) * self.settings.local_epochs
-        trained = self._train(arrays, histories, draws, self.settings.local_epochs, done, self.settings.epochs)
+        losses: list[float] = []
+        trained = self._train(
+            *(arrays, histories, draws, self.settings.local_epochs, done, self.settings.epochs),
+            on_epoch=lambda _, loss: losses.append(loss),
+        )
         changes = [(trained[name].astype(np.float64) - arrays[name]).ravel() * weight for name in arrays]
-        return np.concatenate([*changes, [float(weight)]])
+        return np.concatenate([*changes, [float(weight), weight * losses[-1]]])
 
     def advance(
         self, spec: RoundSpec, state: State, total: np.ndarray, public: PublicInputs, *, noise_sd: float = 0.0
     ) -> State:
         """The mean change over all shoppers of all shops, as the strategy takes it."""
         sums = spec.layout.split(total)
-        weight = float(sums[_WEIGHT][0])
+        weight = float(sums[WEIGHT][0])
         arrays = {name: values for name, values in spec.inputs.items() if name != "round"}
         if weight <= 0:
             return {**arrays, **memory_of(state)}
@@ -166,13 +182,13 @@ class NeuralModel:
         )
         return {**moved, **memory}
 
-    def train_alone(self, histories: sparse.csr_matrix, public: PublicInputs) -> State:
-        """As many epochs in one place as the federation's rounds have."""
+    def train_alone(self, histories: sparse.csr_matrix, public: PublicInputs, *, rounds: int | None = None) -> State:
+        """As many epochs in one place as the federation's rounds have, or as its first ``rounds``."""
         from fedrec.privacy.draws import Draws, shopper_digests
 
         draws = Draws.seeded(f"alone/{self.settings.init_seed}", shopper_digests(range(histories.shape[0])))
-        epochs = self.settings.epochs
-        return self._train(self._initial(public.num_items), histories, draws, epochs, 0, epochs)
+        epochs = self.settings.epochs if rounds is None else rounds * self.settings.local_epochs
+        return self._train(self._initial(public.num_items), histories, draws, epochs, 0, self.settings.epochs)
 
     def fit(self, state: State, public: PublicInputs) -> Scorer:
         """The network with the state's arrays."""
@@ -271,6 +287,7 @@ class NeuralModel:
         start_epoch: int,
         total_epochs: int,
         moved: tuple[str, ...] = ("",),
+        on_epoch: Callable[[int, float], None] | None = None,
     ) -> State:
         """The arrays after so many epochs on the rows that are not empty."""
         from fedrec.training.fit import fit
@@ -288,6 +305,7 @@ class NeuralModel:
             epochs=epochs,
             start_epoch=start_epoch,
             total_epochs=total_epochs,
+            on_epoch=on_epoch,
         )
         return get_arrays(network)
 

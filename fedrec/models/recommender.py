@@ -28,6 +28,9 @@ from fedrec.privacy.mechanisms import Outlook, ReleaseRequest
 if TYPE_CHECKING:
     from fedrec.privacy.draws import Draws
 
+WEIGHT, LOSS = "weight", "loss"
+"""Arrays of one value in a local update's layout: what a shop counts for in the mean, and that times its loss."""
+
 State = dict[str, np.ndarray]
 """A model's shared arrays by name: what the coordinator may hold and every shop may get."""
 
@@ -258,11 +261,18 @@ class LocalModel(Protocol):
     """A recommender some of whose rounds are local updates: every shop trains for itself, then updates are averaged."""
 
     def local_update(self, spec: RoundSpec, histories: sparse.csr_matrix, draws: Draws) -> np.ndarray:
-        """The shop's side of a local update: float64 (layout.size,), whose sum over shops `advance` understands."""
+        """The shop's side of a local update: float64 (layout.size,), whose sum over shops `advance` understands.
+
+        Where the layout has arrays `WEIGHT` and `LOSS`, the quotient of their sums is the round's training loss.
+        """
         ...
 
-    def train_alone(self, histories: sparse.csr_matrix, public: PublicInputs) -> State:
-        """The shared arrays of one table of histories in one place, without averaging."""
+    def train_alone(self, histories: sparse.csr_matrix, public: PublicInputs, *, rounds: int | None = None) -> State:
+        """The shared arrays of one table of histories in one place, without averaging.
+
+        Args:
+            rounds: stop after what so many of the federation's rounds come to; None = after all of them.
+        """
         ...
 
 
@@ -295,13 +305,19 @@ class PrivateVariant(Protocol):
         ...
 
 
-def train_alone(model: Recommender, histories: sparse.csr_matrix, public: PublicInputs) -> State:
-    """Run all of a model's rounds on one table of histories, without a federation (local-only and pooled columns)."""
+def train_alone(
+    model: Recommender, histories: sparse.csr_matrix, public: PublicInputs, *, rounds: int | None = None
+) -> State:
+    """Run a model's rounds on one table of histories, without a federation (local-only and pooled columns).
+
+    Args:
+        rounds: stop after so many; None = after all.
+    """
     if isinstance(model, LocalModel):
-        return model.train_alone(histories, public)
+        return model.train_alone(histories, public, rounds=rounds)
     state: State = {}
     index = 0
-    while (spec := model.plan_round(index, state, public)) is not None:
+    while index != rounds and (spec := model.plan_round(index, state, public)) is not None:
         total = model.contributions(spec, histories).total(np.ones(histories.shape[0]))
         if not np.isfinite(total).all():
             raise NotFinite(f"the sum of round {index} ({spec.name}) is not finite")

@@ -112,6 +112,8 @@ class ShopNode:
         """
         if self.name not in plan.terms.roster:
             raise BadMessage(f"plan of round {plan.index} is for a roster without shop {self.name!r}")
+        if self.name not in plan.terms.asked(plan.spec.kind, plan.index):
+            raise BadMessage(f"round {plan.index} asks other shops than {self.name!r}, by its own draw")
         if plan.agreement != self.agreement:
             raise BadMessage(
                 f"plan of round {plan.index} trains {plan.model_name!r} on other terms than the shop agreed to "

@@ -31,7 +31,7 @@ from fedrec.simulation.columns import Chosen, Search
 from fedrec.simulation.comparison import Lists, main_column, rank_columns
 from fedrec.simulation.private_columns import PrivateColumns, check_promises, private_columns
 from fedrec.simulation.progress import Progress, quiet
-from fedrec.simulation.rounds import federate, least_answers
+from fedrec.simulation.rounds import check_rounds, federate, learning_curve
 from fedrec.simulation.world import World, prepare
 
 __all__ = ["Run", "simulate"]
@@ -109,27 +109,26 @@ def simulate(
         with clock.part("find the noise"):
             progress.phase("find the noise", None)
             check_promises(settings, world, model)
-    least_answers(settings, len(world.shops))
+    check_rounds(settings, world, model)
     outputs.write_world(run_dir, settings, world)
     search = Search(world, settings, model, progress)
     with clock.part("choose settings"):
         chosen = search.run(settings.evaluation.columns)
     with clock.part("federated rounds"):
-        trained, curve = Trained({}), list[dict[str, Any]]()
+        trained = Trained({})
         if set(settings.evaluation.columns) & {"federated", "federated_personal"}:
-            trained, curve = federate(settings, world, chosen.shared, run_dir, resume=resume, progress=progress)
+            trained = federate(settings, world, chosen.shared, run_dir, resume=resume, progress=progress)
     main = main_column(settings)
     with clock.part("private rounds and lists"):
         private = private_columns(settings, world, chosen, model, run_dir, main=main, progress=progress)
     with clock.part("rank"):
         outputs.write_model(run_dir, settings, trained.state, chosen, private, world)
-        lists = rank_columns(settings, world, chosen, trained.state, private, progress)
+        lists = rank_columns(settings, world, chosen, trained, private, progress)
         outputs.write_lists(run_dir, world, lists, main)
     with clock.part("evaluate"):
         progress.phase("evaluate", None)
         evaluation, tables = _evaluate(settings, world, chosen, private, lists)
-    if not curve:
-        curve = _one_point_curve(len(trained.rounds), tables)
+    curve = learning_curve(trained.rounds) or _one_point_curve(len(trained.rounds), tables)
     record = outputs.make_record(
         settings, world, chosen, search.trials, trained, private, curve, tables, clock.seconds()
     )

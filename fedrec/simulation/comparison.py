@@ -10,11 +10,13 @@ import numpy as np
 from fedrec.config import PRIVATE_COLUMNS, SimulationSettings
 from fedrec.evaluation.tables import ShopTest
 from fedrec.federation.run_record import noisy_column
+from fedrec.flower.engines import Trained
 from fedrec.models import settings_of
-from fedrec.models.recommender import Scorer, State
+from fedrec.models.recommender import Scorer
 from fedrec.simulation.columns import Chosen, components, rank, shared_scorer
 from fedrec.simulation.private_columns import PrivateColumns
 from fedrec.simulation.progress import Progress
+from fedrec.simulation.rounds import shared_stage, stopped_after
 from fedrec.simulation.sampled import Sampled, pool, sampled
 from fedrec.simulation.world import Queries, Stage, World, queries, train_once, training_rows
 
@@ -71,23 +73,23 @@ def rank_columns(
     settings: SimulationSettings,
     world: World,
     chosen: Chosen,
-    state: State,
+    trained: Trained,
     private: PrivateColumns,
     progress: Progress,
 ) -> Lists:
     """Lists of every wanted column, as long as the largest k, for every shop's test shoppers.
 
     Args:
-        state: the federation's final shared arrays; empty where no column needs them.
+        trained: the federation's outcome; without arrays where no column needs them.
         private: the columns under differential privacy, ranked already.
     """
     columns = [name for name in settings.evaluation.columns if name not in PRIVATE_COLUMNS]
-    seed, k = settings.seed, max(settings.evaluation.ks)
+    seed, k, state = settings.seed, max(settings.evaluation.ks), trained.state
     limit = settings.evaluation.max_test_shoppers_per_shop
     asked = [queries(shop, Stage.FINAL, limit=limit, seed=seed) for shop in world.shops]
     progress.phase("solve the shared models", None)
     scorer = chosen.shared.fit(state, world.public) if {"federated", "federated_personal"} & set(columns) else None
-    pooled = _pooled(world, chosen) if "pooled" in columns else None
+    pooled = _pooled(settings, world, chosen, trained) if "pooled" in columns else None
     items: dict[str, dict[str, np.ndarray]] = {column: {} for column in columns}
     scores: dict[str, np.ndarray] = {}
     under_sampling: dict[str, list[Sampled]] = {column: [] for column in columns}
@@ -126,9 +128,10 @@ def rank_columns(
     return Lists(tests, names, items, scores, pool(under_sampling))
 
 
-def _pooled(world: World, chosen: Chosen) -> Scorer:
-    """The shared model trained on everybody's rows in one place."""
-    return chosen.shared.fit(train_once(world, chosen.shared, None, Stage.FINAL), world.public)
+def _pooled(settings: SimulationSettings, world: World, chosen: Chosen, trained: Trained) -> Scorer:
+    """The shared model trained on everybody's rows in one place, on what and for as long as the federation's."""
+    stage, rounds = shared_stage(settings), stopped_after(settings, trained)
+    return chosen.shared.fit(train_once(world, chosen.shared, None, stage, rounds=rounds), world.public)
 
 
 def _test(world: World, place: int, asked: Queries) -> ShopTest:

@@ -33,7 +33,7 @@ from fedrec.shop.served import write_choices
 from fedrec.simulation.columns import Chosen, Trial
 from fedrec.simulation.comparison import Lists, columns_of, main_column, settings_by_column
 from fedrec.simulation.private_columns import PrivateColumns
-from fedrec.simulation.rounds import CHECKPOINT
+from fedrec.simulation.rounds import CHECKPOINT, VALIDATION, stopped_after
 from fedrec.simulation.world import World
 
 SCENARIO = "scenario.json"
@@ -186,6 +186,7 @@ def make_record(
             "items_covered": items_covered(state, world),
             "shared_values": shared_values,
             "tuned": [trial.to_json() for trial in trials],
+            "early_stopping": _early_stopping(settings, trained),
         },
         columns=columns_of(settings),
         main_column=main_column(settings),
@@ -213,6 +214,13 @@ def make_record(
             *_ledgers(private),
         ),
     )
+
+
+def _early_stopping(settings: SimulationSettings, trained: Trained) -> dict[str, Any] | None:
+    best = stopped_after(settings, trained)
+    if best is None:
+        return None
+    return {"patience": settings.federation.patience, "round": best, "figure": f"{VALIDATION}: raw data, no guarantee"}
 
 
 def _guarantee(settings: SimulationSettings, private: PrivateColumns) -> str:

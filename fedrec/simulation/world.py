@@ -76,7 +76,7 @@ class World:
     split: Split
     account: dict[str, Any]
     whole: WholeSpace
-    kept: dict[tuple[Recommender, int | None, bytes], State] = field(default_factory=dict, repr=False)
+    kept: dict[tuple[Recommender, int | None, int | None, bytes], State] = field(default_factory=dict, repr=False)
 
 
 def training_rows(shop: ShopData, stage: Stage) -> sparse.csr_matrix:
@@ -108,26 +108,31 @@ def pooled_rows(world: World, stage: Stage) -> sparse.csr_matrix:
     return sparse.vstack(parts, format="csr")
 
 
-def train_once(world: World, model: Recommender, place: int | None, stage: Stage) -> State:
+def train_once(
+    world: World, model: Recommender, place: int | None, stage: Stage, *, rounds: int | None = None
+) -> State:
     """The shared arrays of a model trained on one shop's rows, or on everybody's (place = None), without a federation.
 
     A network over the same rows is not trained twice: the stages' rows are equal where nothing is held back for
     validation, and several columns ask for the same shop alone. Sums are not kept: they are large and soon made.
+
+    Args:
+        rounds: as `train_alone` takes it.
     """
     if place is None:
         rows, public = pooled_rows(world, stage), world.public
     else:
         rows, public = training_rows(world.shops[place], stage), world.shop_public[place]
     if not isinstance(model, LocalModel):
-        return train_alone(model, rows, public)
+        return train_alone(model, rows, public, rounds=rounds)
     rows = rows.sorted_indices()
     digest = hashlib.blake2b()
     for array in (rows.indptr, rows.indices, rows.data):
         digest.update(np.ascontiguousarray(array).data)
-    key = model, place, digest.digest()
+    key = model, place, rounds, digest.digest()
     state = world.kept.get(key)
     if state is None:
-        state = world.kept[key] = train_alone(model, rows, public)
+        state = world.kept[key] = train_alone(model, rows, public, rounds=rounds)
         while sum(array.nbytes for arrays in world.kept.values() for array in arrays.values()) > _KEPT_BYTES:
             del world.kept[next(iter(world.kept))]
     return state

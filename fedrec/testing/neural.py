@@ -9,7 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from fedrec.models import can_be_private
-from fedrec.models.recommender import PublicInputs, RoundKind, RoundSpec, State
+from fedrec.models.recommender import LOSS, WEIGHT, PublicInputs, RoundKind, RoundSpec, State
 from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.privacy.mechanisms import Outlook, PlannedRelease
 from fedrec.testing.planted import share_of_wins, train_federated
@@ -31,7 +31,7 @@ class NeuralContract(ScoringContract):
     relative_tolerance = 1e-4
     learns_in_shops: bool = True
 
-    def test_a_local_update_is_the_change_times_the_shoppers_and_their_number(self) -> None:
+    def test_a_local_update_is_the_change_times_the_shoppers_their_number_and_their_loss(self) -> None:
         world, model = self.world(), self._neural()
         rows = sparse.vstack([world.histories[:20], sparse.csr_matrix((3, world.public.num_items))], format="csr")
         spec = model.plan_round(0, {}, world.public)
@@ -40,11 +40,13 @@ class NeuralContract(ScoringContract):
         assert update.shape == (spec.layout.size,)
         assert update.dtype == np.float64
         num_active = np.count_nonzero(np.diff(rows.indptr))
-        assert update[-1] == num_active
+        sums = spec.layout.split(update)
+        assert sums[WEIGHT] == num_active
+        assert 0 < sums[LOSS][0] < np.inf
         once, twice = (model.advance(spec, {}, total, world.public) for total in (update, 2 * update))
         assert_equal_states(once, twice)
         for name in without_memory(once):
-            changed = spec.inputs[name] + spec.layout.split(update)[name] / num_active
+            changed = spec.inputs[name] + sums[name] / num_active
             np.testing.assert_allclose(once[name], changed, rtol=1e-6, atol=1e-7)
 
     def test_a_local_update_follows_from_inputs_rows_and_draws(self) -> None:

@@ -53,3 +53,20 @@ def test_a_terminal_gets_a_bar_for_each_phase_that_ends_full() -> None:
     assert "load and split" in last
     assert "3/3" in last
     assert "a [note]" in last
+
+
+def test_a_phase_that_comes_again_goes_on_and_its_last_result_stands() -> None:
+    for is_terminal in (False, True):
+        screen = console(is_terminal=is_terminal)
+        with progress_on(screen) as progress:
+            for number in (1, 2, 3):
+                progress.phase("rounds: local update", 2)
+                progress.advance(2)
+                progress.result(f"round {number}: loss {number}.5")
+            progress.phase("rank", 1)
+        lines = said(screen).splitlines()
+        if is_terminal:
+            assert sum("rounds: local update" in line for line in lines[-4:]) == 1
+            assert "round 3: loss 3.5" in "".join(lines[-4:])
+        else:
+            assert [line.split(":")[0] for line in lines] == [*(f"  round {n}" for n in (1, 2, 3)), "rounds", "rank"]

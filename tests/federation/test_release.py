@@ -39,7 +39,7 @@ def test_the_values_arrive_as_they_left():
 def test_the_bytes_hold_a_header_of_fixed_size_and_the_values_alone():
     plan = make_plan()
     data = released(plan)
-    header = struct.pack("<8sHHI", b"fedrecRL", 4, 0, 1) + plan.digest + bytes.fromhex(LAYOUT.digest())
+    header = struct.pack("<8sHHI", b"fedrecRL", 5, 0, 1) + plan.digest + bytes.fromhex(LAYOUT.digest())
     assert data == header + bytes(40) + struct.pack("<Q", 5) + VALUES.tobytes()
 
 

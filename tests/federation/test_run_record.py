@@ -36,7 +36,7 @@ def make_record(**changes):
         "gain_by_epsilon": [],
         "privacy": None,
         "compatibility": None,
-        "rounds": [RoundRecord(0, "popularity", 0.25, 3, 1, 1000, 50)],
+        "rounds": [RoundRecord(0, "popularity", 0.25, 3, 1, 1000, 50, figures={"loss": None})],
         "learning_curve": [{"round": 1, "ndcg@10": np.float64(0.08)}],
         "seconds": {"total": 1.5},
         "bytes": {"up": 1000, "down": 50},
@@ -65,6 +65,8 @@ def test_a_record_is_plain_json_with_null_for_what_does_not_exist(tmp_path):
         "failed": 1,
         "bytes_up": 1000,
         "bytes_down": 50,
+        "not_asked": 0,
+        "figures": {"loss": None},
     }
     assert fields["created_utc"].endswith("Z")
 
@@ -74,7 +76,7 @@ def test_a_record_read_back_is_written_the_same(tmp_path):
     record.write(tmp_path / "run.json")
     read = read_record(tmp_path / "run.json")
     assert read.to_json() == record.to_json()
-    assert read.rounds == (RoundRecord(0, "popularity", 0.25, 3, 1, 1000, 50),)
+    assert read.rounds == (RoundRecord(0, "popularity", 0.25, 3, 1, 1000, 50, figures={"loss": None}),)
 
 
 @pytest.mark.parametrize(

@@ -118,9 +118,14 @@ def test_rounds_that_finished_before_an_interrupt_are_not_run_again(tmp_path):
         pass
 
     class StopsInRoundThree:
+        done = 0
+
         def phase(self, name, total):
-            if name.startswith("round 3"):
+            if self.done == 2:
                 raise InterruptedRunError
+
+        def result(self, text):
+            self.done += 1
 
         def advance(self, n=1):
             pass
@@ -134,12 +139,14 @@ def test_rounds_that_finished_before_an_interrupt_are_not_run_again(tmp_path):
     rounds = []
 
     class Listens(StopsInRoundThree):
-        def phase(self, name, total):
-            rounds.append(name)
+        def result(self, text):
+            rounds.append(text)
 
     resumed = fedrec.simulate(settings, out=tmp_path / "cut", resume=True, progress=Listens())
-    assert [name.split(":")[0] for name in rounds if name.startswith("round")] == ["round 3", "round 4"]
+    assert [text.split(":")[0] for text in rounds] == ["round 3", "round 4"]
     assert len(resumed.record.rounds) == 4
+    assert [point["round"] for point in resumed.record.learning_curve] == [1, 2, 3, 4]
+    assert resumed.record.learning_curve == whole.record.learning_curve
     assert resumed.record.scores == whole.record.scores
 
 

@@ -1,0 +1,199 @@
+"""Rounds of local updates: a part of the shops is asked, the loss comes out as a mean, and rounds may stop early."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from fedrec.errors import BadMessage, ConfigError, TooFewShops
+from fedrec.federation.checkpoint import read_checkpoint
+from fedrec.federation.coordinator_side import Coordinator
+from fedrec.federation.early_stopping import EarlyStopping
+from fedrec.federation.plan import RoundPlan, read_plan
+from fedrec.federation.release import release
+from fedrec.federation.shop_side import contribute
+from fedrec.federation.terms import Terms
+from fedrec.flower.engines import Federation, RunOptions, run_local
+from fedrec.flower.local_grid import Faults
+from fedrec.models.recommender import LOSS, WEIGHT, Layout, PublicInputs, RoundKind, RoundSpec
+from fedrec.privacy.draws import Draws, shopper_digests
+from fedrec.shop.node import shop_nodes
+
+NUM_ITEMS, ROUNDS = 4, 8
+ROSTER = ("ant", "bee", "cat", "dog", "elk")
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """Shared is one row, which every shop pulls half the way to its own shoppers' mean."""
+
+    name: ClassVar[str] = "pulled"
+    rounds: int = ROUNDS
+
+    def plan_round(self, index, state, public):
+        if index >= self.rounds:
+            return None
+        layout = Layout((("row", (NUM_ITEMS,)), (WEIGHT, (1,)), (LOSS, (1,))))
+        return RoundSpec(RoundKind.LOCAL_UPDATE, "pull", layout, {"row": state.get("row", np.zeros(NUM_ITEMS))})
+
+    def contributions(self, spec, histories):
+        raise AssertionError("there are none")
+
+    def local_update(self, spec, histories, draws):
+        rows, row = histories.toarray().astype(float), spec.inputs["row"]
+        change, loss = (rows.mean(axis=0) - row) / 2, ((rows - row) ** 2).sum()
+        return np.concatenate([change * len(rows), [len(rows), loss]])
+
+    def advance(self, spec, state, total, public, *, noise_sd=0.0):
+        sums = spec.layout.split(total)
+        return {"row": spec.inputs["row"] + sums["row"] / sums[WEIGHT]}
+
+    def train_alone(self, histories, public, *, rounds=None):
+        raise AssertionError("not asked for")
+
+    fit = project = own_statistics = mix = candidates = contributions
+
+
+@pytest.fixture
+def histories() -> list[sparse.csr_matrix]:
+    rng = np.random.default_rng(3)
+    return [sparse.csr_matrix((rng.random((n, NUM_ITEMS)) < 0.5).astype(np.float32)) for n in (12, 1, 40, 7, 25)]
+
+
+@pytest.fixture
+def federation(histories) -> Federation:
+    return federation_of(histories, shops_per_round=2)
+
+
+def federation_of(histories, **terms) -> Federation:
+    public = PublicInputs(np.array([f"item-{i}" for i in range(NUM_ITEMS)]))
+    return Federation(Pulled(), public, Terms(ROSTER, run_id="seed 0", **terms), histories)
+
+
+def by_hand(federation, rounds=ROUNDS):
+    """Rows and losses after each round, from the mean over the shoppers of the shops that are asked."""
+    row, rows, losses = np.zeros(NUM_ITEMS), [], []
+    for index in range(rounds):
+        asked = federation.terms.asked(RoundKind.LOCAL_UPDATE, index)
+        shoppers = np.concatenate([federation.histories[ROSTER.index(shop)].toarray().astype(float) for shop in asked])
+        losses.append(((shoppers - row) ** 2).sum(axis=1).mean())
+        row = row + (shoppers.mean(axis=0) - row) / 2
+        rows.append(row)
+    return rows, losses
+
+
+def test_every_round_asks_its_own_draw_of_the_shops_and_moves_by_their_mean(federation):
+    trained = run_local(federation)
+    rows, losses = by_hand(federation)
+    np.testing.assert_allclose(trained.state["row"], rows[-1], rtol=1e-12)
+    np.testing.assert_allclose([one.figures["loss"] for one in trained.rounds], losses, rtol=1e-12)
+    assert {(one.shops, one.failed, one.not_asked) for one in trained.rounds} == {(2, 0, 3)}
+    assert len({federation.terms.asked(RoundKind.LOCAL_UPDATE, index) for index in range(ROUNDS)}) > 1
+
+
+def test_the_draw_is_the_runs_own_uniform_and_for_local_updates_alone():
+    terms = Terms(ROSTER, run_id="seed 0", shops_per_round=2)
+    drawn = [terms.asked(RoundKind.LOCAL_UPDATE, index) for index in range(2000)]
+    assert drawn == [replace(terms, min_shops=2).asked(RoundKind.LOCAL_UPDATE, index) for index in range(2000)]
+    assert drawn != [replace(terms, run_id="seed 1").asked(RoundKind.LOCAL_UPDATE, index) for index in range(2000)]
+    counts = Counter(shop for asked in drawn for shop in asked)
+    assert all(abs(counts[shop] - 800) < 120 for shop in ROSTER)  # 5.5 standard deviations of a fixed draw
+    assert {len(set(asked)) for asked in drawn} == {2}
+    assert all(list(asked) == sorted(asked) for asked in drawn)
+    for kind in (RoundKind.STATISTICS, RoundKind.GRADIENT_STEP):
+        assert terms.asked(kind, 0) == ROSTER
+    assert Terms(ROSTER).asked(RoundKind.LOCAL_UPDATE, 0) == ROSTER
+    assert Terms.from_json(terms.to_json()) == terms
+
+
+@pytest.mark.parametrize("count", [0, 1, 6])
+def test_fewer_shops_than_a_round_needs_and_more_than_there_are_are_refused(count):
+    with pytest.raises(ConfigError, match=f"shops_per_round = {count}: must be between min_shops"):
+        Terms(ROSTER, min_shops=2, shops_per_round=count)
+
+
+def test_a_run_that_was_stopped_asks_the_same_shops_when_it_goes_on(federation, tmp_path):
+    checkpoint, whole = tmp_path / "c.safetensors", run_local(federation)
+
+    def stop(record, state):
+        if record.index == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_local(federation, RunOptions(checkpoint, on_round=stop))
+    resumed = run_local(federation, RunOptions(checkpoint, resume=True))
+    np.testing.assert_array_equal(resumed.state["row"], whole.state["row"])
+    assert [one.figures for one in resumed.rounds] == [one.figures for one in whole.rounds]
+    other = replace(federation, terms=replace(federation.terms, shops_per_round=3))
+    with pytest.raises(ConfigError, match="another run"):
+        run_local(other, RunOptions(checkpoint, resume=True))
+
+
+def test_a_shop_that_is_not_asked_neither_answers_nor_counts(federation):
+    terms = federation.terms
+    coordinator = Coordinator(federation.model, federation.public, terms)
+    plan = coordinator.next_plan()
+    left_out = next(place for place, shop in enumerate(ROSTER) if shop not in coordinator.asked)
+    nodes = shop_nodes(federation.model, federation.public, terms, federation.histories)
+    again = read_plan(plan.header, plan.spec.inputs)
+    with pytest.raises(BadMessage, match="asks other shops"):
+        nodes[left_out].answer(again)
+    with pytest.raises(BadMessage, match="not among the 2"):
+        coordinator.receive(ROSTER[left_out], sent(federation, plan, left_out))
+
+
+def sent(federation, plan: RoundPlan, place: int) -> bytes:
+    rows = federation.histories[place]
+    draws = Draws.seeded("x", shopper_digests(range(rows.shape[0])))
+    return release(contribute(federation.model, plan, rows, draws), plan).to_bytes()
+
+
+def test_drop_outs_are_counted_among_the_shops_that_were_asked(histories):
+    federation = federation_of(histories, shops_per_round=2, min_shops=2)
+    with pytest.raises(TooFewShops, match="of 2 shops answered, at least 2"):
+        run_local(federation, faults=Faults(drop=0.5, seed=1))
+
+
+VALUES = (0.1, 0.3, 0.2, 0.25, 0.9, 0.9, 0.9, 0.9)
+
+
+def measured(federation):
+    """The figure of a round, which is known by the arrays after it."""
+    rows = np.array(by_hand(federation)[0])
+    return lambda state: {"score": VALUES[int(np.abs(rows - state["row"]).sum(axis=1).argmin())]}
+
+
+@pytest.mark.parametrize(("patience", "num_run", "best"), [(1, 3, 1), (2, 4, 1), (3, 8, 4), (9, 8, 4)])
+def test_rounds_stop_and_the_best_rounds_arrays_are_kept(federation, tmp_path, patience, num_run, best):
+    options = RunOptions(measure=measured(federation), stopping=EarlyStopping("score", patience))
+    trained = run_local(federation, options)
+    assert len(trained.rounds) == num_run
+    np.testing.assert_allclose(trained.state["row"], by_hand(federation)[0][best], rtol=1e-12)
+    assert [one.figures["score"] for one in trained.rounds] == list(VALUES[:num_run])
+
+
+@pytest.mark.parametrize("cut", range(5))
+def test_a_run_resumed_at_any_round_stops_at_the_same_one_with_the_same_arrays(federation, tmp_path, cut):
+    options = RunOptions(
+        tmp_path / "c.safetensors", measure=measured(federation), stopping=EarlyStopping("score", 2), resume=True
+    )
+    whole = run_local(federation, replace(options, checkpoint=None))
+
+    def stop(record, state):
+        if record.index == cut:
+            raise KeyboardInterrupt
+
+    if cut < len(whole.rounds):
+        with pytest.raises(KeyboardInterrupt):
+            run_local(federation, replace(options, on_round=stop))
+    resumed = run_local(federation, options)
+    np.testing.assert_array_equal(resumed.state["row"], whole.state["row"])
+    assert [one.figures for one in resumed.rounds] == [one.figures for one in whole.rounds]
+    kept = read_checkpoint(tmp_path / "c.safetensors")
+    assert kept.index == 4
+    assert not np.array_equal(kept.best["row"], kept.state["row"])
