@@ -55,9 +55,9 @@ class RoundPlan:
         if (self.terms.secure is not None) != (len(self.setup) == 64):
             raise ConfigError("a plan names a set-up of keys if, and only if, its terms ask for secure aggregation")
         rate = self.spec.sampling_rate
-        if not (type(rate) is float and 0 < rate <= 1) or (rate < 1 and self.spec.kind is not RoundKind.GRADIENT_STEP):
+        if not (type(rate) is float and 0 < rate <= 1) or (rate < 1 and self.spec.kind is RoundKind.STATISTICS):
             raise ConfigError(
-                f"sampling rate {rate} of a {self.spec.kind} round: above 0 and at most 1; 1 but in steps"
+                f"sampling rate {rate} of a {self.spec.kind} round: above 0 and at most 1; 1 for statistics"
             )
         for name, array in self.spec.inputs.items():
             if array.dtype.name not in WIRE_DTYPES:

@@ -4,7 +4,9 @@ In research mode a contribution passes these steps before a byte of it leaves: c
 finite, mask where the terms ask for secure aggregation, seal. Under a privacy spec the order is: reserve in the ledger
 (an overspend is refused before anything is computed) -> clip each shopper and put her on the integer grid
 (`shop_side.contribute_on_grid`) -> saturate -> add integer noise -> mask -> store the bytes with the charge in the
-ledger -> erase the noise key and the raw vector -> send.
+ledger -> erase the noise key and the raw vector -> send. A local update repeats the steps from the clip to the noise S
+times inside the shop, each with a sample, a sum and a noise key of its own, before it is masked and charged, S sums at
+once: a shop that stops on the way has released nothing.
 
 The bytes hold format version, protection, round, plan digest, layout digest, the ledger's head and the values: no
 counts, no losses, no ids.
@@ -12,9 +14,11 @@ counts, no losses, no ids.
 
 from __future__ import annotations
 
+import itertools
+import logging
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,9 +26,12 @@ from fedrec.errors import BadMessage, NotFinite, PrivacyError
 from fedrec.federation.plan import FORMAT_VERSION, RoundPlan
 from fedrec.federation.shop_side import Contribution, is_finite
 from fedrec.federation.terms import Protection
+from fedrec.models.recommender import LocalStepsModel, RoundKind, RoundSpec
 from fedrec.privacy.grid import Grid
 from fedrec.privacy.ledger import Ledger
 from fedrec.privacy.noise import NoiseSource, SecureNoise
+
+_log = logging.getLogger("fedrec.shop")
 
 _MAGIC = b"fedrecRL"
 _HEADER = struct.Struct("<8sHHI32s32sQ32sQ")
@@ -36,6 +43,8 @@ _SEAL = object()
 MakeNoise = Callable[[str], NoiseSource]
 """A fresh noise source with a key of its own, for the purpose named."""
 
+StepSum = Callable[[RoundPlan, int], Contribution]
+"""A shop's clipped sum on the grid for one gradient step of its own, over a fresh sample; step 0, 1, ... of a round."""
 
 Mask = Callable[[np.ndarray], None]
 """Adds the shop's masks of the round to ring elements, in place; keeps that they were used before it returns."""
@@ -98,10 +107,7 @@ def release(contribution: Contribution, plan: RoundPlan, mask: Mask | None = Non
         if not is_finite(contribution.values):
             raise NotFinite(f"the sum of round {plan.index} ({plan.spec.name}) is not finite")
         return Release(_SEAL, np.ascontiguousarray(contribution.values, dtype="<f8").data.cast("B"), plan, _NO_HEAD)
-    # What is not finite is put where it can travel, not refused: a refusal would tell of one shop's data.
-    most = ring.bound * ring.unit
-    units = np.rint(np.clip(np.nan_to_num(contribution.values, nan=0.0), -most, most) / ring.unit).astype(np.int64)
-    return Release(_SEAL, _masked(ring, ring.saturate(units), plan, mask), plan, _NO_HEAD)
+    return Release(_SEAL, _masked(ring, _fixed_point(ring, contribution.values), plan, mask), plan, _NO_HEAD)
 
 
 class PrivateDoor:
@@ -157,16 +163,76 @@ class PrivateDoor:
             Gaussians in place of discrete ones, and the residual added to delta.
         """
         plan = self._plan
-        _check_layout(contribution, plan, np.int64)
-        grid = plan.terms.grid(plan.index)
-        values = grid.saturate(contribution.values)
-        noise = self._make_noise(f"round {plan.index}: {plan.spec.name}")
+        if self._release.local_steps:
+            raise PrivacyError(f"round {plan.index} consists of steps in the shop: no sum of it leaves")
+        noisy = self._noisy(contribution, plan, f"round {plan.index}: {plan.spec.name}")
+        return self._charged(_masked(plan.terms.grid(plan.index), noisy, plan, mask))
+
+    def release_update(self, model: LocalStepsModel, sum_of: StepSum, mask: Mask | None = None) -> Release:
+        """Local DP-SGD: S noisy steps inside the shop, then what follows from them leaves.
+
+        Args:
+            model: asks for the noisy sums; sees no history.
+            sum_of: asked once a step; its vector is zeroed.
+            mask: needed where the terms ask for secure aggregation.
+        Raises:
+            PrivacyError: the model asks for a step that the schedule does not pay for.
+            BudgetExhausted, TooManyAborts: a repeated round that the budget or the shop's policy does not cover.
+        Guarantee: step s of the S that are charged: (1) each shopper is in the sample with the agreed probability q, by
+            a coin of her own; (2) her gradient at the shop's present arrays is clipped to C, C / k for k shops a
+            person, and the sum is put on the grid: she moves it by at most C (`contribute_on_grid`; the present arrays
+            are a function of earlier noisy sums, and of nothing else of hers); (3) it is saturated and gets a rounded
+            Gaussian of standard deviation sigma x C in every value, all of it this shop's own, from a key of its own
+            that is erased. So the S sums are an adaptive composition of S Poisson-sampled Gaussian mechanisms, which is
+            what the schedule, the accountants and the ledger count (`PlannedRelease.num_sums`). What leaves is computed
+            from them, the plan and the declared number of shoppers: post-processing, as is its rounding to fixed point
+            and saturation at a public bound. No other shop's noise is relied on, so mode local alone allows it.
+        Source: Abadi et al. 2016, arXiv:1607.00133, Algorithm 1, in every shop by itself, with L the *declared* number
+            of shoppers times q in place of the size of the sample; a sample is a shopper. Averaging: see
+            `fedrec.models.private_neural`.
+        """
+        plan, terms, steps = self._plan, self._plan.terms, self._release.local_steps
+        if not steps:
+            raise PrivacyError(f"round {plan.index} ({plan.spec.name}) has no steps in the shop")
+        shoppers, numbers = terms.declared_shoppers(self._ledger.shop), itertools.count()
+
+        def noisy_sum(spec: RoundSpec) -> np.ndarray:
+            number, step = next(numbers), replace(plan, spec=spec)
+            is_agreed = spec.kind is RoundKind.GRADIENT_STEP and spec.sampling_rate == self._release.sampling_rate
+            if not (number < steps and is_agreed and step.num_values <= plan.num_values):
+                raise PrivacyError(f"round {plan.index}, step {number + 1}: not among the {steps} agreed steps")
+            noisy = self._noisy(sum_of(step, number), step, f"round {plan.index}: {plan.spec.name}, step {number}")
+            return noisy * terms.grid(plan.index).unit
+
         try:
-            values += noise.integers(plan.terms.shop_noise_units(plan.index), len(values))
+            update = model.local_steps(plan.spec, noisy_sum, steps=steps, num_shoppers=shoppers)
+        except PrivacyError:
+            raise
+        except Exception:
+            # Whether it fails may follow from noisy sums that are not charged yet; so it leaves like any other round.
+            _log.exception("shop %s failed in its steps of round %d; zeros count", self._ledger.shop, plan.index)
+            update = np.zeros(plan.num_values)
+        ring = terms.ring(plan.index)
+        assert ring is not None  # a privacy spec always has one
+        if update.shape != (plan.num_values,) or update.dtype != np.float64:
+            raise BadMessage("the update is not of the plan's layout")
+        return self._charged(_masked(ring, _fixed_point(ring, update), plan, mask))
+
+    def _noisy(self, contribution: Contribution, plan: RoundPlan, purpose: str) -> np.ndarray:
+        """The saturated sum with noise from a key of its own, in grid units; key and raw vector are erased."""
+        _check_layout(contribution, plan, np.int64)
+        noisy = plan.terms.grid(plan.index).saturate(contribution.values)
+        noise = self._make_noise(purpose)
+        try:
+            noisy += noise.integers(plan.terms.shop_noise_units(plan.index), len(noisy))
         finally:
             noise.erase()
         contribution.values.fill(0)
-        payload = _masked(grid, values, plan, mask)
+        return noisy
+
+    def _charged(self, payload: bytes) -> Release:
+        """Charge the round with its bytes; only then is there something that may leave."""
+        plan = self._plan
         head = self._ledger.charge(plan.terms.run_id, plan.index, plan.digest, self._release, payload)
         return Release(_SEAL, payload, plan, head.place)
 
@@ -214,6 +280,15 @@ def wire_dtype(plan: RoundPlan) -> np.dtype:
     """What releases are added up in: elements of the round's ring; float64 in research mode without masks."""
     ring = plan.terms.ring(plan.index)
     return np.dtype("<f8") if ring is None else np.dtype(ring.ring_dtype)
+
+
+def _fixed_point(ring: Grid, values: np.ndarray) -> np.ndarray:
+    """Float64 values as int64 units of the ring, saturated.
+
+    What is not finite is put where it can travel, not refused: a refusal would tell of one shop's data.
+    """
+    most = ring.bound * ring.unit
+    return ring.saturate(np.rint(np.clip(np.nan_to_num(values, nan=0.0), -most, most) / ring.unit).astype(np.int64))
 
 
 def _masked(grid: Grid, values: np.ndarray, plan: RoundPlan, mask: Mask | None) -> bytes:

@@ -97,6 +97,7 @@ def contribute_on_grid(
     Raises:
         BadMessage: the model returns a vector that is not of the plan's layout.
         ConfigError: the round is of a kind that the model has no method for.
+        RoundRefused: a gradient step at arrays for which no bound holds.
     Guarantee: adding or removing one shopper moves the vector by at most C / (k x unit) in L2 (C the clip norm, k the
         most shops per person), in exact integers. Statistics: each shopper is rounded toward zero before the sum, which
         shrinks every value, and clipped norms stay below the bound by more than their rounding error. Gradients: the
@@ -110,6 +111,7 @@ def contribute_on_grid(
     bound = plan.terms.shopper_bound(plan.index) * _BELOW_BOUND
     unit = plan.terms.grid(plan.index).unit
     if plan.spec.kind is RoundKind.GRADIENT_STEP:
+        plan.terms.check_step(plan.spec, plan.index)
         lowered = bound * _BELOW_GRADIENT - math.sqrt(plan.num_values) * unit
         if lowered <= 0:
             raise ConfigError(f"a gradient of {plan.num_values:,} values: rounding alone fills a shopper's bound")

@@ -18,20 +18,20 @@ from typing import Any
 import numpy as np
 
 from fedrec.errors import BadAssumption, ConfigError, RoundRefused
-from fedrec.models.recommender import RoundKind, RoundSpec
+from fedrec.models.recommender import LARGEST_ARRAY, RoundKind, RoundSpec
 from fedrec.privacy.accounting import epsilon
 from fedrec.privacy.grid import SCALE, Grid, choose_grid
-from fedrec.privacy.mechanisms import PlannedRelease, Schedule, residual_delta, sum_noise_sd
+from fedrec.privacy.mechanisms import PlannedRelease, Schedule, check_local_steps, residual_delta, sum_noise_sd
 from fedrec.privacy.noise import noise_residual_tv
 from fedrec.privacy.spec import Mode, PrivacySpec
 from fedrec.secure_aggregation.parameters import Parameters
 
 PLAIN_UNIT = 2.0**-24
-"""Fixed point of masked sums without a privacy spec: values are rounded to multiples of it."""
+"""Fixed point of masked sums without a privacy spec, and of local updates: values are rounded to multiples of it."""
 
-_LARGEST_INPUT = {"f": 64.0, "i": float(2**53), "u": float(2**53), "b": 1.0}
-"""Largest absolute value in an array that shops compute gradients at, by numpy's kind of type. Trained weights are far
-below; who chose 10^25 could turn the last bit of a shopper's row, which others in her batch decide, into her sign."""
+_LARGEST_INPUT = {"f": LARGEST_ARRAY, "i": float(2**53), "u": float(2**53), "b": 1.0}
+"""Largest absolute value in an array that shops compute gradients at, by numpy's kind of type. Who chose
+10^25 could turn the last bit of a shopper's row, which others in her batch decide, into her sign."""
 
 MOST_SHOPPERS_OF_A_STEP = 2**20
 """Shoppers whose gradients' float64 sum stays within the slack of `fedrec.federation.shop_side`."""
@@ -59,6 +59,8 @@ class Terms:
         secure: who masks with whom; None = no secure aggregation, the coordinator sees every shop's sum.
         shops_per_round: how many shops a local-update round asks, drawn anew for each round; None = all. Statistics and
             gradient steps ask all.
+        shop_shoppers: declared number of shoppers of each shop, in roster order; given where, and only where, shops
+            take private steps by themselves. What a shop divides its own sums by, and its weight in the mean.
     """
 
     roster: tuple[str, ...]
@@ -69,6 +71,7 @@ class Terms:
     schedule: Schedule = ()
     secure: Parameters | None = None
     shops_per_round: int | None = None
+    shop_shoppers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.roster or len(set(self.roster)) != len(self.roster):
@@ -87,6 +90,16 @@ class Terms:
             )
         if self.privacy is not None and self.clip_norm is not None:
             raise ConfigError("clip_norm is for research mode; under a privacy spec the schedule sets it")
+        if self.privacy is not None:
+            check_local_steps(self.schedule, self.privacy)
+        has_steps = any(release.local_steps for release in self.schedule)
+        if len(self.shop_shoppers) != (len(self.roster) if has_steps else 0):
+            raise BadAssumption(
+                f"shop_shoppers of {len(self.shop_shoppers)} shops: local steps need one number for each shop of the "
+                "roster, other schedules none"
+            )
+        if not all(type(count) is int and 1 <= count <= MOST_SHOPPERS_OF_A_STEP for count in self.shop_shoppers):
+            raise BadAssumption(f"shop_shoppers: declare whole numbers from 1 to {MOST_SHOPPERS_OF_A_STEP:,}")
         if self.secure is not None:
             self._check_secure(self.secure)
         if self.shops_per_round is not None:
@@ -125,11 +138,6 @@ class Terms:
         """
         if self.privacy is None:
             raise RoundRefused("a run without a privacy spec has no schedule of noisy sums")
-        if spec.kind is RoundKind.LOCAL_UPDATE:
-            raise RoundRefused(
-                f"round {index} is a local update, which no bound on one shopper holds for: a promise needs a model of "
-                "statistics or gradient steps"
-            )
         if index >= len(self.schedule) or self.schedule[index].name != spec.name:
             raise RoundRefused(f"round {index} ({spec.name}) is not on the agreed schedule of {len(self.schedule)}")
         if self.schedule[index].sampling_rate != spec.sampling_rate:
@@ -137,13 +145,25 @@ class Terms:
                 f"round {index} ({spec.name}) samples shoppers at q = {spec.sampling_rate:g}; "
                 f"{self.schedule[index].sampling_rate:g} is agreed"
             )
-        if spec.kind is RoundKind.GRADIENT_STEP:
-            self._check_step(spec, index)
+        local_steps = self.schedule[index].local_steps
+        if spec.kind is RoundKind.LOCAL_UPDATE and not local_steps:
+            raise RoundRefused(
+                f"round {index} is a local update that was not agreed: under a promise it consists of noisy steps, "
+                "each on the schedule, in mode local; or give a model of statistics or gradient steps"
+            )
+        if spec.kind is not RoundKind.LOCAL_UPDATE and local_steps:
+            raise RoundRefused(f"round {index} ({spec.name}): {local_steps} steps in every shop are agreed")
+        if spec.kind is not RoundKind.STATISTICS:
+            self.check_step(spec, index)
         _check_promise(self.schedule, self.privacy.epsilon, self.privacy.delta - self.residual_delta)
         return self.schedule[index]
 
-    def _check_step(self, spec: RoundSpec, index: int) -> None:
-        """Refuse a gradient step whose bound would not hold; all of it depends on the plan alone."""
+    def check_step(self, spec: RoundSpec, index: int) -> None:
+        """Refuse gradients whose bound would not hold; all of it depends on the arrays and public numbers alone.
+
+        Raises:
+            RoundRefused: arrays that blow up rounding, too many shoppers for float64, sampling that is not accounted.
+        """
         privacy, _ = self._private(index)
         for name, values in spec.inputs.items():
             if values.size and not float(np.abs(values.astype(np.float64)).max()) <= _LARGEST_INPUT[values.dtype.kind]:
@@ -165,16 +185,17 @@ class Terms:
     def ring(self, index: int) -> Grid | None:
         """The integer grid in which a round's vectors travel; None where they travel as float64.
 
-        With secure aggregation and no privacy spec: fixed point of 2^-24, saturated where n shops cannot leave 2^64.
+        With secure aggregation and no privacy spec, and for local updates under one: fixed point of 2^-24, saturated
+        where n shops cannot leave 2^64.
         """
-        if self.privacy is not None:
+        if self.privacy is not None and not self._private(index)[1].local_steps:
             return self.grid(index)
-        if self.secure is None:
+        if self.privacy is None and self.secure is None:
             return None
         return Grid(clip_norm=PLAIN_UNIT * SCALE, ring_bits=64, bound=2**62 // len(self.roster))
 
     def grid(self, index: int) -> Grid:
-        """The integer grid of a round, by public rule."""
+        """The integer grid of a round's noisy sums, by public rule; of a local update those of its steps."""
         spec, release = self._private(index)
         noise_units = sum_noise_sd(release, spec, len(self.roster)) / release.clip_norm * SCALE
         return choose_grid(
@@ -184,6 +205,16 @@ class Terms:
             shop_noise_units=self.shop_noise_units(index),
             num_shops=len(self.roster),
         )
+
+    def declared_shoppers(self, shop: str) -> int:
+        """Declared number of a shop's shoppers, where shops take private steps by themselves.
+
+        Raises:
+            RoundRefused: the terms declare none for it.
+        """
+        if not self.shop_shoppers or shop not in self.roster:
+            raise RoundRefused(f"the agreed terms declare no number of shoppers for shop {shop!r}")
+        return self.shop_shoppers[self.roster.index(shop)]
 
     def shop_noise_units(self, index: int) -> float:
         """Standard deviation of one shop's noise in a round, in grid units."""
@@ -196,7 +227,7 @@ class Terms:
         return release.clip_norm / spec.max_shops_per_person
 
     def noise_sd(self, index: int, num_shops: int) -> float:
-        """Standard deviation of the noise in each value of a sum over so many shops; 0 in research mode."""
+        """`sum_noise_sd` of a round over so many shops; 0 in research mode."""
         if self.privacy is None:
             return 0.0
         return sum_noise_sd(self.schedule[index], self.privacy, num_shops)
@@ -212,10 +243,10 @@ class Terms:
         Raises:
             RoundRefused: it is; depends on public numbers alone.
         """
-        spec, _ = self._private(index)
+        spec, release = self._private(index)
         distance = noise_residual_tv(
             self.shop_noise_units(index),
-            num_values,
+            num_values * release.num_sums,
             num_shops=len(self.roster),
             step_units=2 ** self.grid(index).step_bits,
         )
@@ -228,7 +259,7 @@ class Terms:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; `from_json` makes equal terms of them."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "schedule": [release.to_json() for release in self.schedule]}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Terms:
@@ -242,12 +273,15 @@ class Terms:
         privacy = known.pop("privacy")
         schedule = tuple(PlannedRelease(**entry) for entry in known.pop("schedule"))
         roster = tuple(known.pop("roster"))
+        shop_shoppers = tuple(known.pop("shop_shoppers"))
         secure = known.pop("secure")
         if privacy is not None:
             privacy = PrivacySpec(**{**privacy, "mode": Mode(privacy["mode"])})
         if secure is not None:
             secure = Parameters.from_json(secure)
-        return cls(roster=roster, privacy=privacy, schedule=schedule, secure=secure, **known)
+        return cls(
+            roster=roster, privacy=privacy, schedule=schedule, secure=secure, shop_shoppers=shop_shoppers, **known
+        )
 
     def _check_participation(self, count: int) -> None:
         if self.privacy is not None:

@@ -6,8 +6,8 @@ by the mean change (`fedrec.training.server_step`). Vectors of single shoppers, 
 from the shared arrays and the shopper's own history (as FedRecon does: Singhal et al. 2021, arXiv:2102.03448), so
 nothing private has to outlive a round. torch is imported when a network is built, not before.
 
-**Guarantee:** none by itself: a local update is raw. Under an epsilon a neural model takes gradient steps instead
-(`fedrec.models.private_neural`).
+**Guarantee:** none by itself: a local update is raw. Under an epsilon a neural model takes noisy steps instead, of the
+whole federation or in every shop (`fedrec.models.private_neural`).
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 _ROWS_AT_ONCE = 512
 
+PRIVATE_ROUNDS = (str(RoundKind.GRADIENT_STEP), str(RoundKind.LOCAL_UPDATE))
+"""Kinds of rounds in which a neural model learns under an epsilon."""
+
 FINE_TUNE = ("all", "output", "items")
 """What of a network the shop may fine-tune for itself."""
 
@@ -72,7 +75,11 @@ class NeuralSettings:
         private_steps: T, gradient steps under an epsilon; >= 1.
         private_sampling_rate: q in (0, 1]: part of all shoppers in each of them.
         private_clip_norm: C, bound on the L2 norm of one shopper's gradient; > 0.
-        private_learning_rate: of the coordinator's Adam at the first step, falling to 0 with the last; > 0.
+        private_learning_rate: of Adam at the first of them, falling to 0 with the last; > 0.
+        private_rounds: gradient-step: the coordinator takes each of them, on the noisy sum over shops. local-update:
+            every shop takes ``private_local_steps`` by itself, with all of the noise in each, and the changes are
+            averaged; in privacy.mode local alone.
+        private_local_steps: S, noisy steps of a local update; divides ``private_steps`` then; >= 1.
     """
 
     rounds: int = 20
@@ -91,9 +98,11 @@ class NeuralSettings:
     private_sampling_rate: float = 1.0
     private_clip_norm: float = 0.1
     private_learning_rate: float = 0.02
+    private_rounds: str = "gradient-step"
+    private_local_steps: int = 5
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "local_epochs", "batch_shoppers", "private_steps"):
+        for name in ("rounds", "local_epochs", "batch_shoppers", "private_steps", "private_local_steps"):
             if not getattr(self, name) >= 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give a whole number of at least 1")
         for name in ("learning_rate", "server_learning_rate", "private_clip_norm", "private_learning_rate"):
@@ -104,6 +113,13 @@ class NeuralSettings:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give 0 or more")
         if not 0 < self.private_sampling_rate <= 1:
             raise ConfigError(f"private_sampling_rate = {self.private_sampling_rate}: above 0, at most 1")
+        if self.private_rounds not in PRIVATE_ROUNDS:
+            raise ConfigError(f"private_rounds = {self.private_rounds!r}: give one of {', '.join(PRIVATE_ROUNDS)}")
+        if self.is_privately_local and self.private_steps % self.private_local_steps:
+            raise ConfigError(
+                f"private_steps = {self.private_steps}: must be a multiple of private_local_steps = "
+                f"{self.private_local_steps}, the steps of one local update"
+            )
         if self.strategy not in STRATEGIES:
             raise ConfigError(f"strategy = {self.strategy!r}: give one of {', '.join(STRATEGIES)}")
         if self.fine_tune not in FINE_TUNE:
@@ -113,6 +129,11 @@ class NeuralSettings:
     def epochs(self) -> int:
         """Of a whole training."""
         return self.rounds * self.local_epochs
+
+    @property
+    def is_privately_local(self) -> bool:
+        """Whether shops take the noisy steps by themselves."""
+        return self.private_rounds == RoundKind.LOCAL_UPDATE
 
 
 class NeuralModel:
@@ -152,7 +173,7 @@ class NeuralModel:
         The loss is the sum over those shoppers in the last local epoch, at the time they were seen.
         """
         arrays = {name: values for name, values in spec.inputs.items() if name != "round"}
-        weight = np.count_nonzero(np.diff(histories.indptr))
+        weight = int(np.count_nonzero(np.diff(histories.indptr)))
         if not weight:
             return np.zeros(spec.layout.size)
         done = int(spec.inputs["round"][0]) * self.settings.local_epochs
@@ -161,8 +182,7 @@ class NeuralModel:
             *(arrays, histories, draws, self.settings.local_epochs, done, self.settings.epochs),
             on_epoch=lambda _, loss: losses.append(loss),
         )
-        changes = [(trained[name].astype(np.float64) - arrays[name]).ravel() * weight for name in arrays]
-        return np.concatenate([*changes, [float(weight), weight * losses[-1]]])
+        return np.append(weighted_change(arrays, trained, weight), weight * losses[-1])
 
     def advance(
         self, spec: RoundSpec, state: State, total: np.ndarray, public: PublicInputs, *, noise_sd: float = 0.0
@@ -170,7 +190,7 @@ class NeuralModel:
         """The mean change over all shoppers of all shops, as the strategy takes it."""
         sums = spec.layout.split(total)
         weight = float(sums[WEIGHT][0])
-        arrays = {name: values for name, values in spec.inputs.items() if name != "round"}
+        arrays = {name: spec.inputs[name] for name in sums if name not in (WEIGHT, LOSS)}
         if weight <= 0:
             return {**arrays, **memory_of(state)}
         moved, memory = server_step(
@@ -316,6 +336,12 @@ class NeuralModel:
 
     def _shared(self, state: State) -> State:
         return {name: np.asarray(values, np.float32) for name, values in without_memory(state).items()}
+
+
+def weighted_change(before: State, after: State, weight: float) -> np.ndarray:
+    """A local update as it travels: float64, (after - before) x weight in the order of ``before``, then the weight."""
+    changes = [(after[name].astype(np.float64) - before[name]).ravel() * weight for name in before]
+    return np.concatenate([*changes, [float(weight)]])
 
 
 @lru_cache(maxsize=64)

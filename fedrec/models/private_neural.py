@@ -1,21 +1,26 @@
-"""A neural recommender under differential privacy: the whole federation takes DP-SGD steps together.
+"""A neural recommender under differential privacy: DP-SGD steps of the whole federation, or of every shop by itself.
 
 Round "popularity" sums the shoppers' unit-norm rows; its noisy sum picks the K items that the network covers and starts
 its output bias. Then every "gradient step" samples shoppers at a public rate q, clips each one's whole gradient to C
 and sums; the coordinator divides the noisy sum by the *public* number of shoppers and moves the shared arrays by Adam.
-With n shops that sample at the same q this is one step of central DP-SGD over all shoppers. Items outside the K come
-last, in the order of noisy popularity.
+With n shops that sample at the same q this is one step of central DP-SGD over all shoppers. In "local steps"
+(``private_rounds = "local-update"``) every shop takes S such steps by itself, each on a noisy sum of its own with all
+of the noise, divided by the number of shoppers that it *declared*, and answers with its change times that number; the
+coordinator averages. Items outside the K come last, in the order of noisy popularity.
 
 **Guarantee:** each sum has an L2 sensitivity of C per shopper, whatever the batch: a gradient depends on the round's
 arrays, her own row and her own draws alone (`fedrec.training.dp_sgd`), and nothing is divided by a number that depends
-on who is in the data. What the coordinator does with the sums is post-processing. A vector of a single shopper is
-folded in from the shared arrays and never leaves; `own_statistics` stays in the shop.
+on who is in the data. What the coordinator does with the sums is post-processing; so is what a shop does with its own
+noisy sums in local steps, whose every sum is charged (`fedrec.federation.release.PrivateDoor.release_update`). A vector
+of a single shopper is folded in from the shared arrays and never leaves; `own_statistics` stays in the shop.
 **Source:** Abadi et al. 2016, arXiv:1607.00133, algorithm 1, with Poisson sampling (Mironov et al. 2019,
-arXiv:1908.10530); deviation: the unit is a shopper with all her events, not an example.
+arXiv:1908.10530); deviation: the unit is a shopper with all her events, not an example. Local steps that are averaged:
+Noble et al. 2022, arXiv:2111.09278 (their DP-FedAvg); deviation: Adam in the shop.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -26,10 +31,20 @@ from scipy import sparse
 
 from fedrec.errors import ConfigError
 from fedrec.models.item_item import most_popular, selected_columns
-from fedrec.models.neural import NetworkScorer, NeuralModel, NeuralSettings
+from fedrec.models.neural import NetworkScorer, NeuralModel, NeuralSettings, weighted_change
 from fedrec.models.popularity import ItemCounts, binary_rows, covered_rows, mix_arrays, popularity_round, take
 from fedrec.models.private_rules import item_item_rules
-from fedrec.models.recommender import Contributions, Layout, PublicInputs, RoundKind, RoundSpec, State
+from fedrec.models.recommender import (
+    LARGEST_ARRAY,
+    WEIGHT,
+    Contributions,
+    Layout,
+    NoisySum,
+    PublicInputs,
+    RoundKind,
+    RoundSpec,
+    State,
+)
 from fedrec.privacy.mechanisms import Outlook, ReleaseRequest
 from fedrec.training.server_step import memory_of, server_step, without_memory
 
@@ -38,7 +53,7 @@ if TYPE_CHECKING:
     from fedrec.training.dp_sgd import ShopperGradients
     from fedrec.training.network import Network
 
-STEP = "gradient step"
+STEP, LOCAL_STEPS = "gradient step", "local steps"
 _POPULARITY_SHARE = 0.1
 _ADAM_FLOOR = 1e-8
 _OWN = ("popularity", "popularity_noise", "covered")
@@ -88,15 +103,19 @@ class PrivateNeural(NeuralModel):
         return self.base.make_network(num_items)
 
     def plan_round(self, index: int, state: State, public: PublicInputs) -> RoundSpec | None:
-        """Popularity, then the gradient steps."""
-        if index < self.num_statistics_rounds:
+        """Popularity, then gradient steps or local updates of noisy steps."""
+        number = index - self.num_statistics_rounds
+        if number < 0:
             return self.plan_statistics(index, state, public)
-        if index >= self.num_statistics_rounds + self.settings.private_steps:
+        settings = self.settings
+        if number >= settings.private_steps // (settings.private_local_steps if settings.is_privately_local else 1):
             return None
-        arrays = self._shared(state)
-        layout = Layout(tuple((name, tuple(values.shape)) for name, values in arrays.items()))
-        inputs = {**arrays, "covered": state["covered"]}
-        return RoundSpec(RoundKind.GRADIENT_STEP, STEP, layout, inputs, self.settings.private_sampling_rate)
+        step = self._step(self._shared(state), state["covered"])
+        if not settings.is_privately_local:
+            return step
+        layout = Layout((*step.layout.shapes, (WEIGHT, (1,))))
+        inputs = {**step.inputs, "round": np.array([number])}
+        return RoundSpec(RoundKind.LOCAL_UPDATE, LOCAL_STEPS, layout, inputs, step.sampling_rate)
 
     def plan_statistics(self, index: int, state: State, public: PublicInputs) -> RoundSpec:
         """The rounds before the first step."""
@@ -120,26 +139,73 @@ class PrivateNeural(NeuralModel):
         rows = binary_rows(selected_columns(histories, covered))
         return ShopperGradients(network, rows, draws, vectors=network.fold_in(rows, draws.of("fold in")))
 
+    def local_steps(self, spec: RoundSpec, noisy_sum: NoisySum, *, steps: int, num_shoppers: int) -> np.ndarray:
+        """What S steps of Adam on (noisy sum) / (q x declared shoppers) change, times that number; the number.
+
+        Adam starts anew in every round, so that a shop keeps nothing between rounds. After each step the arrays are
+        moved into +-`LARGEST_ARRAY`, where the bound on a shopper's gradient holds.
+        """
+        first = {name: spec.inputs[name] for name, _ in spec.layout.shapes if name != WEIGHT}
+        done = int(spec.inputs["round"][0]) * self.settings.private_local_steps
+        arrays, memory = first, State()
+        for number in range(done, done + steps):
+            step = self._step(arrays, spec.inputs["covered"])
+            arrays, memory = self._adam(step, noisy_sum(step), memory, number, num_shoppers)
+            arrays = {name: values.clip(-LARGEST_ARRAY, LARGEST_ARRAY) for name, values in arrays.items()}
+        return weighted_change(first, arrays, num_shoppers)
+
+    def local_update(self, spec: RoundSpec, histories: sparse.csr_matrix, draws: Draws) -> np.ndarray:
+        """`local_steps` on plain sums of gradients, without clip or noise: raw, for research."""
+        numbers = itertools.count()
+
+        def plain_sum(step: RoundSpec) -> np.ndarray:
+            of_step = draws.of(f"step {next(numbers)}")
+            rows = np.flatnonzero(of_step.of("sample").coins(step.sampling_rate))
+            gradients = self.gradients(step, histories[rows], of_step.of("gradient").take(rows))
+            return gradients.total(np.ones(len(rows)))
+
+        if not histories.shape[0]:
+            return np.zeros(spec.layout.size)
+        return self.local_steps(
+            spec, plain_sum, steps=self.settings.private_local_steps, num_shoppers=histories.shape[0]
+        )
+
     def advance(
         self, spec: RoundSpec, state: State, total: np.ndarray, public: PublicInputs, *, noise_sd: float = 0.0
     ) -> State:
-        """Popularity starts the network; a step moves it by Adam on (noisy sum) / (q x public shoppers)."""
+        """Popularity starts the network; a step moves it by Adam on (noisy sum) / (q x public shoppers).
+
+        Local updates move it by their mean over declared shoppers, as the strategy takes it.
+        """
         if spec.kind is RoundKind.STATISTICS:
             return self.advance_statistics(spec, state, total, public, noise_sd)
-        settings = self.settings
-        arrays = {name: np.asarray(spec.inputs[name], np.float32) for name, _ in spec.layout.shapes}
-        expected = settings.private_sampling_rate * settings.public_shoppers
+        if spec.kind is RoundKind.LOCAL_UPDATE:
+            return {**self._kept(state), **super().advance(spec, state, total, public)}
         memory = memory_of(state)
         done = float(memory["server.step"][0]) if memory else 0.0
-        moved, memory = server_step(
+        moved, memory = self._adam(spec, total, memory, done, self.settings.public_shoppers)
+        return {**self._kept(state), **moved, **memory}
+
+    def _step(self, arrays: State, covered: np.ndarray) -> RoundSpec:
+        """A gradient step at these arrays."""
+        layout = Layout(tuple((name, tuple(values.shape)) for name, values in arrays.items()))
+        inputs = {**arrays, "covered": covered}
+        return RoundSpec(RoundKind.GRADIENT_STEP, STEP, layout, inputs, self.settings.private_sampling_rate)
+
+    def _adam(
+        self, step: RoundSpec, total: np.ndarray, memory: State, done: float, num_shoppers: int
+    ) -> tuple[State, State]:
+        """The arrays after a step on a noisy sum, and Adam's memory; ``done`` steps were taken before."""
+        settings = self.settings
+        expected = settings.private_sampling_rate * num_shoppers
+        return server_step(
             "fedadam",
-            arrays,
-            {name: -values / expected for name, values in spec.layout.split(total).items()},
+            {name: np.asarray(step.inputs[name], np.float32) for name, _ in step.layout.shapes},
+            {name: -values / expected for name, values in step.layout.split(total).items()},
             memory,
             learning_rate=settings.private_learning_rate * (1 - done / settings.private_steps),
             tau=_ADAM_FLOOR,
         )
-        return {**self._kept(state), **moved, **memory}
 
     def advance_statistics(
         self, spec: RoundSpec, state: State, total: np.ndarray, public: PublicInputs, noise_sd: float
@@ -202,12 +268,14 @@ def step_requests(settings: NeuralSettings, share: float) -> ReleaseRequest:
 
     T steps at a rate q cost about T (q / sigma)^2, where one release of everybody costs 1 / sigma^2.
     """
+    local_steps = settings.private_local_steps if settings.is_privately_local else 0
     return ReleaseRequest(
-        STEP,
+        LOCAL_STEPS if local_steps else STEP,
         share / (settings.private_steps * settings.private_sampling_rate**2),
         clip_norm=settings.private_clip_norm,
         sampling_rate=settings.private_sampling_rate,
-        repeats=settings.private_steps,
+        repeats=settings.private_steps // max(1, local_steps),
+        local_steps=local_steps,
     )
 
 

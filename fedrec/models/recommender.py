@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
@@ -33,6 +33,9 @@ WEIGHT, LOSS = "weight", "loss"
 
 State = dict[str, np.ndarray]
 """A model's shared arrays by name: what the coordinator may hold and every shop may get."""
+
+LARGEST_ARRAY = 64.0
+"""Largest absolute value in an array that gradients are computed at under a promise; trained weights are far below."""
 
 
 class RoundKind(StrEnum):
@@ -83,8 +86,9 @@ class RoundSpec:
         name: what is summed, for people ("popularity", "co-occurrence", "normal equations").
         layout: of the flat vector that each shop sends.
         inputs: shared arrays a shop needs to compute it (sent to every shop).
-        sampling_rate: q in (0, 1]: a shop computes a gradient step over a random part of its shoppers, each of whom is
-            in it with this public probability, whoever else is (Poisson sampling).
+        sampling_rate: q in (0, 1]: a shop computes a gradient step, or each of its own private steps, over a random
+            part of its shoppers, each of whom is in it with this public probability, whoever else is (Poisson
+            sampling).
     """
 
     kind: RoundKind
@@ -272,6 +276,30 @@ class LocalModel(Protocol):
 
         Args:
             rounds: stop after what so many of the federation's rounds come to; None = after all of them.
+        """
+        ...
+
+
+NoisySum = Callable[[RoundSpec], np.ndarray]
+"""The noisy sum of clipped gradients over a fresh sample of the shop, for a ``gradient-step``: float64 (layout.size,).
+Every call is one more sum that the shop is charged for."""
+
+
+@runtime_checkable
+class LocalStepsModel(Protocol):
+    """A gradient model whose shops may take several steps by themselves before they answer, under a promise."""
+
+    def local_steps(self, spec: RoundSpec, noisy_sum: NoisySum, *, steps: int, num_shoppers: int) -> np.ndarray:
+        """The shop's side of a private local update.
+
+        Args:
+            spec: the round, of kind ``local-update``.
+            noisy_sum: all that there is to know about the shop's shoppers.
+            steps: S >= 1; how often it may be asked.
+            num_shoppers: declared by the shop, so public; >= 1.
+        Returns:
+            float64 (layout.size,), whose sum over shops `advance` understands. It follows from the arguments alone, so
+            it is post-processing of S noisy sums; no failure may depend on them.
         """
         ...
 

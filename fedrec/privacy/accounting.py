@@ -139,7 +139,7 @@ def gdp_mu(schedule: Schedule) -> float | None:
     """mu of the exact Gaussian trade-off of all releases together: sqrt(sum of 1 / sigma^2); None if any is sampled."""
     if any(release.sampling_rate != 1 for release in schedule):
         return None
-    return math.sqrt(math.fsum(release.noise_multiplier**-2 for release in schedule))
+    return math.sqrt(math.fsum(release.num_sums * release.noise_multiplier**-2 for release in schedule))
 
 
 def exact_epsilon(mu: float, delta: float) -> float:
@@ -203,9 +203,12 @@ def _log_delta(mu: float, epsilon: float) -> float:
 
 
 def _groups(schedule: Schedule) -> _Groups:
-    """Equal sums together; all sums without sampling are one Gaussian, exactly."""
-    mu_squared = math.fsum(one.noise_multiplier**-2 for one in schedule if one.sampling_rate == 1)
-    sampled = Counter((one.sampling_rate, one.noise_multiplier) for one in schedule if one.sampling_rate != 1)
+    """Equal sums together, local steps one by one; all sums without sampling are one Gaussian, exactly."""
+    mu_squared = math.fsum(one.num_sums * one.noise_multiplier**-2 for one in schedule if one.sampling_rate == 1)
+    sampled: Counter[tuple[float, float]] = Counter()
+    for one in schedule:
+        if one.sampling_rate != 1:
+            sampled[one.sampling_rate, one.noise_multiplier] += one.num_sums
     if len(sampled) > MAX_DISTINCT:
         rounded: Counter[tuple[float, float]] = Counter()
         for (rate, sigma), count in sampled.items():
@@ -302,3 +305,5 @@ def _check_release(one: PlannedRelease) -> None:
         raise BadAssumption(f"noise multiplier of {one.name!r} = {one.noise_multiplier}: give a number above 0")
     if not 0 < one.sampling_rate <= 1:
         raise BadAssumption(f"sampling rate of {one.name!r} = {one.sampling_rate}: give a number above 0, at most 1")
+    if not (type(one.local_steps) is int and one.local_steps >= 0):
+        raise BadAssumption(f"local_steps of {one.name!r} = {one.local_steps!r}: give a whole number of at least 0")

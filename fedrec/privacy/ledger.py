@@ -47,6 +47,8 @@ from fedrec.privacy.spec import PrivacySpec
 if TYPE_CHECKING:
     from fedrec.privacy.ledger_store import LedgerStore
 
+_MECHANISM = "gaussian, rounded on the grid"
+
 __all__ = ["Budget", "Costs", "Entry", "Head", "Ledger", "Period", "Spent", "Stored"]
 
 
@@ -151,7 +153,7 @@ class Ledger:
         fields = {
             "run": run_id,
             "spec": dataclasses.asdict(spec),
-            "schedule": [dataclasses.asdict(release) for release in schedule],
+            "schedule": [release.to_json() for release in schedule],
             "residual_delta": float(residual_delta),
             "is_noise_seeded": bool(is_noise_seeded),
             "is_masked": bool(is_masked),
@@ -206,8 +208,8 @@ class Ledger:
                 "run": run_id,
                 "round": round_index,
                 "plan": plan_digest.hex(),
-                "mechanism": "gaussian, rounded on the grid",
-                "release": dataclasses.asdict(release),
+                "mechanism": _MECHANISM + (f", {release.local_steps} times in the shop" if release.local_steps else ""),
+                "release": release.to_json(),
                 "cost": run.costs[round_index].to_json(),
                 "is_repeat": bool(plans),
                 "payload_sha256": digest,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -187,7 +186,7 @@ class Account:
         run, index = self.runs[what["run"]], what["round"]
         plans = run.charged.get(index, {})
         cost = Costs.from_json(what["cost"])
-        is_as_reserved = cost == run.costs[index] and what["release"] == dataclasses.asdict(run.schedule[index])
+        is_as_reserved = cost == run.costs[index] and what["release"] == run.schedule[index].to_json()
         if run.is_finished or what["plan"] in plans or not is_as_reserved or what["is_repeat"] != bool(plans):
             raise ValueError("a charge of no reserved release")
         self._advance(entry, cost)

@@ -44,10 +44,10 @@ class GdpFilter:
     budget_delta: float
 
     def cost(self, schedule: Schedule) -> float:
-        """Sum of 1 / sigma^2; infinite where a release is sampled."""
+        """Sum of 1 / sigma^2 over all noisy sums; infinite where a release is sampled."""
         if any(release.sampling_rate != 1 for release in schedule):
             return math.inf
-        return math.fsum(release.noise_multiplier**-2 for release in schedule)
+        return math.fsum(release.num_sums * release.noise_multiplier**-2 for release in schedule)
 
     def fits(self, spent: float, cost: float) -> bool:
         """Whether the budget covers both."""
@@ -74,8 +74,8 @@ class RenyiFilter:
     order: int
 
     def cost(self, schedule: Schedule) -> float:
-        """Sum of the releases' Renyi divergences at the order."""
-        return math.fsum(_renyi(r.sampling_rate, r.noise_multiplier, self.order) for r in schedule)
+        """Renyi divergences at the order, over all noisy sums."""
+        return math.fsum(r.num_sums * _renyi(r.sampling_rate, r.noise_multiplier, self.order) for r in schedule)
 
     def fits(self, spent: float, cost: float) -> bool:
         """Whether the budget covers both."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Any
 
 from fedrec.errors import BadAssumption
-from fedrec.privacy.spec import PrivacySpec
+from fedrec.privacy.spec import Mode, PrivacySpec
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,11 @@ class ReleaseRequest:
 
     Attributes:
         name: of the round (`RoundSpec.name`).
-        share: its part of the run's budget, in units of 1 / sigma^2 per release (q = 1) relative to the others; > 0.
+        share: its part of the run's budget, in units of 1 / sigma^2 per noisy sum (q = 1) relative to the others; > 0.
         clip_norm: C, bound on the L2 norm of one shopper's contribution, in the units of the sum; > 0.
         sampling_rate: q in (0, 1]; each shopper takes part with this public probability. 1 for statistics.
         repeats: how many releases of this kind, one a round; >= 1.
+        local_steps: as `PlannedRelease` has it; >= 0.
     """
 
     name: str
@@ -28,6 +30,7 @@ class ReleaseRequest:
     clip_norm: float
     sampling_rate: float = 1.0
     repeats: int = 1
+    local_steps: int = 0
 
     def __post_init__(self) -> None:
         for name in ("share", "clip_norm"):
@@ -35,13 +38,16 @@ class ReleaseRequest:
                 raise BadAssumption(f"{name} of {self.name!r} = {getattr(self, name)}: give a number above 0")
         if not 0 < self.sampling_rate <= 1:
             raise BadAssumption(f"sampling_rate of {self.name!r} = {self.sampling_rate}: above 0, at most 1")
-        if not self.repeats >= 1:
-            raise BadAssumption(f"repeats of {self.name!r} = {self.repeats}: give a whole number of at least 1")
+        for name, least in (("repeats", 1), ("local_steps", 0)):
+            if not getattr(self, name) >= least:
+                raise BadAssumption(
+                    f"{name} of {self.name!r} = {getattr(self, name)}: give a whole number of at least {least}"
+                )
 
 
 @dataclass(frozen=True)
 class PlannedRelease:
-    """One noisy sum of an agreed schedule.
+    """One release of an agreed schedule: a noisy sum, or what follows from several that stay in the shop.
 
     Attributes:
         name: of the round.
@@ -49,12 +55,26 @@ class PlannedRelease:
         noise_multiplier: sigma: standard deviation of the noise that protects the sum, over C. (What each shop adds is
             sigma x C / `PrivacySpec.noise_divisor`.)
         sampling_rate: q in (0, 1].
+        local_steps: 0 = the noisy sum itself leaves. S >= 1 = every shop takes S steps by itself, each of which sees
+            the shop's data through one noisy sum of this clip norm, noise and rate alone, and what leaves is computed
+            from these S sums.
     """
 
     name: str
     clip_norm: float
     noise_multiplier: float
     sampling_rate: float = 1.0
+    local_steps: int = 0
+
+    @property
+    def num_sums(self) -> int:
+        """Noisy sums that the release costs: accountants compose so many of them, each chosen after those before."""
+        return max(1, self.local_steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values: the constructor's arguments; ``local_steps`` only where there are such."""
+        fields = asdict(self)
+        return fields if self.local_steps else {name: fields[name] for name in fields if name != "local_steps"}
 
 
 Schedule = tuple[PlannedRelease, ...]
@@ -67,7 +87,7 @@ class Outlook:
 
     Attributes:
         schedule: the run's releases in round order.
-        noise_sds: standard deviation of the noise in each value of each round's decoded sum, if all shops take part.
+        noise_sds: `sum_noise_sd` of each round, if all shops take part.
         public_shoppers: declared number of shoppers of the whole federation.
     """
 
@@ -89,8 +109,12 @@ def residual_delta(spec: PrivacySpec) -> float:
 
 
 def sum_noise_sd(release: PlannedRelease, spec: PrivacySpec, num_shops: int) -> float:
-    """Standard deviation of the noise in each value of the decoded sum over so many shops, in the units of the sum."""
-    return release.noise_multiplier * release.clip_norm * math.sqrt(num_shops) / spec.noise_divisor
+    """Standard deviation of the noise in each value of the decoded sum over so many shops, in the units of the sum.
+
+    Of a round of local steps: in the mean of its noisy sums over steps, summed over shops.
+    """
+    one = release.noise_multiplier * release.clip_norm * math.sqrt(num_shops) / spec.noise_divisor
+    return one / math.sqrt(release.num_sums)
 
 
 def outlook(schedule: Schedule, spec: PrivacySpec, num_shops: int) -> Outlook:
@@ -107,12 +131,28 @@ def calibrate(requests: Sequence[ReleaseRequest], spec: PrivacySpec) -> Schedule
     Returns:
         The releases in round order, with noise multipliers s / sqrt(share); s is within 1e-4 of the least.
     Raises:
-        BadAssumption: no requests, or one that is out of range.
+        BadAssumption: no requests, one that is out of range, or local steps in a mode that shares noise.
     Guarantee: the schedule is (epsilon, delta)-DP for one account by `accounting.epsilon`.
     """
     if not requests:
         raise BadAssumption("a model without noisy sums cannot be calibrated")
+    check_local_steps(requests, spec)
     return _calibrate(tuple(requests), spec.epsilon, spec.delta - residual_delta(spec))
+
+
+def check_local_steps(releases: Sequence[ReleaseRequest | PlannedRelease], spec: PrivacySpec) -> None:
+    """Refuse shops' own noisy steps where a shop adds less than the full noise to its sum.
+
+    Raises:
+        BadAssumption: there are such.
+    """
+    own = [one.name for one in releases if one.local_steps]
+    if own and spec.mode is not Mode.LOCAL:
+        raise BadAssumption(
+            f"{own[0]!r} are steps that every shop takes by itself, which shared noise does not protect: mode "
+            f"{spec.mode} takes statistics and gradient steps; give mode local (privacy.mode), or gradient steps "
+            '(the model\'s private_rounds = "gradient-step")'
+        )
 
 
 @lru_cache(maxsize=64)
@@ -121,7 +161,9 @@ def _calibrate(requests: tuple[ReleaseRequest, ...], epsilon: float, delta: floa
 
     def schedule(scale: float) -> Schedule:
         return tuple(
-            PlannedRelease(one.name, one.clip_norm, scale / math.sqrt(one.share), one.sampling_rate)
+            PlannedRelease(
+                one.name, one.clip_norm, scale / math.sqrt(one.share), one.sampling_rate, local_steps=one.local_steps
+            )
             for one in requests
             for _ in range(one.repeats)
         )

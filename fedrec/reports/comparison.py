@@ -172,12 +172,19 @@ def _shops(record: Record) -> list[dict[str, Any]]:
     return rows
 
 
+def _times(release: Record) -> str:
+    return f" × {release['local_steps']}" if release.get("local_steps") else ""
+
+
 def _promises(record: Record) -> list[dict[str, Any]]:
     """One entry an epsilon: what it costs a person with several accounts, its noise, its parameters, its ledger."""
     entries = []
     for run in (record.get("privacy") or {}).get("runs", []):
         federated = run.get("federated") or run["popularity"]
-        noise = [f"{release['name']} σ {release['noise_multiplier']:.3g}" for release in federated["schedule"]]
+        noise = [
+            f"{release['name']} σ {release['noise_multiplier']:.3g}{_times(release)}"
+            for release in federated["schedule"]
+        ]
         settings = [f"{name.replace('_', ' ')} {_plain(value)}" for name, value in federated["settings"].items()]
         entries.append(
             {

@@ -166,7 +166,7 @@ def _schedule(run: Run, delta: float) -> Iterable[dict[str, Any]]:
         times = len(list(same))
         yield {
             "rounds": f"{first}" if times == 1 else f"{first}–{first + times - 1}",
-            **dataclasses.asdict(one),
+            **one.to_json(),
             "noise_of_each_shop": one.noise_multiplier / math.sqrt(_num_honest(run.fields["spec"])),
             "epsilon_alone": accounting.epsilon((one,), delta),
         }

@@ -145,6 +145,13 @@ def _promise(runs: Sequence[Figures]) -> Iterable[str]:
     if "distributed" in modes:
         whom = "other shops and whoever gets the model later" if modes["distributed"] else "everyone outside her shop"
         yield f"Mode distributed: from {whom}; the shops' shares of the noise protect the sum together."
+    own = dict.fromkeys(one["local_steps"] for run in runs for one in run["schedule"] if one.get("local_steps"))
+    if own:
+        yield (
+            f"In rounds of local steps a shop trains by itself ({', '.join(map(str, own))} steps a round): every step "
+            "uses its shoppers through one noisy sum alone, each of these sums is counted, and only what follows from "
+            "them leaves."
+        )
     if not runs:
         yield "Nothing was released, and nothing is reserved."
 

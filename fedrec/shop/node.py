@@ -18,13 +18,13 @@ from scipy import sparse
 from fedrec.errors import BadMessage, ConfigError, PrivacyError, StoreError
 from fedrec.federation.anchors import Anchored
 from fedrec.federation.plan import RoundPlan, agreement, items_digest, model_settings
-from fedrec.federation.release import MakeNoise, PrivateDoor, Release, release
+from fedrec.federation.release import MakeNoise, Mask, PrivateDoor, Release, release
 from fedrec.federation.run_record import write_atomically
 from fedrec.federation.secure_round import Step
 from fedrec.federation.shop_side import Contribution, contribute, contribute_on_grid
 from fedrec.federation.terms import Terms
 from fedrec.models import load_model, settings_of
-from fedrec.models.recommender import PublicInputs, Recommender
+from fedrec.models.recommender import LocalStepsModel, PublicInputs, Recommender, RoundKind
 from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.privacy.ledger import Budget, Ledger
 from fedrec.privacy.noise import SecureNoise
@@ -72,7 +72,7 @@ class ShopNode:
     def __repr__(self) -> str:
         return f"ShopNode({self.name!r}, histories={self.histories.shape})"
 
-    def _contribution(self, plan: RoundPlan) -> Contribution:
+    def _contribution(self, plan: RoundPlan, draws: Draws) -> Contribution:
         """The sum, or zeros where it cannot be computed, which the shop's own log alone says.
 
         A round that failed for some data and not for other would tell which it was, past noise, masks and charge: so it
@@ -80,9 +80,7 @@ class ShopNode:
         """
         is_private = plan.terms.privacy is not None
         try:
-            return (contribute_on_grid if is_private else contribute)(
-                self.model, plan, self.histories, self._draws(plan)
-            )
+            return (contribute_on_grid if is_private else contribute)(self.model, plan, self.histories, draws)
         except Exception:
             if plan.terms.ring(plan.index) is None:
                 raise
@@ -126,16 +124,27 @@ class ShopNode:
             self.masking.accept(plan, delivery)
             mask = self.masking.mask_for(plan)
         if plan.terms.privacy is None:
-            return release(self._contribution(plan), plan, mask)
+            return release(self._contribution(plan, self._draws(plan)), plan, mask)
         if self.ledger is None:
             raise PrivacyError(f"shop {self.name!r} has no privacy ledger: nothing leaves under a privacy spec")
         if self.anchored is not None:
             self.anchored.check(self.ledger)
         door = PrivateDoor(plan, self.ledger, self.make_noise)
-        released = door.stored() or door.release(self._contribution(plan), mask)
+        released = door.stored() or self._release(door, plan, mask)
         if self.anchored is not None:
             self.anchored.keep(self.ledger)
         return released
+
+    def _release(self, door: PrivateDoor, plan: RoundPlan, mask: Mask | None) -> Release:
+        """A new release under a privacy spec; every step of a local update has draws of its own."""
+        draws = self._draws(plan)
+        if plan.spec.kind is not RoundKind.LOCAL_UPDATE:
+            return door.release(self._contribution(plan, draws), mask)
+        if not isinstance(self.model, LocalStepsModel):
+            raise ConfigError(f"model {self.model.name!r} has no local updates of noisy steps")
+        return door.release_update(
+            self.model, lambda step, number: self._contribution(step, draws.of(f"step {number}")), mask
+        )
 
     def step(self, step: Step, data: bytes) -> bytes:
         """The shop's answer to an exchange of secure aggregation; nothing in it depends on a shopper.

@@ -39,6 +39,7 @@ from fedrec.simulation.private_rounds import (
     LEDGER_FILE,
     PRIVACY_FOLDER,
     Promise,
+    declared_sizes,
     keeps_validation_back,
     make_promise,
     promise_record,
@@ -252,7 +253,13 @@ def check_promises(settings: SimulationSettings, world: World, model: Recommende
         for one in models:
             promise = make_promise(settings, world, one, epsilon)
             spec, schedule = promise.spec, promise.schedule
-            terms = Terms(tuple(shop.name for shop in world.shops), spec.min_shops, privacy=spec, schedule=schedule)
+            terms = Terms(
+                tuple(shop.name for shop in world.shops),
+                spec.min_shops,
+                privacy=spec,
+                schedule=schedule,
+                shop_shoppers=declared_sizes(settings, world, promise),
+            )
             # Later rounds may be wider; their shops check that again.
             if (first := promise.model.plan_round(0, State(), world.public)) is not None:
                 for index in range(len(schedule)):

@@ -93,6 +93,13 @@ def make_promise(settings: SimulationSettings, world: World, model: Recommender,
     return Promise(spec, schedule, private_model(model, outlook(schedule, spec, len(world.shops)), world.public))
 
 
+def declared_sizes(settings: SimulationSettings, world: World, promise: Promise) -> tuple[int, ...]:
+    """Declared shoppers of each shop, in roster order, where shops take steps by themselves; none where they do not."""
+    if not any(release.local_steps for release in promise.schedule):
+        return ()
+    return tuple(settings.privacy.declared_shoppers(shop.name, len(shop.shoppers)) for shop in world.shops)
+
+
 def keeps_validation_back(settings: SimulationSettings, shop: ShopData) -> bool:
     """Whether the shop, by its declared size, releases nothing about its validation events and tests on them."""
     return keeps_validation(settings.privacy.declared_shoppers(shop.name, len(shop.shoppers)))
@@ -158,6 +165,7 @@ def run_draw(
         privacy=promise.spec,
         schedule=promise.schedule,
         secure=_secure(roster, identities, promise.spec),
+        shop_shoppers=declared_sizes(settings, world, promise),
     )
     federation = Federation(
         promise.model,
@@ -198,7 +206,7 @@ def promise_record(promise: Promise, trained: Trained, guarantee: str) -> dict[s
         "settings": settings_of(promise.model),
         "guarantee": guarantee,
         "spec": dataclasses.asdict(promise.spec),
-        "schedule": [dataclasses.asdict(release) for release in promise.schedule],
+        "schedule": [release.to_json() for release in promise.schedule],
         "epsilon_by_accounts": accounts,
         "rounds": [dataclasses.asdict(one) for one in trained.rounds],
     }

@@ -250,3 +250,40 @@ def test_the_page_for_lawyers_says_what_the_accountant_says():
         assert posterior == pytest.approx(100 * accounting.posterior(0.1, epsilon), abs=0.051)
         assert two == pytest.approx(accounting.epsilon(schedule, 1e-6, memberships=2), rel=5e-3)
         assert three == pytest.approx(accounting.epsilon(schedule, 1e-6, memberships=3), rel=5e-3)
+
+
+_LOCAL_UPDATES = (
+    *("--model", "smallae", "--set", 'model.settings.private_rounds="local-update"'),
+    *("--set", "model.settings.private_local_steps=2", "--set", "model.settings.private_steps=4"),
+    *("--set", "model.settings.private_sampling_rate=0.5", "--set", "model.settings.size=8"),
+    *("--epsilon", "4", "--delta", "1e-5", "--set", "privacy.noise_draws=1"),
+    *("--set", "evaluation.columns=['popularity','federated_dp']"),
+)
+
+
+@pytest.mark.parametrize("masks", ["--secure", "--no-secure"])
+def test_local_updates_of_noisy_steps_are_run_reported_and_verified(fedrec: Command, small_options, tmp_path, masks):
+    run = tmp_path / "run"
+    options = (*small_options, *_LOCAL_UPDATES, "--privacy-mode", "local", masks, "--out", run)
+    assert fedrec("simulate", *options).status == 0
+    said = fedrec("report", "privacy", run, "--out", tmp_path)
+    assert said.status == 0
+    assert "In rounds of local steps a shop trains by itself (2 steps a round)" in said.out
+    assert "local steps, 2 a round" in (tmp_path / "privacy-report.html").read_text(encoding="utf-8")
+    said = fedrec("report", "verify", tmp_path / "privacy-report.json", "--ledger", run)
+    assert said.status == 0
+    assert "✓ accountants PLD, Rényi and PRV agree on 1 run" in said.out
+    text = (tmp_path / "privacy-report.json").read_text(encoding="utf-8")
+    (tmp_path / "privacy-report.json").write_text(text.replace('"local_steps": 2', '"local_steps": 1', 1))
+    assert fedrec("report", "verify", tmp_path / "privacy-report.json").status == 1
+
+
+def test_local_updates_with_shared_noise_are_refused_before_anything_is_written(
+    fedrec: Command, small_options, tmp_path
+):
+    said = fedrec("simulate", *small_options, *_LOCAL_UPDATES, "--out", tmp_path / "run")
+    assert said.status == 2
+    assert (
+        'give mode local (privacy.mode), or gradient steps (the model\'s private_rounds = "gradient-step")' in said.err
+    )
+    assert not (tmp_path / "run").exists()

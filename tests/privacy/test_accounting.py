@@ -19,6 +19,7 @@ from fedrec.privacy.accounting import (
     posterior,
     trade_off,
 )
+from fedrec.privacy.ledger_filters import GdpFilter, RenyiFilter
 from fedrec.privacy.mechanisms import PlannedRelease
 
 
@@ -142,3 +143,22 @@ def test_what_an_attacker_can_know():
 def test_nothing_released_costs_nothing():
     assert epsilon((), 1e-5) == 0
     assert delta_at((), 0.0) == 0
+
+
+@pytest.mark.parametrize(("sigma", "rate"), [(2.0, 1.0), (1.5, 0.3)])
+@pytest.mark.parametrize("steps", [1, 7])
+def test_steps_in_one_round_cost_what_as_many_rounds_cost(sigma, rate, steps):
+    together, apart = (PlannedRelease("steps", 1.0, sigma, rate, local_steps=steps),), sums(sigma, rate, steps)
+    assert check_accountants(together, 1e-6) == check_accountants(apart, 1e-6)
+    assert gdp_mu(together) == gdp_mu(apart)
+    assert delta_at(together, 1.0) == delta_at(apart, 1.0)
+    assert best_accuracy(together) == best_accuracy(apart)
+    assert epsilon(together, 1e-6, memberships=2) == epsilon(apart, 1e-6, memberships=2)
+    for filter_ in (GdpFilter(3.0, 1e-6), RenyiFilter(3.0, 1e-6, 12)):
+        assert filter_.cost(together) == pytest.approx(filter_.cost(apart), rel=1e-12)
+
+
+@pytest.mark.parametrize("steps", [-1, 2.0, True, "3"])
+def test_steps_that_are_no_number_of_steps_are_refused(steps):
+    with pytest.raises(BadAssumption, match="local_steps"):
+        epsilon((PlannedRelease("steps", 1.0, 2.0, local_steps=steps),), 1e-6)
