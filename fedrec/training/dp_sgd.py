@@ -174,8 +174,13 @@ class ShopperGradients:
 
 
 def clipped_sum(
-    network: Network, batch: Batch, weigh: Callable[[Tensor], Tensor], *, engine: str = "closed-form"
-) -> tuple[dict[str, Tensor], Tensor]:
+    network: Network,
+    batch: Batch,
+    weigh: Callable[[Tensor], Tensor],
+    *,
+    engine: str = "closed-form",
+    totals: Totals | None = None,
+) -> tuple[Totals, Tensor]:
     """The weighted sum of the gradients of one micro-batch, where weights follow from norms.
 
     Args:
@@ -183,11 +188,13 @@ def clipped_sum(
         batch: of some shoppers, maybe none.
         weigh: weights from norms, both float64 (num_shoppers,); such as `clip_weights` with a bound.
         engine: a key of `ENGINES`.
+        totals: by parameter, what to add to in place; None = zeros in the network's type.
     Returns:
-        Sums by parameter, in the network's type; norms.
+        Totals with the weighted sums added; norms.
     """
     gradients = ENGINES[engine](network, batch)
-    totals = {name: torch.zeros_like(values, requires_grad=False) for name, values in network.named_parameters()}
+    if totals is None:
+        totals = {name: torch.zeros_like(values, requires_grad=False) for name, values in network.named_parameters()}
     gradients.add(weigh(gradients.norms), totals)
     return totals, gradients.norms
 
