@@ -150,6 +150,21 @@ def test_no_shoppers_and_no_items_give_zeros(engine: str, name: str) -> None:
     assert all(not values.any() for values in totals.values())
 
 
+@pytest.mark.parametrize(("engine", "name"), PAIRS)
+def test_sums_of_two_batches_are_added_in_place(engine: str, name: str) -> None:
+    network = build(name)
+    histories, draws, vectors = shoppers(12)
+    batch = network.batch(histories, draws, vectors)
+    first, second = ({key: values[part] for key, values in batch.items()} for part in (slice(0, 5), slice(5, 12)))
+    whole, _ = clipped_sum(network, batch, lambda norms: clip_weights(norms, 0.5), engine=engine)
+    totals, _ = clipped_sum(network, first, lambda norms: clip_weights(norms, 0.5), engine=engine)
+    same, norms = clipped_sum(network, second, lambda norms: clip_weights(norms, 0.5), engine=engine, totals=totals)
+    assert same is totals
+    assert norms.shape == (7,)
+    for key, values in whole.items():
+        np.testing.assert_allclose(totals[key].numpy(), values.numpy(), rtol=1e-10, atol=1e-12)
+
+
 class Empty(Vae):
     """Its loss of an empty history is a constant."""
 
