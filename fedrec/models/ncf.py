@@ -28,16 +28,21 @@ class NcfSettings(NeuralSettings):
     Attributes:
         loss: binary (cross-entropy, the paper's), pairwise (BPR) or softmax (over sampled negatives).
         factors: width of the product and of the tower's last layer; >= 1.
+        tower_factors: width of the tower's last layer where it is another, >= 1; 0 = ``factors``.
         layers: of the tower; >= 1.
         negatives: drawn for each of a shopper's items; >= 1.
+        is_expected: train on the binary loss that drawing would give on average, without draws. Without privacy only:
+            the network of a private run draws.
         regularisation: L2 pull on the vectors of each pair; >= 0.
         fold_in_steps: of Adam, for a shopper's vector; >= 1.
     """
 
     loss: str = "binary"
     factors: int = 32
+    tower_factors: int = 0
     layers: int = 3
     negatives: int = 4
+    is_expected: bool = False
     regularisation: float = 0.0
     fold_in_steps: int = 30
     rounds: int = 20
@@ -50,6 +55,10 @@ class NcfSettings(NeuralSettings):
         for name in ("factors", "layers", "negatives", "fold_in_steps"):
             if not getattr(self, name) >= 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give a whole number of at least 1")
+        if not self.tower_factors >= 0:
+            raise ConfigError(f"tower_factors = {self.tower_factors}: give a whole number of at least 0")
+        if self.is_expected and self.loss != "binary":
+            raise ConfigError(f"is_expected with loss = {self.loss!r}: only the binary loss has that mean, give binary")
 
     def of_network(self) -> PairSettings:
         """As the networks take them."""
@@ -59,8 +68,10 @@ class NcfSettings(NeuralSettings):
         return PairSettings(
             loss=PairLoss(self.loss),
             factors=self.factors,
+            tower_factors=self.tower_factors or None,
             layers=self.layers,
             negatives=self.negatives,
+            is_expected=self.is_expected,
             regularisation=self.regularisation,
             fold_in_steps=self.fold_in_steps,
         )

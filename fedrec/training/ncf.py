@@ -26,7 +26,7 @@ from torch.nn.utils import skip_init
 from fedrec.errors import ConfigError
 from fedrec.privacy.draws import Draws
 from fedrec.training.network import Batch, Network, to_tensor
-from fedrec.training.pairs import draw_pairs, own_draws
+from fedrec.training.pairs import draw_pairs, own_draws, padded
 
 _CHUNK_VALUES = 4_000_000
 _FAR_BELOW = -1e30
@@ -54,8 +54,12 @@ class NcfSettings:
     Attributes:
         loss: of a shopper's pairs.
         factors: width of the product and of the tower's last layer, the paper's predictive factors.
+        tower_factors: width of the tower's last layer where it is another; None = ``factors``.
         layers: of the tower; each half as wide as the one before.
         negatives: drawn for each item that she has.
+        is_expected: draw none: the binary loss that drawing would give on average, of all her items and all others.
+            Many times as fast where a product alone is trained, and free of the draws' noise. Plain training only: it
+            goes past the layers, so that no shopper's gradient can be bounded (`fedrec.training.dp_sgd` refuses).
         max_pairs: of a shopper and step; of longer histories a part is drawn.
         loss_unit: what the sum over her pairs is divided by; public, the same for all.
         regularisation: of the shopper's deviation and her pairs' item vectors, for each pair.
@@ -67,8 +71,10 @@ class NcfSettings:
 
     loss: PairLoss = PairLoss.BINARY
     factors: int = 32
+    tower_factors: int | None = None
     layers: int = 3
     negatives: int = 4
+    is_expected: bool = False
     max_pairs: int = 500
     loss_unit: float = 100.0
     regularisation: float = 0.0
@@ -78,9 +84,8 @@ class NcfSettings:
     fold_in_rate: float = 0.05
 
     def __post_init__(self) -> None:
-        counts = "factors", "layers", "negatives", "fold_in_steps"
-        for name in counts:
-            if not getattr(self, name) >= 1:
+        for name in ("factors", "tower_factors", "layers", "negatives", "fold_in_steps"):
+            if getattr(self, name) is not None and not getattr(self, name) >= 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be at least 1")
         for name in ("max_pairs", "fold_in_pairs"):
             if not getattr(self, name) > self.negatives:
@@ -88,8 +93,15 @@ class NcfSettings:
         for name in ("loss_unit", "init_sd", "fold_in_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be above 0 and finite")
+        if self.is_expected and self.loss is not PairLoss.BINARY:
+            raise ConfigError(f"is_expected with loss = {self.loss}: only the binary loss has that mean, give it")
         if not 0 <= self.regularisation < math.inf:
             raise ConfigError(f"regularisation = {self.regularisation}: must be 0 or more and finite")
+
+    @property
+    def tower_width(self) -> int:
+        """Of the tower's last layer."""
+        return self.factors if self.tower_factors is None else self.tower_factors
 
 
 class ProductPart(nn.Module):
@@ -97,7 +109,7 @@ class ProductPart(nn.Module):
 
     def __init__(self, num_items: int, settings: NcfSettings, generator: torch.Generator) -> None:
         super().__init__()
-        self.width = settings.factors
+        self.width = self.num_features = settings.factors
         self.mean = linear(1, self.width, has_bias=False)
         self.items = embedding(num_items, self.width)
         for weight in (self.mean.weight, self.items.weight):
@@ -108,9 +120,9 @@ class ProductPart(nn.Module):
         items = self.items(ids)
         return with_mean(self.mean, deviations)[:, None] * items, items.square().sum(2)
 
-    def of_all_items(self, deviations: Tensor) -> Tensor:
-        """(num_shoppers, num_items, factors)."""
-        return with_mean(self.mean, deviations)[:, None] * self.items.weight
+    def of_all_items(self, deviations: Tensor, output: Tensor) -> Tensor:
+        """(num_shoppers, num_items): what the output's weights, (factors,), make of the features."""
+        return (with_mean(self.mean, deviations) * output) @ self.items.weight.T
 
 
 class TowerPart(nn.Module):
@@ -118,8 +130,8 @@ class TowerPart(nn.Module):
 
     def __init__(self, num_items: int, settings: NcfSettings, generator: torch.Generator) -> None:
         super().__init__()
-        sizes = [settings.factors << layer for layer in reversed(range(settings.layers))]
-        self.width = sizes[0]
+        sizes = [settings.tower_width << layer for layer in reversed(range(settings.layers))]
+        self.width, self.num_features = sizes[0], sizes[-1]
         self.mean = linear(1, self.width, has_bias=False)
         self.items = embedding(num_items, self.width)
         self.first_shopper = linear(self.width, sizes[0], has_bias=False)
@@ -139,9 +151,9 @@ class TowerPart(nn.Module):
         items = self.items(ids)
         return self._climb(deviations, self.first_item(items)), items.square().sum(2)
 
-    def of_all_items(self, deviations: Tensor) -> Tensor:
-        """(num_shoppers, num_items, factors)."""
-        return self._climb(deviations, self.first_item(self.items.weight))
+    def of_all_items(self, deviations: Tensor, output: Tensor) -> Tensor:
+        """(num_shoppers, num_items): what the output's weights, (factors,), make of the features."""
+        return self._climb(deviations, self.first_item(self.items.weight)) @ output
 
     def _climb(self, deviations: Tensor, items: Tensor) -> Tensor:
         shoppers = self.first_shopper(with_mean(self.mean, deviations))
@@ -179,7 +191,7 @@ class Ncf(Network):
         self.parts = nn.ModuleDict(parts)
         self.typed_parts = tuple(parts.values())
         self.widths = [part.width for part in parts.values()]
-        self.output = linear(settings.factors * len(kinds), 1)
+        self.output = linear(sum(part.num_features for part in parts.values()), 1)
         self._start_output(generator)
         self.num_shopper_values = sum(self.widths)
 
@@ -189,6 +201,8 @@ class Ncf(Network):
 
     def forward(self, batch: Batch) -> Tensor:
         """(num_shoppers,): the sum over a shopper's pairs, over `NcfSettings.loss_unit`."""
+        if self.settings.is_expected:
+            return self._expected(batch) / self.settings.loss_unit
         scores, squares = self.pair_scores(batch["vectors"], batch["ids"])
         losses = _LOSSES[self.settings.loss](scores, batch)
         if self.settings.regularisation:
@@ -210,8 +224,7 @@ class Ncf(Network):
         """(num_shoppers, num_items): higher is better; shoppers without a vector here are folded in."""
         if vectors is None:
             vectors = self.fold_in(histories)
-        widest = max(self.widths) * self.num_items
-        chunks = vectors.to(self.device, self.floating).split(max(1, _CHUNK_VALUES // max(widest, 1)))
+        chunks = vectors.to(self.device, self.floating).split(max(1, _CHUNK_VALUES // self._values_a_row))
         return torch.cat([self._of_all_items(chunk) for chunk in chunks])
 
     def fold_in(self, histories: sparse.csr_matrix, draws: Draws | None = None) -> Tensor:
@@ -226,7 +239,8 @@ class Ncf(Network):
         Guarantee: a row depends on the shared parameters, the shopper's own history and draws alone.
         Source: Singhal et al. 2021, arXiv:2102.03448, Algorithm 1 (reconstruction), with Adam.
         """
-        rows = max(1, _CHUNK_VALUES // (self.settings.fold_in_pairs * max(self.widths)))
+        values = self._values_a_row if self.settings.is_expected else self.settings.fold_in_pairs * max(self.widths)
+        rows = max(1, _CHUNK_VALUES // values)
         found = []
         for start in range(0, histories.shape[0], rows):
             places = np.arange(start, min(start + rows, histories.shape[0]))
@@ -273,6 +287,15 @@ class Ncf(Network):
         if vectors is None or vectors.shape != (histories.shape[0], self.num_shopper_values):
             found = None if vectors is None else tuple(vectors.shape)
             raise ConfigError(f"vectors of shape {found}: give {(histories.shape[0], self.num_shopper_values)}")
+        if self.settings.is_expected:
+            ids, sizes = padded(histories)
+            often = np.minimum(1, self.settings.negatives * sizes / np.maximum(self.num_items - sizes, 1))
+            return {
+                "vectors": vectors.to(self.device, self.floating),
+                "ids": torch.from_numpy(ids).to(self.device),
+                "is_pair": to_tensor(np.arange(ids.shape[1]) < sizes[:, None], self),
+                "often": to_tensor(often, self),
+            }
         pairs = draw_pairs(
             histories,
             own_draws(histories, "pairs") if draws is None else draws,
@@ -306,9 +329,31 @@ class Ncf(Network):
         is_open_share = self.popularity.sum() - bought @ self.popularity
         return np.log(np.maximum(is_open_share, 1e-300))[:, None] - np.log(self.popularity)[ids]
 
+    def _expected(self, batch: Batch) -> Tensor:
+        """(num_shoppers,): the mean of the binary loss over draws, as if every item were drawn ``often`` times."""
+        scores = self._of_all_items(batch["vectors"])
+        ids, is_own, often = batch["ids"], batch["is_pair"], batch["often"]
+        hers = scores.gather(1, ids)
+        losses = often * softplus(scores).sum(1) + (((1 - often[:, None]) * softplus(hers) - hers) * is_own).sum(1)
+        if self.settings.regularisation:
+            squares = torch.stack([part.items.weight.square().sum(1) for part in self.typed_parts]).sum(0)
+            num_pairs = often * self.num_items + (1 - often) * is_own.sum(1)
+            lengths = num_pairs * batch["vectors"].square().sum(1)
+            lengths = lengths + often * squares.sum() + (1 - often) * (squares[ids] * is_own).sum(1)
+            losses = losses + self.settings.regularisation * lengths
+        return losses
+
+    @property
+    def _values_a_row(self) -> int:
+        """Of the largest tensor that all items of one shopper take."""
+        widest = max(part.width if isinstance(part, TowerPart) else 1 for part in self.typed_parts)
+        return max(1, self.num_items * widest)
+
     def _of_all_items(self, vectors: Tensor) -> Tensor:
-        split = zip(self.typed_parts, vectors.split(self.widths, dim=1), strict=True)
-        return self.output(torch.cat([part.of_all_items(own) for part, own in split], dim=2)).squeeze(2)
+        weights = self.output.weight[0].split([part.num_features for part in self.typed_parts])
+        split = zip(self.typed_parts, vectors.split(self.widths, dim=1), weights, strict=True)
+        first, *rest = [part.of_all_items(own, weight) for part, own, weight in split]
+        return sum(rest, first) + self.output.bias
 
 
 class Gmf(Ncf):

@@ -85,7 +85,7 @@ def draw_pairs(
 
 def draw_positives(histories: sparse.csr_matrix, draws: Draws, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Up to ``most`` of each shopper's items, without replacement: int64 (num_shoppers, width), and how many (…,)."""
-    owned, counts = _padded(histories)
+    owned, counts = padded(histories)
     taken = np.minimum(counts, most)
     heavy = np.flatnonzero(counts > most)
     if len(heavy):
@@ -166,7 +166,7 @@ def _by_rejection(histories: sparse.csr_matrix, draws: Draws, counts: np.ndarray
     Half of the open items at most are wanted, so that a stream of a few times their number holds them.
     """
     num_rows, num_items = histories.shape
-    owned, num_owned = _padded(histories)
+    owned, num_owned = padded(histories)
     drawn = np.zeros((num_rows, int(counts.max())), np.int64)
     left = np.arange(num_rows)
     is_open = 1 - (num_owned + counts) / num_items
@@ -192,7 +192,7 @@ def _by_rejection(histories: sparse.csr_matrix, draws: Draws, counts: np.ndarray
     return drawn
 
 
-def _padded(histories: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+def padded(histories: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
     """Each row's items in rising order, int64 (num_rows, longest), and how many."""
     if not histories.has_sorted_indices:
         histories = histories.sorted_indices()

@@ -1,13 +1,13 @@
 """GMF, MLP and NeuMF on the NCF authors' own files: ML-1M, one test item among their 99 negatives for each shopper.
 
-Run: python simulations/benchmarks/ncf_files.py [MODEL ...] [--validation] [--epochs 12] [--quick]
+Run: python simulations/benchmarks/ncf_files.py [MODEL ...] [--validation] [--quick]
 Pooled training without privacy, for comparison with published figures only (sampled negatives can order models
-otherwise than full ranking does). Training negatives are any item that a shopper has not in training: the test item may
-be one (the clean sampler). "trained" scores by the vectors that training left, "folded in" by vectors computed at test
-time from each history and the shared parameters. Settings were chosen with --validation: the last training item of each
-shopper (a random one where times are missing) among 99 drawn for it; the test items are not looked at there.
-"pretrained" is NeuMF started from the GMF and MLP of the same run, so name these before it; alpha = 0.5 (He et al.
-2017, section 3.4.1).
+otherwise than full ranking does). Every item that a shopper has not in training counts as a negative, the test item too
+(the clean sampler), as often as drawing would take it on average. "trained" scores by the vectors that training left,
+"folded in" by vectors computed at test time from each history and the shared parameters. Settings were chosen with
+--validation: the last training item of each shopper (a random one where times are missing) among 99 drawn for it; the
+test items are not looked at there. "pretrained" is NeuMF started from the GMF and MLP of the same run, so name these
+before it; alpha = 0.5 (He et al. 2017, section 3.4.1).
 Published (guoyang9/NCF, best epoch on test): GMF .708/.429, MLP .692/.425, NeuMF .701/.425, pretrained .726/.445.
 """
 
@@ -32,15 +32,10 @@ from fedrec.data.public_sets import data_folders
 from fedrec.errors import DataError
 from fedrec.evaluation.sampled import sampled_figures, sampled_ranks, train_only_negatives
 from fedrec.privacy.draws import Draws, shopper_digests
+from fedrec.training.fit import FitSettings, fit
 from fedrec.training.ncf import Gmf, Mlp, Ncf, NcfSettings, NeuMf
 
-KINDS: dict[str, type[Gmf] | type[Mlp] | type[NeuMf]] = {
-    "wide_gmf": Gmf,
-    "gmf": Gmf,
-    "mlp": Mlp,
-    "neumf": NeuMf,
-    "pretrained": NeuMf,
-}
+KINDS: dict[str, type[Gmf] | type[Mlp] | type[NeuMf]] = {"gmf": Gmf, "mlp": Mlp, "neumf": NeuMf, "pretrained": NeuMf}
 
 
 @dataclass(frozen=True)
@@ -49,29 +44,23 @@ class Recipe:
 
     Attributes:
         network: its settings.
-        rate: of Adam on the shared parameters, in the first epoch.
-        vector_rate: of Adam on the shoppers' vectors, likewise.
-        fade: what an epoch's rates are those of the epoch before times.
-        epochs: passes over all pairs.
-        batch: visits to shoppers in a step.
+        stages: epochs, rate of Adam on the shared parameters, and on the shoppers' vectors, one stage after the other.
+        batch: shoppers in a step.
     """
 
     network: NcfSettings
-    rate: float
-    vector_rate: float
-    fade: float
-    epochs: int
+    stages: tuple[tuple[int, float, float], ...]
     batch: int = 32
 
 
-WIDE = NcfSettings(factors=64, layers=1, negatives=8, max_pairs=450, regularisation=0.002, fold_in_pairs=900)
-TOWER = replace(WIDE, negatives=4, max_pairs=250, regularisation=0.001, fold_in_pairs=500)
+WIDE = NcfSettings(factors=64, tower_factors=8, layers=1, negatives=16, is_expected=True, regularisation=0.01)
+TOWER = replace(WIDE, tower_factors=16, regularisation=0.002)
+FAST = (18, 0.01, 0.1), (6, 0.003, 0.03)
 RECIPES = {
-    "wide_gmf": Recipe(replace(WIDE, factors=128, regularisation=0.003), 0.004, 0.015, 0.87, 16),
-    "gmf": Recipe(WIDE, 0.005, 0.02, 0.8, 10),
-    "mlp": Recipe(TOWER, 0.003, 0.01, 0.8, 8),
-    "neumf": Recipe(TOWER, 0.003, 0.01, 0.8, 8),
-    "pretrained": Recipe(WIDE, 0.0005, 0.0015, 0.5, 2),
+    "gmf": Recipe(WIDE, ((20, 0.01, 0.05), (10, 0.003, 0.015)), batch=64),
+    "mlp": Recipe(TOWER, FAST),
+    "neumf": Recipe(WIDE, FAST),
+    "pretrained": Recipe(replace(WIDE, tower_factors=16), ((2, 0.001, 0.01), (2, 0.0005, 0.005))),
 }
 
 
@@ -131,56 +120,30 @@ def figures(network: Ncf, vectors: torch.Tensor, files: Files) -> str:
 
 
 def train(network: Ncf, vectors: torch.Tensor, files: Files, recipe: Recipe, seed: int) -> torch.Tensor:
-    """Train the network, in place, and the shoppers' vectors, which come back.
-
-    As in the paper each pair of a shopper and an item of hers counts as often as any other: an epoch visits her once
-    for every so many of her items, and each visit draws as many of them.
-    """
-    vectors = vectors.clone().requires_grad_()
-    shared = torch.optim.Adam(network.parameters(), lr=recipe.rate)
-    private = torch.optim.Adam([vectors], lr=recipe.vector_rate)
+    """Train the network, in place, and the shoppers' vectors, which come back."""
     draws = Draws.seeded(f"ncf files/{seed}", shopper_digests(range(len(vectors))))
-    rng = np.random.default_rng(seed)
-    items_a_visit = recipe.network.max_pairs // (1 + recipe.network.negatives)
-    visits = np.repeat(np.arange(len(vectors)), -(-np.diff(files.train.indptr) // items_a_visit))
-    for epoch in range(recipe.epochs):
-        order, total = rng.permutation(visits), 0.0
-        for start in range(0, len(order), recipe.batch):
-            rows = np.unique(order[start : start + recipe.batch])
-            own = draws.of(f"{epoch}/{start}").take(rows)
-            loss = network(network.batch(files.train[rows], own, vectors[rows])).sum()
-            for optimiser in (shared, private):
-                optimiser.zero_grad()
-            loss.backward()
-            for optimiser in (shared, private):
-                optimiser.step()
-            total += loss.item()
-        for group in [*shared.param_groups, *private.param_groups]:
-            group["lr"] *= recipe.fade
-        mean = total * recipe.network.loss_unit / files.train.nnz
-        print(
-            f"  epoch {epoch + 1}: {mean:.4f} an item",
-            f"{figures(network, vectors, files)}" if files.is_validation else "",
-            file=sys.stderr,
-            flush=True,
-        )
-    return vectors.detach()
+    for stage, (epochs, rate, vector_rate) in enumerate(recipe.stages):
+        settings = FitSettings(batch_shoppers=recipe.batch, learning_rate=rate, vector_learning_rate=vector_rate)
+        found = fit(network, files.train, draws.of(f"stage {stage}"), settings, epochs=epochs, vectors=vectors)
+        assert found.vectors is not None
+        vectors = found.vectors
+        if files.is_validation:
+            print(f"  stage {stage + 1}: {figures(network, vectors, files)}", file=sys.stderr, flush=True)
+    return vectors
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=list(KINDS), metavar="MODEL")
     parser.add_argument("--validation", action="store_true", help="hold out of training, and do not read the test")
-    parser.add_argument("--epochs", type=int, help="instead of the recipes'")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="one epoch of GMF")
     options = parser.parse_args()
     if "pretrained" in options.models and not {"gmf", "mlp"} <= set(
         options.models[: options.models.index("pretrained")]
     ):
         parser.error("pretrained starts from gmf and mlp: name both before it")
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     try:
         files = read_files(is_validation=options.validation)
     except DataError as error:
@@ -189,7 +152,10 @@ def main() -> None:
     trained: dict[str, tuple[Ncf, torch.Tensor]] = {}
     for name in ["gmf"] if options.quick else options.models:
         recipe = RECIPES[name]
-        recipe = replace(recipe, epochs=1 if options.quick else options.epochs or recipe.epochs)
+        if options.quick:
+            recipe = replace(
+                recipe, stages=((1, *recipe.stages[0][1:]),), network=replace(recipe.network, fold_in_steps=5)
+            )
         network = KINDS[name](files.train.shape[1], recipe.network, init_seed=options.seed)
         vectors = torch.zeros(files.train.shape[0], network.num_shopper_values)
         if name == "pretrained":
@@ -211,7 +177,7 @@ def main() -> None:
             "trained_hr/ndcg@10": figures(network, vectors, files),
             "folded_in_hr/ndcg@10": figures(network, folded, files),
             "shared_values": sum(values.numel() for values in network.parameters()),
-            "epochs": recipe.epochs,
+            "epochs": sum(epochs for epochs, _, _ in recipe.stages),
             "train_s": round(taken_s, 1),
             "fold_in_s": round(time.perf_counter() - start - taken_s, 1),
         }

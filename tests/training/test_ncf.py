@@ -9,7 +9,7 @@ import torch
 from scipy import sparse
 from torch import nn
 
-from fedrec.errors import ConfigError
+from fedrec.errors import ConfigError, NoPrivateVariant
 from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.testing.planted import plant_world
 from fedrec.training.dp_sgd import ShopperGradients
@@ -119,6 +119,37 @@ def test_the_loss_is_that_of_the_hand_formula(kind, loss):
         assert losses[row].item() == pytest.approx(expected / 7, rel=1e-9)
 
 
+EXPECTED = dataclasses.replace(SMALL, is_expected=True, regularisation=0.03, tower_factors=3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_expected_loss_is_the_mean_over_draws(kind):
+    network = kind(11, EXPECTED).double()
+    vectors, draws = vectors_for(network, 5).double(), draws_for(SOME)
+    expected = network(network.batch(SOME, None, vectors))
+    network.settings = dataclasses.replace(EXPECTED, is_expected=False, max_pairs=1000)
+    drawn = [network(network.batch(SOME, draws.of(str(draw)), vectors)).detach() for draw in range(1000)]
+    torch.testing.assert_close(torch.stack(drawn).mean(0), expected.detach(), rtol=0.005, atol=0)
+    assert torch.stack(drawn)[:, 0].std() > 0.005 * expected[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_expected_loss_of_a_shopper_is_her_own(kind):
+    network = kind(11, EXPECTED).double()
+    vectors = vectors_for(network, 5).double()
+    together = network(network.batch(SOME, None, vectors))
+    alone = [network(network.batch(SOME[[row]], None, vectors[[row]]))[0] for row in range(5)]
+    torch.testing.assert_close(together, torch.stack(alone))
+    assert together[1] == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_that_expects_has_no_gradients_of_single_shoppers(kind):
+    network = kind(11, EXPECTED).double()
+    with pytest.raises(NoPrivateVariant):
+        _gradients(network, SOME, draws_for(SOME)).norms()
+
+
 def test_sampled_softmax_of_popular_negatives_estimates_the_sum_over_all():
     popularity = np.arange(1.0, 41)
     settings = dataclasses.replace(SMALL, loss=PairLoss.SOFTMAX, negatives=3, max_pairs=1000)
@@ -199,11 +230,11 @@ def test_the_start_comes_from_the_seed_and_leaves_the_global_generator_alone(kin
     assert not torch.equal(one["output.weight"], other["output.weight"])
 
 
-@pytest.mark.parametrize("loss", PairLoss)
+@pytest.mark.parametrize(("loss", "is_expected"), [*((loss, False) for loss in PairLoss), (PairLoss.BINARY, True)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_trained_and_folded_in_shoppers_get_items_of_their_own_block(kind, loss):
+def test_trained_and_folded_in_shoppers_get_items_of_their_own_block(kind, loss, is_expected):
     world = plant_world(num_shoppers=120, num_items=33)
-    settings = NcfSettings(loss=loss, factors=8, layers=2, loss_unit=10.0, regularisation=0.02)
+    settings = NcfSettings(loss=loss, is_expected=is_expected, factors=8, layers=2, loss_unit=10.0, regularisation=0.02)
     network, vectors = trained(kind, world.histories[:90], settings)
     newcomers = world.histories[90:]
     for histories, tastes, given in (
@@ -268,6 +299,9 @@ def test_neumf_from_trained_parts_scores_as_their_weighted_sum(alpha):
 
 def test_wrong_settings_and_vectors_are_refused():
     for wrong in ({"factors": 0}, {"max_pairs": 4}, {"loss_unit": math.nan}, {"regularisation": -1.0}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            NcfSettings(**wrong)
+    for wrong in ({"tower_factors": 0}, {"is_expected": True, "loss": PairLoss.PAIRWISE}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             NcfSettings(**wrong)
     network = Gmf(11, SMALL)

@@ -1,0 +1,22 @@
+"""Settings of the models of pairs: what reaches the network, and what is refused."""
+
+import pytest
+
+from fedrec.errors import ConfigError
+from fedrec.models.ncf import NcfSettings, NeuMf
+
+
+def test_the_tower_s_width_and_expected_draws_reach_the_network():
+    network = NeuMf(NcfSettings(factors=8, tower_factors=3, layers=2, is_expected=True)).make_network(11)
+    assert network.widths == [8, 6]
+    assert network.output.in_features == 8 + 3
+    assert network.settings.is_expected
+    same = NeuMf(NcfSettings(factors=8, layers=2)).make_network(11)
+    assert same.widths == [8, 16]
+    assert not same.settings.is_expected
+
+
+@pytest.mark.parametrize("wrong", [{"tower_factors": -1}, {"is_expected": True, "loss": "softmax"}])
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        NcfSettings(**wrong)
