@@ -25,6 +25,7 @@ from fedrec.errors import BadMessage, ConfigError
 from fedrec.models.ials import with_content
 from fedrec.models.popularity import binary_rows, mix_arrays, take
 from fedrec.models.recommender import (
+    LARGEST_ARRAY,
     LOSS,
     WEIGHT,
     Contributions,
@@ -80,6 +81,9 @@ class NeuralSettings:
             every shop takes ``private_local_steps`` by itself, with all of the noise in each, and the changes are
             averaged; in privacy.mode local alone.
         private_local_steps: S, noisy steps of a local update; divides ``private_steps`` then; >= 1.
+        private_clip_quantile: share of the declared shoppers, in (0, 1), whose gradients a step should leave unclipped:
+            the clip norm follows it, from ``private_clip_norm`` on, by a count that shares the step's noise
+            (`fedrec.training.adaptive_clip`). None = it stays. For gradient steps.
     """
 
     rounds: int = 20
@@ -100,6 +104,7 @@ class NeuralSettings:
     private_learning_rate: float = 0.02
     private_rounds: str = "gradient-step"
     private_local_steps: int = 5
+    private_clip_quantile: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("rounds", "local_epochs", "batch_shoppers", "private_steps", "private_local_steps"):
@@ -120,6 +125,15 @@ class NeuralSettings:
                 f"private_steps = {self.private_steps}: must be a multiple of private_local_steps = "
                 f"{self.private_local_steps}, the steps of one local update"
             )
+        if self.private_clip_quantile is not None:
+            if not (isinstance(self.private_clip_quantile, float) and 0 < self.private_clip_quantile < 1):
+                raise ConfigError(
+                    f"private_clip_quantile = {self.private_clip_quantile}: above 0, below 1, or left out"
+                )
+            if self.is_privately_local or not self.private_clip_norm <= LARGEST_ARRAY:
+                raise ConfigError(
+                    f"private_clip_quantile is for gradient steps from a private_clip_norm of at most {LARGEST_ARRAY:g}"
+                )
         if self.strategy not in STRATEGIES:
             raise ConfigError(f"strategy = {self.strategy!r}: give one of {', '.join(STRATEGIES)}")
         if self.fine_tune not in FINE_TUNE:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -38,6 +38,7 @@ from fedrec.models.recommender import (
     LARGEST_ARRAY,
     WEIGHT,
     Contributions,
+    Gradients,
     Layout,
     NoisySum,
     PublicInputs,
@@ -46,17 +47,26 @@ from fedrec.models.recommender import (
     State,
 )
 from fedrec.privacy.mechanisms import Outlook, ReleaseRequest
+from fedrec.training.adaptive_clip import (
+    LEARNING_RATE,
+    MOST_TIMES,
+    WITHIN,
+    QuantileGradients,
+    next_clip_norm,
+    parted,
+)
 from fedrec.training.server_step import memory_of, server_step, without_memory
 
 if TYPE_CHECKING:
     from fedrec.privacy.draws import Draws
-    from fedrec.training.dp_sgd import ShopperGradients
     from fedrec.training.network import Network
 
 STEP, LOCAL_STEPS = "gradient step", "local steps"
 _POPULARITY_SHARE = 0.1
 _ADAM_FLOOR = 1e-8
 _OWN = ("popularity", "popularity_noise", "covered")
+_CLIP_NORM = "server.clip_norm"
+"""The next step's clip norm, with the coordinator's memory; where it follows a quantile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +122,7 @@ class PrivateNeural(NeuralModel):
             return None
         step = self._step(self._shared(state), state["covered"])
         if not settings.is_privately_local:
-            return step
+            return step if settings.private_clip_quantile is None else self._with_count(step, state)
         layout = Layout((*step.layout.shapes, (WEIGHT, (1,))))
         inputs = {**step.inputs, "round": np.array([number])}
         return RoundSpec(RoundKind.LOCAL_UPDATE, LOCAL_STEPS, layout, inputs, step.sampling_rate)
@@ -125,19 +135,22 @@ class PrivateNeural(NeuralModel):
         """Unit-norm rows."""
         return ItemCounts(binary_rows(histories), exponent=0.5)
 
-    def gradients(self, spec: RoundSpec, histories: sparse.csr_matrix, draws: Draws) -> ShopperGradients:
-        """Of the sampled shoppers, in float64.
+    def gradients(self, spec: RoundSpec, histories: sparse.csr_matrix, draws: Draws) -> Gradients:
+        """Of the sampled shoppers, in float64; with their count within the clip norm where that follows a quantile.
 
         Raises:
-            BadMessage: the round's arrays or items are not this model's.
+            BadMessage: the round's arrays, items or clip norm are not this model's.
         """
         from fedrec.training.dp_sgd import ShopperGradients
 
         inputs = dict(spec.inputs)
-        covered = inputs.pop("covered")
+        covered, clip_norm = inputs.pop("covered"), inputs.pop(_CLIP_NORM, None)
         network = self.network_with(inputs, len(covered)).double()
         rows = binary_rows(selected_columns(histories, covered))
-        return ShopperGradients(network, rows, draws, vectors=network.fold_in(rows, draws.of("fold in")))
+        gradients = ShopperGradients(network, rows, draws, vectors=network.fold_in(rows, draws.of("fold in")))
+        if clip_norm is None:
+            return gradients
+        return QuantileGradients(gradients, float(clip_norm[0]), self.settings.private_clip_norm)
 
     def local_steps(self, spec: RoundSpec, noisy_sum: NoisySum, *, steps: int, num_shoppers: int) -> np.ndarray:
         """What S steps of Adam on (noisy sum) / (q x declared shoppers) change, times that number; the number.
@@ -150,7 +163,8 @@ class PrivateNeural(NeuralModel):
         arrays, memory = first, State()
         for number in range(done, done + steps):
             step = self._step(arrays, spec.inputs["covered"])
-            arrays, memory = self._adam(step, noisy_sum(step), memory, number, num_shoppers)
+            sums = step.layout.split(noisy_sum(step))
+            arrays, memory = self._adam(arrays, sums, memory, number, num_shoppers)
             arrays = {name: values.clip(-LARGEST_ARRAY, LARGEST_ARRAY) for name, values in arrays.items()}
         return weighted_change(first, arrays, num_shoppers)
 
@@ -183,8 +197,34 @@ class PrivateNeural(NeuralModel):
             return {**self._kept(state), **super().advance(spec, state, total, public)}
         memory = memory_of(state)
         done = float(memory["server.step"][0]) if memory else 0.0
-        moved, memory = self._adam(spec, total, memory, done, self.settings.public_shoppers)
-        return {**self._kept(state), **moved, **memory}
+        arrays = {name: spec.inputs[name] for name, _ in spec.layout.shapes if name != WITHIN}
+        layout, clip_norm = self._step(arrays, spec.inputs["covered"]).layout, State()
+        if _CLIP_NORM in spec.inputs:
+            total, clip_norm = self._without_count(spec, total)
+        moved, memory = self._adam(arrays, layout.split(total), memory, done, self.settings.public_shoppers)
+        return {**self._kept(state), **moved, **memory, **clip_norm}
+
+    def _with_count(self, step: RoundSpec, state: State) -> RoundSpec:
+        """The step at the clip norm that the last one left, and with the count that the next one follows from."""
+        clip_norm = state.get(_CLIP_NORM, np.array([self.settings.private_clip_norm]))
+        layout = Layout((*step.layout.shapes, (WITHIN, (1,))))
+        return replace(step, layout=layout, inputs={**step.inputs, _CLIP_NORM: clip_norm})
+
+    def _without_count(self, spec: RoundSpec, total: np.ndarray) -> tuple[np.ndarray, State]:
+        """The noisy sum of gradients in their own units, and the next step's clip norm from the noisy count."""
+        settings, clip_norm = self.settings, float(spec.inputs[_CLIP_NORM][0])
+        assert settings.private_clip_quantile is not None
+        agreed = settings.private_clip_norm
+        gradients, count = parted(total, clip_norm=clip_norm, agreed=agreed)
+        moved = next_clip_norm(
+            clip_norm,
+            count,
+            expected_batch=settings.private_sampling_rate * settings.public_shoppers,
+            quantile=settings.private_clip_quantile,
+            learning_rate=LEARNING_RATE,
+        )
+        bounded = min(max(moved, agreed / MOST_TIMES), agreed * MOST_TIMES, LARGEST_ARRAY)
+        return gradients, {_CLIP_NORM: np.array([bounded])}
 
     def _step(self, arrays: State, covered: np.ndarray) -> RoundSpec:
         """A gradient step at these arrays."""
@@ -192,16 +232,14 @@ class PrivateNeural(NeuralModel):
         inputs = {**arrays, "covered": covered}
         return RoundSpec(RoundKind.GRADIENT_STEP, STEP, layout, inputs, self.settings.private_sampling_rate)
 
-    def _adam(
-        self, step: RoundSpec, total: np.ndarray, memory: State, done: float, num_shoppers: int
-    ) -> tuple[State, State]:
-        """The arrays after a step on a noisy sum, and Adam's memory; ``done`` steps were taken before."""
+    def _adam(self, arrays: State, sums: State, memory: State, done: float, num_shoppers: int) -> tuple[State, State]:
+        """The arrays after a step on noisy sums, and Adam's memory; ``done`` steps were taken before."""
         settings = self.settings
         expected = settings.private_sampling_rate * num_shoppers
         return server_step(
             "fedadam",
-            {name: np.asarray(step.inputs[name], np.float32) for name, _ in step.layout.shapes},
-            {name: -values / expected for name, values in step.layout.split(total).items()},
+            {name: np.asarray(values, np.float32) for name, values in arrays.items()},
+            {name: -values / expected for name, values in sums.items()},
             memory,
             learning_rate=settings.private_learning_rate * (1 - done / settings.private_steps),
             tau=_ADAM_FLOOR,
@@ -303,8 +341,17 @@ class PrivatelyTrainable(NeuralModel):
 def private_settings(
     model: NeuralModel, outlook: Outlook, public: PublicInputs, network: dict[str, Any]
 ) -> PrivateNeuralSettings:
-    """Settings of the private variant: public rules and what the scenario says, never what was tuned."""
+    """Settings of the private variant: public rules and what the scenario says, never what was tuned.
+
+    Raises:
+        ConfigError: a clip norm that follows a quantile, and people with accounts in several shops.
+    """
     settings = model.settings
+    if settings.private_clip_quantile is not None and outlook.max_shops_per_person > 1:
+        raise ConfigError(
+            f"private_clip_quantile with max_shops_per_person = {outlook.max_shops_per_person}: the count is read for "
+            "one account a person; leave one of them out"
+        )
     own = {name: value for name, value in asdict(settings).items() if name in NeuralSettings.__dataclass_fields__}
     same = {name: own[name] for name in ("init_seed", "device", "batch_shoppers", "learning_rate")}
     return PrivateNeuralSettings(

@@ -89,11 +89,13 @@ class Outlook:
         schedule: the run's releases in round order.
         noise_sds: `sum_noise_sd` of each round, if all shops take part.
         public_shoppers: declared number of shoppers of the whole federation.
+        max_shops_per_person: k; one account's contribution is clipped to C / k.
     """
 
     schedule: Schedule
     noise_sds: tuple[float, ...]
     public_shoppers: int
+    max_shops_per_person: int = 1
 
 
 _LEAST_SCALE = 2.0**-8
@@ -119,7 +121,8 @@ def sum_noise_sd(release: PlannedRelease, spec: PrivacySpec, num_shops: int) -> 
 
 def outlook(schedule: Schedule, spec: PrivacySpec, num_shops: int) -> Outlook:
     """What a model may know of the noise before the run, if all ``num_shops`` shops take part."""
-    return Outlook(schedule, tuple(sum_noise_sd(one, spec, num_shops) for one in schedule), spec.public_shoppers)
+    noise_sds = tuple(sum_noise_sd(one, spec, num_shops) for one in schedule)
+    return Outlook(schedule, noise_sds, spec.public_shoppers, spec.max_shops_per_person)
 
 
 def calibrate(requests: Sequence[ReleaseRequest], spec: PrivacySpec) -> Schedule:

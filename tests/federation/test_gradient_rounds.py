@@ -21,6 +21,7 @@ from fedrec.models.smallae import SmallAe, SmallAeSettings
 from fedrec.privacy.accounting import epsilon
 from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.privacy.mechanisms import outlook
+from fedrec.privacy.noise import SeededNoiseForTests
 from fedrec.privacy.spec import Mode, PrivacySpec
 from fedrec.shop.node import shop_nodes
 from fedrec.training.dp_sgd import ShopperGradients
@@ -222,3 +223,85 @@ def test_popularity_gets_about_a_tenth_of_the_budget_at_any_rate(rate):
     schedule = private_schedule(model, replace(SPEC, epsilon=2.0), NUM_SHOPS)
     alone = epsilon(schedule[:1], SPEC.delta)
     assert 0.3 < alone < 1.1, f"popularity alone costs epsilon {alone:.2f} of 2"
+
+
+def quantile_model(**settings):
+    steps = {**STEPS, "private_clip_norm": 0.02, "private_clip_quantile": 0.5, **settings}
+    return SmallAe(SmallAeSettings(size=6, **steps))
+
+
+def test_a_step_with_a_quantile_carries_one_more_value_at_the_charge_of_any_other():
+    plain = SmallAe(SmallAeSettings(size=6, private_clip_norm=0.02, **STEPS))
+    (_, fixed), (trained, terms) = private(plain), private(quantile_model())
+    assert terms.schedule == fixed.schedule
+    norms = []
+    for plan, nodes in plans(trained, terms):
+        if plan.spec.kind is RoundKind.GRADIENT_STEP:
+            assert plan.spec.layout.shapes[-1] == ("within", (1,))
+            assert (
+                plan.num_values
+                == sum(values.size for name, values in plan.spec.inputs.items() if name.startswith("tied")) + 1
+            )
+            norms.append(float(plan.spec.inputs["server.clip_norm"][0]))
+            assert nodes[0].ledger.entries()[-1].what["release"]["clip_norm"] == 0.02
+    assert norms[0] == 0.02
+    assert len(set(norms)) == 4
+
+
+def test_with_a_quantile_removing_a_shopper_moves_gradients_and_count_by_at_most_the_sensitivity():
+    trained, terms = private(quantile_model())
+    rows, ids = tables()[0]
+    for plan, _ in plans(trained, terms):
+        if plan.spec.kind is not RoundKind.GRADIENT_STEP:
+            continue
+        draws = Draws.seeded(f"test {plan.index}", shopper_digests(ids))
+        bound = terms.shopper_bound(plan.index) / terms.grid(plan.index).unit
+        for clip_norm, everybody in ((0.0005, 0), (0.3, None), (20.0, draws.of("sample").coins(0.6).sum())):
+            inputs = {**plan.spec.inputs, "server.clip_norm": np.array([clip_norm])}
+            asked = replace(plan, spec=replace(plan.spec, inputs=inputs))
+            whole = contribute_on_grid(trained, asked, rows, draws).values
+            if everybody is not None:
+                assert whole[-1] == pytest.approx(everybody * 0.1 * bound, rel=0.01)
+            for gone in (0, 1, 50, 99):
+                rest = np.delete(np.arange(len(ids)), gone)
+                without = contribute_on_grid(trained, asked, rows[rest], draws.take(rest)).values
+                assert np.linalg.norm((whole - without).astype(float)) <= bound
+
+
+def test_the_clip_norm_of_a_federation_finds_the_median_gradient_norm_under_noise():
+    model = quantile_model(
+        private_clip_norm=0.5, private_steps=60, private_sampling_rate=1.0, private_learning_rate=1e-7
+    )
+    trained, terms = private(model, replace(SPEC, epsilon=40.0))
+    rows = sparse.vstack([table for table, _ in tables()]).tocsr()
+    found = []
+    for plan, _ in plans(trained, terms, make_noise=lambda purpose: SeededNoiseForTests(2, purpose)):
+        if plan.spec.kind is RoundKind.GRADIENT_STEP:
+            found.append(float(plan.spec.inputs["server.clip_norm"][0]))
+            gradients = trained.gradients(plan.spec, rows, Draws.seeded("x", shopper_digests(range(NUM_SHOPPERS))))
+            norms = gradients.inner.norms()
+    settled = np.exp(np.log(found[-20:]).mean())
+    assert not 0.4 < (norms <= found[0]).mean() < 0.6, "it starts where it should end"
+    assert 0.3 < (norms <= settled).mean() < 0.7
+
+
+def test_a_quantile_is_refused_for_people_with_several_accounts_and_where_shops_take_the_steps():
+    with pytest.raises(ConfigError, match="max_shops_per_person"):
+        private(quantile_model(private_sampling_rate=1.0), replace(SPEC, max_shops_per_person=2))
+    for wrong in (
+        {"private_clip_quantile": 0.0},
+        {"private_clip_quantile": 1},
+        {"private_clip_quantile": float("nan")},
+        {"private_clip_norm": 65.0},
+        {"private_rounds": "local-update", "private_local_steps": 2},
+    ):
+        with pytest.raises(ConfigError, match="private_clip_quantile"):
+            quantile_model(**wrong)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.005, 50.0])
+def test_research_rounds_follow_the_quantile_too(clip_norm):
+    trained, _ = private(quantile_model())
+    steps = [plan for plan, _ in plans(trained, Terms(ROSTER, run_id="run", clip_norm=clip_norm))][2:]
+    norms = [float(plan.spec.inputs["server.clip_norm"][0]) for plan in steps]
+    assert norms == sorted(set(norms)), "nobody is within 0.02, so it has to grow"

@@ -18,8 +18,6 @@ from fedrec.training.dp_sgd import (
     ShopperGradients,
     clip_weights,
     clipped_sum,
-    next_clip_norm,
-    num_within,
     rounding_slack,
 )
 from fedrec.training.network import Network, dense
@@ -280,41 +278,6 @@ def test_unknown_engines_and_empty_micro_batches_are_refused() -> None:
         gradients_of(build("vae"), 3, engine="ghost")
     with pytest.raises(ConfigError, match="micro_batch = 0"):
         gradients_of(build("vae"), 3, micro_batch=0)
-
-
-def test_the_next_clip_norm_follows_the_noisy_share() -> None:
-    moved = next_clip_norm(2.0, 30.0, expected_batch=100.0, quantile=0.5, learning_rate=0.2)
-    assert moved == pytest.approx(2.0 * math.exp(-0.2 * (0.3 - 0.5)))
-    low = next_clip_norm(2.0, -1e9, expected_batch=100.0, quantile=0.5, learning_rate=0.2)
-    high = next_clip_norm(2.0, 1e9, expected_batch=100.0, quantile=0.5, learning_rate=0.2)
-    assert (low, high) == (pytest.approx(2 * math.exp(0.1)), pytest.approx(2 * math.exp(-0.1)))
-    assert num_within(np.array([0.5, 1.0, 1.5, math.nan, math.inf]), 1.0) == 2
-
-
-def test_the_clip_norm_finds_the_median_of_norms() -> None:
-    norms = np.random.default_rng(3).lognormal(1.0, 0.7, 2000)
-    bound = 0.01
-    for _ in range(300):
-        bound = next_clip_norm(bound, num_within(norms, bound), expected_batch=2000, quantile=0.5, learning_rate=0.2)
-    assert bound == pytest.approx(np.median(norms), rel=0.02)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"clip_norm": 0.0},
-        {"noisy_count": math.nan},
-        {"expected_batch": 0.0},
-        {"quantile": 1.0},
-        {"quantile": math.nan},
-        {"learning_rate": 0.0},
-    ],
-)
-def test_numbers_out_of_range_move_no_clip_norm(wrong: dict[str, float]) -> None:
-    given = {"clip_norm": 1.0, "noisy_count": 5.0, "expected_batch": 10.0, "quantile": 0.5, "learning_rate": 0.2}
-    given |= wrong
-    with pytest.raises(BadAssumption):
-        next_clip_norm(given.pop("clip_norm"), given.pop("noisy_count"), **given)
 
 
 def test_importing_it_loads_no_opacus() -> None:
