@@ -62,7 +62,9 @@ class NeuralSettings:
         rounds: rounds of the federation; >= 1.
         local_epochs: epochs that a shop trains in a round; >= 1. A shop alone, and all data pooled, train
             rounds x local_epochs.
-        batch_shoppers: shoppers in one optimiser step; >= 1.
+        batch_shoppers: most shoppers in one optimiser step; >= 1.
+        least_steps: optimiser steps that an epoch takes at least, in smaller batches where there are few shoppers (a
+            shop of ten that takes a tenth of the steps of all data pooled falls behind it); >= 1.
         learning_rate: of Adam in the shop; > 0.
         weight_decay: L2 pull towards zero; >= 0.
         strategy: how the coordinator averages: fedavg, fedprox, fedavgm or fedadam.
@@ -89,6 +91,7 @@ class NeuralSettings:
     rounds: int = 20
     local_epochs: int = 5
     batch_shoppers: int = 128
+    least_steps: int = 1
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     strategy: str = "fedavg"
@@ -107,7 +110,8 @@ class NeuralSettings:
     private_clip_quantile: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "local_epochs", "batch_shoppers", "private_steps", "private_local_steps"):
+        counts = ("rounds", "local_epochs", "batch_shoppers", "least_steps", "private_steps", "private_local_steps")
+        for name in counts:
             if not getattr(self, name) >= 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give a whole number of at least 1")
         for name in ("learning_rate", "server_learning_rate", "private_clip_norm", "private_learning_rate"):
@@ -288,12 +292,12 @@ class NeuralModel:
         """None: training is dear, and the defaults were chosen on another set's validation."""
         return {}
 
-    def fit_settings(self, moved: tuple[str, ...] = ("",)) -> FitSettings:
-        """How a shop trains, and what the names of the parameters that it moves start with."""
+    def fit_settings(self, num_shoppers: int, moved: tuple[str, ...] = ("",)) -> FitSettings:
+        """How so many shoppers' network trains, and what the names of the parameters that it moves start with."""
         from fedrec.training.fit import FitSettings
 
         return FitSettings(
-            batch_shoppers=self.settings.batch_shoppers,
+            batch_shoppers=min(self.settings.batch_shoppers, -(-num_shoppers // self.settings.least_steps)),
             learning_rate=self.settings.learning_rate,
             weight_decay=self.settings.weight_decay,
             proximal=self.settings.proximal if self.settings.strategy == "fedprox" else 0.0,
@@ -335,7 +339,7 @@ class NeuralModel:
             network,
             binary_rows(histories[rows]),
             draws.take(rows),
-            self.fit_settings(moved),
+            self.fit_settings(len(rows), moved),
             epochs=epochs,
             start_epoch=start_epoch,
             total_epochs=total_epochs,

@@ -120,3 +120,9 @@ def test_fine_tuning_moves_the_output_layer_or_the_item_tables_alone(
 def test_another_style_of_fine_tuning_is_refused() -> None:
     with pytest.raises(ConfigError, match="all, output, items"):
         MultVaeSettings(fine_tune="head")
+
+
+def test_a_small_shop_takes_the_least_steps_in_smaller_batches() -> None:
+    model = MultVae(MultVaeSettings(batch_shoppers=100, least_steps=8))
+    batches = {num_shoppers: model.fit_settings(num_shoppers).batch_shoppers for num_shoppers in (1, 8, 65, 799, 5000)}
+    assert batches == {1: 1, 8: 1, 65: 9, 799: 100, 5000: 100}
