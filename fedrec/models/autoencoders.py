@@ -32,10 +32,12 @@ class AutoencoderSettings(NeuralSettings):
     latent: int = 200
     dropout: float = 0.5
     has_sparse_input: bool = True
-    rounds: int = 10
-    local_epochs: int = 5
+    rounds: int = 50
+    local_epochs: int = 1
     batch_shoppers: int = 256
+    least_steps: int = 10
     learning_rate: float = 1.5e-3
+    round_learning_rate: float | None = 6e-3
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,7 +67,7 @@ class MultDaeSettings(AutoencoderSettings):
 
     hidden: int = 0
     dropout: float = 0.6
-    rounds: int = 6
+    rounds: int = 30
 
 
 @dataclass(frozen=True)

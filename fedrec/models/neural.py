@@ -66,6 +66,8 @@ class NeuralSettings:
         least_steps: optimiser steps that an epoch takes at least, in smaller batches where there are few shoppers (a
             shop of ten that takes a tenth of the steps of all data pooled falls behind it); >= 1.
         learning_rate: of Adam in the shop; > 0.
+        round_learning_rate: of Adam in a federation's local updates, where averaging over shops takes noise out; > 0.
+            None = learning_rate.
         weight_decay: L2 pull towards zero; >= 0.
         strategy: how the coordinator averages: fedavg, fedprox, fedavgm or fedadam.
         server_learning_rate: of the coordinator; > 0. 1 with fedavg is plain averaging.
@@ -93,6 +95,7 @@ class NeuralSettings:
     batch_shoppers: int = 128
     least_steps: int = 1
     learning_rate: float = 1e-3
+    round_learning_rate: float | None = None
     weight_decay: float = 0.0
     strategy: str = "fedavg"
     server_learning_rate: float = 1.0
@@ -114,7 +117,8 @@ class NeuralSettings:
         for name in counts:
             if not getattr(self, name) >= 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give a whole number of at least 1")
-        for name in ("learning_rate", "server_learning_rate", "private_clip_norm", "private_learning_rate"):
+        rates = ["learning_rate", "server_learning_rate", "private_clip_norm", "private_learning_rate"]
+        for name in rates if self.round_learning_rate is None else [*rates, "round_learning_rate"]:
             if not 0 < getattr(self, name) < np.inf:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give a number above 0")
         for name in ("weight_decay", "proximal", "fine_tune_epochs"):
@@ -199,6 +203,7 @@ class NeuralModel:
         trained = self._train(
             *(arrays, histories, draws, self.settings.local_epochs, done, self.settings.epochs),
             on_epoch=lambda _, loss: losses.append(loss),
+            learning_rate=self.settings.round_learning_rate or self.settings.learning_rate,
         )
         return np.append(weighted_change(arrays, trained, weight), weight * losses[-1])
 
@@ -270,7 +275,7 @@ class NeuralModel:
         draws = Draws.seeded(f"own/{self.settings.init_seed}", shopper_digests(range(histories.shape[0])))
         epochs = self.settings.fine_tune_epochs
         arrays, moved, done = self._shared(state), self._fine_tuned(), self.settings.epochs
-        return self._train(arrays, histories, draws, epochs, done, done, moved)
+        return self._train(arrays, histories, draws, epochs, done, done, moved=moved)
 
     def _fine_tuned(self) -> tuple[str, ...]:
         """What the names of the parameters that fine-tuning moves start with."""
@@ -292,17 +297,17 @@ class NeuralModel:
         """None: training is dear, and the defaults were chosen on another set's validation."""
         return {}
 
-    def fit_settings(self, num_shoppers: int, moved: tuple[str, ...] = ("",)) -> FitSettings:
-        """How so many shoppers' network trains, and what the names of the parameters that it moves start with."""
+    def fit_settings(self, num_shoppers: int, **changes: Any) -> FitSettings:
+        """How a table of so many shoppers is trained on, but for some changes."""
         from fedrec.training.fit import FitSettings
 
-        return FitSettings(
-            batch_shoppers=min(self.settings.batch_shoppers, -(-num_shoppers // self.settings.least_steps)),
-            learning_rate=self.settings.learning_rate,
-            weight_decay=self.settings.weight_decay,
-            proximal=self.settings.proximal if self.settings.strategy == "fedprox" else 0.0,
-            moved=moved,
-        )
+        usual = {
+            "batch_shoppers": min(self.settings.batch_shoppers, -(-num_shoppers // self.settings.least_steps)),
+            "learning_rate": self.settings.learning_rate,
+            "weight_decay": self.settings.weight_decay,
+            "proximal": self.settings.proximal if self.settings.strategy == "fedprox" else 0.0,
+        }
+        return FitSettings(**{**usual, **changes})
 
     def network_with(self, arrays: Mapping[str, np.ndarray], num_items: int) -> Network:
         """The network on its device, with these parameters.
@@ -324,8 +329,8 @@ class NeuralModel:
         epochs: int,
         start_epoch: int,
         total_epochs: int,
-        moved: tuple[str, ...] = ("",),
         on_epoch: Callable[[int, float], None] | None = None,
+        **changes: Any,
     ) -> State:
         """The arrays after so many epochs on the rows that are not empty."""
         from fedrec.training.fit import fit
@@ -339,7 +344,7 @@ class NeuralModel:
             network,
             binary_rows(histories[rows]),
             draws.take(rows),
-            self.fit_settings(len(rows), moved),
+            self.fit_settings(len(rows), **changes),
             epochs=epochs,
             start_epoch=start_epoch,
             total_epochs=total_epochs,

@@ -68,7 +68,15 @@ def train_in_a_loop(model: NeuralModel, shops: list[sparse.csr_matrix], public: 
         for place, rows in enumerate(shops):
             network = model.network_with(arrays, public.num_items)
             draws = Draws.seeded(f"{place}/{index}", shopper_digests(range(rows.shape[0])))
-            fit(network, rows, draws, model.fit_settings(rows.shape[0]), epochs=1, start_epoch=index, total_epochs=ROUNDS)
+            fit(
+                network,
+                rows,
+                draws,
+                model.fit_settings(rows.shape[0]),
+                epochs=1,
+                start_epoch=index,
+                total_epochs=ROUNDS,
+            )
             for name, values in get_arrays(network).items():
                 total[name] += values * (rows.shape[0] / sum(shop.shape[0] for shop in shops))
         arrays = {name: values.astype(np.float32) for name, values in total.items()}

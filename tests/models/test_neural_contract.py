@@ -19,6 +19,7 @@ from fedrec.models.autoencoders import (
 from fedrec.models.ncf import Gmf, Mlp, NcfSettings, NeuMf
 from fedrec.models.neural import NeuralModel
 from fedrec.models.smallae import SmallAe, SmallAeSettings
+from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.testing import NeuralContract
 from fedrec.testing.planted import plant_world
 
@@ -126,3 +127,18 @@ def test_a_small_shop_takes_the_least_steps_in_smaller_batches() -> None:
     model = MultVae(MultVaeSettings(batch_shoppers=100, least_steps=8))
     batches = {num_shoppers: model.fit_settings(num_shoppers).batch_shoppers for num_shoppers in (1, 8, 65, 799, 5000)}
     assert batches == {1: 1, 8: 1, 65: 9, 799: 100, 5000: 100}
+
+
+def test_rounds_may_take_other_steps_than_training_in_one_place() -> None:
+    world = plant_world(num_shoppers=30, num_items=12, num_blocks=2)
+    same, other = (MultVae(MultVaeSettings(**BASKETS, round_learning_rate=rate)) for rate in (None, 0.05))
+    draws = Draws.seeded("rates", shopper_digests(range(30)))
+    spec = same.plan_round(0, {}, world.public)
+    assert spec is not None
+    small, large = (np.abs(model.local_update(spec, world.histories, draws)[:-2]).max() for model in (same, other))
+    assert large > 2 * small
+    states = [model.train_alone(world.histories, world.public) for model in (same, other)]
+    for name, values in states[0].items():
+        np.testing.assert_array_equal(values, states[1][name])
+    with pytest.raises(ConfigError, match="round_learning_rate"):
+        MultVaeSettings(round_learning_rate=0.0)
