@@ -12,6 +12,7 @@ whole federation or in every shop (`fedrec.models.private_neural`).
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -317,7 +318,7 @@ class NeuralModel:
         """
         from fedrec.training.network import pick_device, set_arrays
 
-        network = self.make_network(num_items)
+        network = copy.deepcopy(_first_network(self, num_items))
         set_arrays(network, dict(arrays))
         return network.to(pick_device(self.settings.device))
 
@@ -365,6 +366,12 @@ def weighted_change(before: State, after: State, weight: float) -> np.ndarray:
     """A local update as it travels: float64, (after - before) x weight in the order of ``before``, then the weight."""
     changes = [(after[name].astype(np.float64) - before[name]).ravel() * weight for name in before]
     return np.concatenate([*changes, [float(weight)]])
+
+
+@lru_cache(maxsize=2)
+def _first_network(model: NeuralModel, num_items: int) -> Network:
+    """To be copied: drawing first parameters takes longer than an epoch of a small shop."""
+    return model.make_network(num_items)
 
 
 @lru_cache(maxsize=64)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -27,15 +28,15 @@ from fedrec.evaluation.intervals import macro_interval, mean_interval
 from fedrec.models import load_model
 from fedrec.models.neural import FINE_TUNE, NeuralModel
 from fedrec.models.recommender import Scorer, State
-from fedrec.shop.personalise import JOINED_BLENDS, Components, PersonalisationSettings, mixed_scorer
+from fedrec.shop.personalise import JOINED_BLENDS, Components, PersonalisationSettings
 from fedrec.simulation.columns import judge, judge_blends, objective, shared_scorer
 from fedrec.simulation.world import Queries, Stage, World, prepare, queries, training_rows
 from fedrec.testing.planted import train_federated
 
-EPOCHS = (1, 2, 5)
+EPOCHS = (1, 4)
 BLENDS = tuple(blend for blend in JOINED_BLENDS if "local" not in blend)
 Style = tuple[str, int, bool]
-"""What is fine-tuned, for how many epochs, and whether the shared arrays are mixed in."""
+"""What is fine-tuned, for how many epochs, and whether the shared arrays are mixed in by the shop's size."""
 
 
 def with_settings(model: NeuralModel, **changes: Any) -> NeuralModel:
@@ -52,27 +53,29 @@ class Stand:
         self.state: State = train_federated(model, tables, world.public)
         self.scorer = model.fit(self.state, world.public)
         self.asked: list[Queries] = [queries(shop, stage) for shop in world.shops]
+        self._tuned: dict[tuple[int, str, int], State] = {}  # of the last shop, for both shares
 
     def shared(self) -> list[np.ndarray]:
         """NDCG@10 per shopper of each shop with the shared model as it is."""
         return [self._judge(place, shared_scorer(self.world, self.scorer, place)) for place in self._places()]
 
-    def tuned(self, style: Style) -> list[np.ndarray]:
-        """The same after fine-tuning in each shop."""
-        return [self._judge(place, self.own(place, style)) for place in self._places()]
+    def tuned(self, *styles: Style) -> list[list[np.ndarray]]:
+        """The same by style, after fine-tuning in each shop."""
+        by_shop = [[self._judge(place, self.own(place, style)) for style in styles] for place in self._places()]
+        return [list(values) for values in zip(*by_shop, strict=True)]
 
     def own(self, place: int, style: Style) -> Scorer:
         """One shop's fine-tuned model."""
         what, epochs, is_mixed = style
-        shop = self.world.shops[place]
-        return mixed_scorer(
-            with_settings(self.model, fine_tune=what, fine_tune_epochs=epochs),
-            self.state,
-            shop.positions,
-            training_rows(shop, self.stage),
-            self.world.shop_public[place],
-            global_share=PersonalisationSettings().global_share(len(shop.shoppers)) if is_mixed else 0.0,
-        )
+        shop, public = self.world.shops[place], self.world.shop_public[place]
+        projected = self.model.project(self.state, shop.positions, public)
+        if (place, what, epochs) not in self._tuned:
+            model = with_settings(self.model, fine_tune=what, fine_tune_epochs=epochs)
+            own = model.own_statistics(projected, training_rows(shop, self.stage), public)
+            self._tuned = {(place, what, epochs): own}
+        share = PersonalisationSettings().global_share(len(shop.shoppers)) if is_mixed else 0.0
+        own = self._tuned[place, what, epochs]
+        return self.model.fit(self.model.mix(projected, own, global_share=share), public)
 
     def blended(self, style: Style) -> list[list[np.ndarray]]:
         """By shop and blend of `BLENDS`."""
@@ -134,10 +137,10 @@ def compare(settings: SimulationSettings, epochs: tuple[int, ...]) -> list[Mappi
     model: Any = load_model(settings.model.name, settings.model.settings)
     world = prepare(settings)
     before = Stand(world, model, Stage.CHOOSE, settings.seed)
-    tried = {
-        style: objective(before.tuned(style))
-        for style in ((what, number, is_mixed) for what in FINE_TUNE for number in epochs for is_mixed in (False, True))
-    }
+    tried: dict[Style, float] = {}
+    for what, number in itertools.product(FINE_TUNE, epochs):
+        styles = [(what, number, is_mixed) for is_mixed in (False, True)]
+        tried |= zip(styles, map(objective, before.tuned(*styles)), strict=True)
     best = {what: max((style for style in tried if style[0] == what), key=lambda one: tried[one]) for what in FINE_TUNE}
     overall = max(best.values(), key=lambda one: tried[one])
     picks = chosen_blends(before.blended(overall), PersonalisationSettings().min_validation_shoppers)
@@ -149,7 +152,7 @@ def compare(settings: SimulationSettings, epochs: tuple[int, ...]) -> list[Mappi
     rows: list[Mapping[str, Any]] = [row("none", "", value, shared, shared)]
     for what, style in best.items():
         settled = f"epochs: {style[1]}{', mixed with the shared' if style[2] else ''}"
-        rows.append(row(what, settled, tried[style], after.tuned(style), shared))
+        rows.append(row(what, settled, tried[style], after.tuned(style)[0], shared))
     blended = [of_shop[pick] for of_shop, pick in zip(after.blended(overall), picks, strict=True)]
     names = [" + ".join(f"{weight:g} {name}" for name, weight in BLENDS[pick].items()) for pick in picks]
     settled = "; ".join(f"{names.count(name)} x {name}" for name in sorted(set(names)))
