@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from types import TracebackType
 
@@ -16,6 +17,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 from rich.text import Text
+
+_PAUSE_S = 1.0
 
 
 class TerminalProgress:
@@ -83,6 +86,8 @@ class PlainProgress:
         self._console = console
         self._name = ""
         self._started = 0.0
+        self._waiting = ""
+        self._said = -math.inf
 
     def __enter__(self) -> PlainProgress:
         return self
@@ -104,17 +109,25 @@ class PlainProgress:
         """Nothing to show between lines."""
 
     def result(self, text: str) -> None:
-        """A line of its own."""
-        self._line(f"  {text}")
+        """A line of its own, at most one a second, and the last of the phase."""
+        self._waiting = f"  {text}"
+        if time.monotonic() - self._said >= _PAUSE_S:
+            self._say_waiting()
 
     def note(self, text: str) -> None:
         """A line of its own."""
         self._line(f"  {text}")
 
     def _finish(self) -> None:
+        self._say_waiting()
         if self._name:
             self._line(f"{self._name}: {time.monotonic() - self._started:.1f} s")
             self._name = ""
+
+    def _say_waiting(self) -> None:
+        if self._waiting:
+            self._line(self._waiting)
+            self._waiting, self._said = "", time.monotonic()
 
     def _line(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)

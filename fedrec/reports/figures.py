@@ -39,6 +39,9 @@ _CLASS_STYLES = (
 )
 """Colour, marker and dashes of shops of each size, the smallest first."""
 _VARIABLES = {_OTHER: "other"} | {colour: column.replace("_", "-") for column, colour in _SERIES.items()}
+_EPSILON_STYLES = (("#040409", "P", (1, 0)), *_CLASS_STYLES)
+"""Colour, marker and dashes of each epsilon, the smallest first."""
+_VALIDATION = "validation ndcg@10"
 _MAX_ROWS = 30
 _MAX_LABELS = 12
 
@@ -51,6 +54,8 @@ def pictures(record: Record) -> list[Picture]:
         _metrics_by_shop(record),
         _list_character(record),
         _learning_curve(record),
+        _training_loss(record),
+        _epsilon_spent(record),
     ]
     return [picture for picture in drawn if picture is not None]
 
@@ -283,25 +288,90 @@ def _learning_curve(record: Record) -> Picture | None:
     with mpl.rc_context(STYLE):
         figure, axes = canvas(3.2)
         rounds, values = [point["round"] for point in points], [point["ndcg@10"] for point in points]
-        axes.plot(rounds, values, color=_SERIES["federated"], marker="^", linewidth=2, label="federated")
+        axes.plot(rounds, values, color=_SERIES["federated"], **_marks("^", rounds), linewidth=2, label="federated")
+        stopping, text = record["model"].get("early_stopping"), ""
+        if stopping:
+            found = [(point["round"], value) for point in points if (value := point.get(_VALIDATION)) is not None]
+            marks = _marks("s", rounds)
+            axes.plot(*zip(*found, strict=True), color=_OTHER, **marks, dashes=(4, 1.5), label="on validation")
+            axes.axvline(stopping["round"], color=INK, linewidth=1, label="kept")
+            text = " The upright line is the round whose arrays are kept, the best on validation."
         for place, column in enumerate(("local", "pooled")):
             if (level := summary.mean(record, column, "ndcg@10")) is not None:
                 dashes = (5, 3) if place else (2, 2)
                 label = summary.title_of(column)
                 axes.axhline(level, color=_SERIES[column], linewidth=1.4, dashes=dashes, label=label)
-        axes.set_xlabel("rounds")
-        axes.set_ylabel("NDCG@10")
+        _round_axis(axes)
+        axes.set_ylabel("NDCG@10, mean of shops")
         axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: summary.score(value, 3) if value else "0"))
         _legend_above(axes)
-        alt = f"NDCG@10 rises from {summary.score(values[0])} to {summary.score(values[-1])} in {rounds[-1]} rounds."
-        text = "The shared model after each round; dashed: what shops reach alone, and all data in one place."
+        best = int(np.argmax(values))
+        alt = (
+            f"NDCG@10 is {summary.score(values[0])} after round {rounds[0]}, {summary.score(values[-1])} after round "
+            f"{rounds[-1]}, at most {summary.score(values[best])} after round {rounds[best]}."
+        )
+        text = f"The shared model after each round; dashed: what shops reach alone, and all data in one place.{text}"
         return Picture("curve", "Learning curve", text, inline_svg(figure, "curve", alt, _VARIABLES))
 
 
+def _training_loss(record: Record) -> Picture | None:
+    """The loss that shops' training sees, after each round; None for models that send none, as under a promise."""
+    points = [(one["round"], one["loss"]) for one in record["learning_curve"] if one.get("loss") is not None]
+    if len(points) < 2:
+        return None
+    with mpl.rc_context(STYLE):
+        figure, axes = canvas(2.8)
+        rounds, losses = [place for place, _ in points], [loss for _, loss in points]
+        axes.plot(rounds, losses, color=_SERIES["federated"], **_marks("^", rounds), linewidth=2)
+        _round_axis(axes)
+        axes.set_ylabel("loss, mean of shoppers")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        alt = f"Training loss goes from {losses[0]:.4g} in round {rounds[0]} to {losses[-1]:.4g} in round {rounds[-1]}."
+        text = "What shops' training minimises, in the last local epoch of each round, over all shops that answered. "
+        text += "Its unit is the model's own, so it compares rounds, not models."
+        return Picture("loss", "Training loss", text, inline_svg(figure, "loss", alt, _VARIABLES))
+
+
+def _epsilon_spent(record: Record) -> Picture | None:
+    """What the rounds of each epsilon's model have cost so far; None where one release is all of it."""
+    lines = {}
+    for run in (record.get("privacy") or {}).get("runs", []):
+        points = (run.get("federated") or run["popularity"]).get("epsilon_by_round", [])
+        if len(points) > 1:
+            lines[f"ε {run['epsilon']:g}"] = [(0, 0.0), *((one["round"], one["epsilon"]) for one in points)]
+    if not lines:
+        return None
+    with mpl.rc_context(STYLE):
+        figure, axes = canvas(3.2)
+        for place, (label, points) in enumerate(lines.items()):
+            colour, marker, dashes = _EPSILON_STYLES[place % len(_EPSILON_STYLES)]
+            axes.step(*zip(*points, strict=True), where="post", color=colour, linewidth=2, dashes=dashes)
+            axes.plot(*points[-1], color=colour, marker=marker, dashes=dashes, label=label)
+        _round_axis(axes)
+        axes.set_ylabel("ε spent")
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=4, handletextpad=0.5, columnspacing=1.2)
+        ends = ", ".join(f"{points[-1][1]:.3g} after {points[-1][0]} rounds" for points in lines.values())
+        text = "What a shopper's privacy has cost after so many rounds, by the accountant that the promise is counted "
+        text += "with. It is public, and the same whatever the data. Each line is a model of its own."
+        return Picture("spent", "ε by round", text, inline_svg(figure, "spent", f"Epsilon spent: {ends}.", _VARIABLES))
+
+
+def _round_axis(axes: Axes) -> None:
+    axes.set_xlabel("rounds")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _marks(marker: str, rounds: list[int]) -> dict[str, Any]:
+    """A marker at some twenty rounds at most, so that many rounds stay a line."""
+    return {"marker": marker, "markevery": max(1, len(rounds) // 20), "markersize": 5}
+
+
 def _legend_above(axes: Axes) -> None:
-    many = len(axes.get_legend_handles_labels()[0]) > 5
+    labels = axes.get_legend_handles_labels()[1]
+    many = len(labels) > 5 or max(map(len, labels)) > 20
     axes.legend(
         loc="lower center", bbox_to_anchor=(0.42, 1.0), ncols=2 if many else 3, handletextpad=0.3, columnspacing=1.0
     )

@@ -168,6 +168,8 @@ def sentences(record: Record) -> list[str]:
         _harm_by_epsilon(record),
         _private_floor(record),
         _retention(record),
+        _stopped(record),
+        _part_asked(record),
     )
     return [text for text in parts if text]
 
@@ -298,3 +300,24 @@ def _retention(record: Record) -> str:
         return ""
     share = f"{100 * main / pooled:.0f}\u00a0%"
     return f"All data in one place would give {score(pooled)}; the federation reaches {share} of that."
+
+
+def _stopped(record: Record) -> str:
+    """Which round is served where rounds may stop early, and what that costs the comparison."""
+    stopping = record["model"].get("early_stopping")
+    if not stopping:
+        return ""
+    return (
+        f"The shared model is that of round {stopping['round']} of {len(record['rounds'])}, the best on validation "
+        f"shoppers (raw data, no guarantee); rounds end after {stopping['patience']} without a better one. For that, "
+        "the federation and the pooled model learn without the validation events, the pooled one for as many epochs; "
+        "models that shops train alone learn from them too."
+    )
+
+
+def _part_asked(record: Record) -> str:
+    """How many shops a round asked, where not all."""
+    asked = {one["shops"] + one["failed"] for one in record["rounds"] if one.get("not_asked")}
+    if not asked:
+        return ""
+    return f"Each round asks {plural(max(asked), 'shop')} of {len(record['data']['shops'])}, drawn anew by the seed."

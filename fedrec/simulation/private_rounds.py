@@ -19,9 +19,11 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy import sparse
 
 from fedrec.config import SimulationSettings
@@ -30,12 +32,13 @@ from fedrec.errors import StoreError
 from fedrec.federation.anchors import shop_keys
 from fedrec.federation.checkpoint import read_checkpoint
 from fedrec.federation.plan import RoundPlan
+from fedrec.federation.run_record import RoundRecord
 from fedrec.federation.terms import Terms
 from fedrec.flower.engines import Federation, RunOptions, Trained
 from fedrec.models import private_model, private_schedule, settings_of
-from fedrec.models.recommender import Recommender
+from fedrec.models.recommender import Recommender, State
 from fedrec.privacy import accounting
-from fedrec.privacy.mechanisms import Schedule, outlook
+from fedrec.privacy.mechanisms import Schedule, outlook, residual_delta
 from fedrec.privacy.settings import epsilon_name
 from fedrec.privacy.spec import PrivacySpec
 from fedrec.secure_aggregation.keys import IdentityKey
@@ -51,6 +54,7 @@ PRIVACY_FOLDER = "privacy"
 LEDGER_FILE = "ledger.sqlite"
 ANCHORS_FOLDER = "anchors"
 _ACCOUNTS_SHOWN = (1, 2, 3)
+_MOST_POINTS = 50
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,13 @@ class Promise:
     def name(self) -> str:
         """The epsilon as columns and folders write it."""
         return epsilon_name(self.spec.epsilon)
+
+    @cached_property
+    def spent(self) -> dict[int, float]:
+        """Epsilon of the first so many releases, after each of them; of long schedules after some. All of it public."""
+        delta, total = self.spec.delta - residual_delta(self.spec), len(self.schedule)
+        counts = np.unique(np.linspace(1, total, min(total, _MOST_POINTS)).round().astype(int)).tolist()
+        return {count: accounting.epsilon(self.schedule[:count], delta) for count in counts}
 
 
 def make_promise(settings: SimulationSettings, world: World, model: Recommender, epsilon: float) -> Promise:
@@ -145,6 +156,11 @@ def run_draw(
             progress.phase(f"{which}: {plan.spec.name}", len(plan.terms.roster))
         progress.advance()
 
+    def on_round(record: RoundRecord, state: State) -> None:
+        # Neither a loss nor a figure on raw data: what the rounds cost is public.
+        if (spent := promise.spent.get(record.index + 1)) is not None:
+            progress.result(f"round {record.index + 1} of {len(promise.schedule)}: epsilon {spent:.3g} spent")
+
     folder = run_dir / PRIVACY_FOLDER / (f"eps-{promise.name}" if keep_ledgers else "draw")
     is_shared = settings.federation.workers > 0 or settings.federation.engine == "ray"
     url = IN_MEMORY
@@ -183,6 +199,7 @@ def run_draw(
     options = RunOptions(
         checkpoint=folder / CHECKPOINT if keep_ledgers else None,
         resume=True,
+        on_round=on_round,
         on_reply=on_reply,
         on_message=view,
     )
@@ -208,6 +225,7 @@ def promise_record(promise: Promise, trained: Trained, guarantee: str) -> dict[s
         "spec": dataclasses.asdict(promise.spec),
         "schedule": [release.to_json() for release in promise.schedule],
         "epsilon_by_accounts": accounts,
+        "epsilon_by_round": [{"round": count, "epsilon": spent} for count, spent in promise.spent.items()],
         "rounds": [dataclasses.asdict(one) for one in trained.rounds],
     }
 

@@ -61,6 +61,7 @@ def _add_private_columns(record: dict[str, Any], epsilons: tuple[float, ...], rn
         "spec": spec,
         "schedule": [release],
         "epsilon_by_accounts": {"1": 1.234, "2": 2.345, "3": 3.456},
+        "epsilon_by_round": [{"round": 1, "epsilon": 0.4}, {"round": 2, "epsilon": 1.234}],
         "rounds": [{**record["rounds"][1], "name": "noisy pairs"}],
     }
     record["privacy"] = {

@@ -130,7 +130,7 @@ def test_the_page_shows_the_figures_of_the_record(record_of: Make) -> None:
 def test_every_plot_has_a_text_and_takes_its_colours_from_the_page(record_of: Make) -> None:
     text = render(record_of(5, epsilons=(1.0, 2.0)))
     plots = Page(text).svgs
-    assert len(plots) == 5
+    assert len(plots) == 6
     assert all(plot["role"] == "img" and len(str(plot["aria-label"])) > 20 for plot in plots)
     drawn = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
     assert re.findall(r"(?:fill|stroke): #[0-9a-f]+", drawn) == []
@@ -220,3 +220,41 @@ def test_a_report_is_written_whole_and_a_bad_place_is_refused(record_of: Make, t
     assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     with pytest.raises(StoreError, match="cannot be written"):
         write_report(record_of(1), tmp_path / "none" / "report.html")
+
+
+def alternatives(record: dict[str, Any]) -> dict[str, str]:
+    """What each plot says to those who cannot see it, by the heading above it."""
+    text = render(record)
+    found = re.findall(r"<h2>([^<]*)</h2>\s*<p>[^<]*</p>\s*<figure><svg role=\"img\" aria-label=\"([^\"]*)\"", text)
+    return dict(found)
+
+
+def test_loss_metric_and_epsilon_have_a_curve_over_rounds_with_a_text(record_of: Make) -> None:
+    record = record_of(8, epsilons=(2.0, 0.5))
+    record["learning_curve"] = [
+        {"round": place + 1, "loss": 7.5 - place, "ndcg@10": 0.05 * (3 - abs(2 - place)), "validation ndcg@10": 0.04}
+        for place in range(4)
+    ]
+    record["model"]["early_stopping"] = {"patience": 1, "round": 3, "figure": "validation ndcg@10"}
+    page = alternatives(record)
+    assert page["Training loss"] == "Training loss goes from 7.5 in round 1 to 4.5 in round 4."
+    assert "at most .1500 after round 3" in page["Learning curve"]
+    assert page["ε by round"] == "Epsilon spent: 1.23 after 2 rounds, 1.23 after 2 rounds."
+    words = " ".join(Page(render(record)).text)
+    assert "round 3 of 2, the best on validation shoppers (raw data, no guarantee)" in words
+    assert "on validation" in render(record)
+
+
+def test_without_rounds_there_are_no_such_curves(record_of: Make) -> None:
+    record = record_of(8)
+    assert alternatives(record).keys() & {"Training loss", "ε by round"} == set()
+    record["learning_curve"] = [{"round": 1, "loss": 7.0, "ndcg@10": 0.1}]
+    assert alternatives(record).keys() & {"Training loss", "Learning curve"} == set()
+
+
+def test_a_part_of_the_shops_is_named_in_words_and_in_the_table_of_rounds(record_of: Make) -> None:
+    record = record_of(8)
+    record["rounds"] = [{**one, "shops": 3, "failed": 1, "not_asked": 4} for one in record["rounds"]]
+    words = " ".join(Page(render(record)).text)
+    assert "Each round asks 4 shops of 8, drawn anew by the seed." in words
+    assert "4 not asked" in words

@@ -15,6 +15,7 @@ from fedrec.privacy.spec import one_significant_digit
 from fedrec.shop.personalise import keeps_validation
 from fedrec.shop.served import open_shop
 from fedrec.simulation import size_classes
+from fedrec.simulation.progress import Silent
 
 SMALL = {
     "name": "private",
@@ -71,6 +72,23 @@ def test_the_record_says_what_is_promised_and_what_it_costs_in_several_shops(run
         assert len(one["federated"]["rounds"]) == 2
     strict, lenient = (one["federated"]["schedule"][1]["noise_multiplier"] for one in privacy["runs"])
     assert strict > 4 * lenient
+
+
+def test_what_the_rounds_cost_grows_up_to_the_promise_and_is_all_that_is_said_of_them(tmp_path):
+    said = []
+
+    class Listens(Silent):
+        def result(self, text):
+            said.append(text)
+
+    settings = with_changes(privacy={"epsilon": 2, "noise_draws": 1}, evaluation={"columns": ["federated_dp"]})
+    done = fedrec.simulate(settings, out=tmp_path / "run", progress=Listens())
+    points = done.record.privacy["runs"][0]["federated"]["epsilon_by_round"]
+    assert [one["round"] for one in points] == [1, 2]
+    assert 0 < points[0]["epsilon"] < points[1]["epsilon"] == pytest.approx(2, rel=2e-3)
+    assert points[1]["epsilon"] <= 2
+    assert said == [f"round {i} of 2: epsilon {points[i - 1]['epsilon']:.3g} spent" for i in (1, 2)]
+    assert all(one["figures"] == {} for one in done.record.privacy["runs"][0]["federated"]["rounds"])
 
 
 def test_the_guarantee_names_the_main_epsilon_and_who_is_kept_out(run):
@@ -212,6 +230,9 @@ def test_an_interrupted_private_run_resumes_with_the_releases_that_were_charged(
                 raise InterruptedRunError
 
         def advance(self, n=1):
+            pass
+
+        def result(self, text):
             pass
 
         def note(self, text):
