@@ -36,7 +36,7 @@ _SLOTS, _PLACE_BITS = 2**16, 48
 _COLUMN = 2**_PLACE_BITS
 _REACH = 5.0
 """Standard deviations that the columns cover at least; one value in 1.7 million is further out."""
-_CHUNK, _BLOCK = 2**16, 2**20
+_CHUNK, _BLOCK = 2**15, 2**20
 """Values drawn at once, in buffers that stay in the cache; values whose open points are decided at once."""
 _NORMALS, _DIGITS, _COINS = range(3)
 """First word of the counter block: streams of one key never meet."""
