@@ -1,6 +1,6 @@
 """What a step of DP-SGD costs beside a plain step and beside Opacus: time and memory.
 
-Run: python simulations/benchmarks/dp_sgd_speed.py [--repeats 7] [--only VAE-3700 ...] [--hooks-limit 4] [--without-hooks]
+Run: python simulations/benchmarks/dp_sgd_speed.py [--only VAE-3700 ...] [--hooks-limit 4] [--without-hooks]
 A step is forward, backward and Adam's update of a float32 network over one batch of 256 shoppers, made before. fedrec's
 adds clipping (closed form, `fedrec.training.dp_sgd`) and noise from the operating system's randomness; Opacus' is its
 own optimiser with its own noise (torch.normal), by ghost clipping or hooks. All take turns in one process on one
