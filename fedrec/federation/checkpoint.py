@@ -121,7 +121,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
             best=_under(_BEST, arrays),
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path}: not a readable checkpoint ({type(error).__name__})") from error
+        raise StoreError(
+            f"{path}: not a readable checkpoint ({type(error).__name__}); choose another output folder"
+        ) from error
 
 
 def _under(prefix: str, arrays: State) -> State:

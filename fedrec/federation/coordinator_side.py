@@ -165,7 +165,7 @@ class Coordinator:
 
         Raises:
             TooFewShops: fewer than ``min_shops`` answered; the shared arrays and the index stay as they were.
-            NotFinite: the sum over the shops overflowed.
+            NotFinite: the sum over the shops overflowed, or the shared arrays would; they stay as they were.
         """
         plan = self._open_plan()
         self._is_heard = [True] * len(self.roster)
@@ -184,7 +184,13 @@ class Coordinator:
         if not is_finite(total):
             raise NotFinite(f"round {plan.index} ({plan.spec.name}): the sum over the shops is not finite")
         noise_sd = plan.terms.noise_sd(plan.index, len(self._answered))
-        self.state = self.model.advance(plan.spec, self.state, total, self.public, noise_sd=noise_sd)
+        moved = self.model.advance(plan.spec, self.state, total, self.public, noise_sd=noise_sd)
+        if not all(array.dtype.kind != "f" or is_finite(array) for array in moved.values()):
+            raise NotFinite(
+                f"round {plan.index + 1} ({plan.spec.name}): the shared arrays would leave the finite numbers; "
+                "finished rounds are kept; give smaller learning rates"
+            )
+        self.state = moved
         self.index += 1
         return ClosedRound(
             index=plan.index,

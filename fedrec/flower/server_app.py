@@ -161,7 +161,8 @@ class Traffic:
         if not self.refusals:
             return ""
         shop, reason = next(iter(self.refusals.items()))
-        reason = "a failure that only its own log explains" if reason == UNAVAILABLE else reason
+        if reason == UNAVAILABLE:
+            reason = "a failure that only its own log explains (where training diverges, give smaller learning rates)"
         return f"; shops that refused or failed: {len(self.refusals)}, the first, {shop!r}, with {reason}"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedrec.config import SimulationSettings
-from fedrec.errors import ConfigError
+from fedrec.errors import ConfigError, DataError, NotFinite
 from fedrec.federation.anchors import shop_keys
 from fedrec.federation.early_stopping import EarlyStopping
 from fedrec.federation.plan import RoundPlan
@@ -141,11 +141,17 @@ def _measure(settings: SimulationSettings, world: World, model: Recommender) -> 
         scorer = model.fit(state, world.public)
         figures: dict[str, float | None] = {}
         for name, of_shops in asked.items():
-            values = [
-                judge(shared_scorer(world, scorer, place), shop, seed=seed)
-                for place, shop in enumerate(of_shops)
-                if shop.targets.nnz
-            ]
+            try:
+                values = [
+                    judge(shared_scorer(world, scorer, place), shop, seed=seed)
+                    for place, shop in enumerate(of_shops)
+                    if shop.targets.nnz
+                ]
+            except DataError as error:
+                raise NotFinite(
+                    f"the rounds ended with a shared model that cannot rank ({error}); finished rounds are kept; give "
+                    "smaller learning rates"
+                ) from error
             if name == VALIDATION:
                 figures[name] = objective(values)
             else:

@@ -168,7 +168,7 @@ def fit(
             training.restore(before)
             raise NotFinite(
                 f"training left the finite numbers in epoch {epoch + 1}: give a learning rate below "
-                f"{settings.learning_rate:g} or a max_gradient_norm"
+                f"{settings.learning_rate:g}"
             )
         losses.append(loss)
         if on_epoch is not None and on_epoch(epoch, loss) is True:

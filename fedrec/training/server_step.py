@@ -69,7 +69,8 @@ def server_step(
                 step[name] = correction * first / (np.sqrt(second) + tau)
         case _:
             raise ConfigError(f"strategy = {strategy!r}: give one of {', '.join(STRATEGIES)}")
-    moved = {name: (values + learning_rate * step[name]).astype(np.float32) for name, values in arrays.items()}
+    with np.errstate(over="ignore"):  # the coordinator refuses arrays that are not finite
+        moved = {name: (values + learning_rate * step[name]).astype(np.float32) for name, values in arrays.items()}
     return moved, kept
 
 

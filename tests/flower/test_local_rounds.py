@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from fedrec.errors import BadMessage, ConfigError, TooFewShops
+from fedrec.errors import BadMessage, ConfigError, NotFinite, TooFewShops
 from fedrec.federation.checkpoint import read_checkpoint
 from fedrec.federation.coordinator_side import Coordinator
 from fedrec.federation.early_stopping import EarlyStopping
@@ -197,3 +197,44 @@ def test_a_run_resumed_at_any_round_stops_at_the_same_one_with_the_same_arrays(f
     kept = read_checkpoint(tmp_path / "c.safetensors")
     assert kept.index == 4
     assert not np.array_equal(kept.best["row"], kept.state["row"])
+
+
+@dataclass(frozen=True)
+class Diverging(Pulled):
+    """As `Pulled`, but from round 3 on training fails in the shops, or what the coordinator makes of it is infinite."""
+
+    in_shops: bool = True
+
+    def local_update(self, spec, histories, draws):
+        if self.in_shops and spec.inputs["index"][0] >= 2:
+            raise NotFinite("training left the finite numbers")
+        return super().local_update(spec, histories, draws)
+
+    def plan_round(self, index, state, public):
+        spec = super().plan_round(index, state, public)
+        return spec and replace(spec, inputs={**spec.inputs, "index": np.array([index])})
+
+    def advance(self, spec, state, total, public, *, noise_sd=0.0):
+        moved = super().advance(spec, state, total, public)
+        is_over = not self.in_shops and spec.inputs["index"][0] >= 2
+        return {"row": moved["row"] * np.inf} if is_over else moved
+
+
+@pytest.mark.parametrize(
+    ("in_shops", "error", "words"),
+    [
+        (True, TooFewShops, r"0 of 2 shops answered, .*; finished rounds are kept; shops that refused or failed: 2"),
+        (False, NotFinite, r"round 3 \(pull\): the shared arrays would leave the finite numbers; finished rounds are"),
+    ],
+)
+def test_a_training_that_diverges_ends_the_run_and_the_last_good_round_is_kept(
+    federation, tmp_path, in_shops, error, words
+):
+    checkpoint = tmp_path / "c.safetensors"
+    diverging = replace(federation, model=Diverging(in_shops=in_shops))
+    for resume in (False, True):
+        with pytest.raises(error, match=words):
+            run_local(diverging, RunOptions(checkpoint, resume=resume))
+        kept = read_checkpoint(checkpoint)
+        assert kept.index == 2
+        np.testing.assert_allclose(kept.state["row"], by_hand(federation)[0][1], rtol=1e-12)
