@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fedrec.errors import BadAssumption, ConfigError, RoundRefused
-from fedrec.models.recommender import LARGEST_ARRAY, RoundKind, RoundSpec
+from fedrec.models.recommender import LARGEST_ARRAY, LOSS, RoundKind, RoundSpec
 from fedrec.privacy.accounting import epsilon
 from fedrec.privacy.grid import SCALE, Grid, choose_grid
 from fedrec.privacy.mechanisms import PlannedRelease, Schedule, check_local_steps, residual_delta, sum_noise_sd
@@ -151,6 +151,8 @@ class Terms:
                 f"round {index} is a local update that was not agreed: under a promise it consists of noisy steps, "
                 "each on the schedule, in mode local; or give a model of statistics or gradient steps"
             )
+        if spec.kind is RoundKind.LOCAL_UPDATE and LOSS in dict(spec.layout.shapes):
+            raise RoundRefused(f"round {index} asks for the shops' training loss, which is raw data of their shoppers")
         if spec.kind is not RoundKind.LOCAL_UPDATE and local_steps:
             raise RoundRefused(f"round {index} ({spec.name}): {local_steps} steps in every shop are agreed")
         if spec.kind is not RoundKind.STATISTICS:

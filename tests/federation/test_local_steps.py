@@ -17,7 +17,7 @@ from fedrec.federation.terms import Terms
 from fedrec.models import private_model, private_schedule
 from fedrec.models.autoencoders import MultVae, MultVaeSettings
 from fedrec.models.ncf import NcfSettings, NeuMf
-from fedrec.models.recommender import Layout, PublicInputs, RoundKind, RoundSpec
+from fedrec.models.recommender import LOSS, Layout, PublicInputs, RoundKind, RoundSpec
 from fedrec.models.smallae import SmallAe, SmallAeSettings
 from fedrec.privacy.accounting import exact_epsilon
 from fedrec.privacy.audit import epsilon_interval, mean_shift
@@ -321,6 +321,10 @@ def test_kinds_that_were_not_agreed_are_refused():
         plain.allow(plan.spec, plan.index)
     with pytest.raises(RoundRefused, match="samples shoppers"):
         terms.allow(replace(plan.spec, sampling_rate=1.0), plan.index)
+    asks_more = replace(plan.spec, layout=Layout((*plan.spec.layout.shapes, (LOSS, (1,)))))
+    with pytest.raises(RoundRefused, match="training loss"):
+        terms.allow(asks_more, plan.index)
+    assert LOSS not in dict(plan.spec.layout.shapes)
 
 
 def test_accounts_in_several_shops_are_taken_without_sampling_alone():

@@ -181,3 +181,11 @@ def test_a_share_is_rounded_up_to_whole_shops() -> None:
     assert [asked(0.5, 10), asked(0.25, 10), asked(0.1, 10), asked(0.01, 10), asked(7, 10)] == [5, 3, 1, 1, 7]
     assert asked(None, 10) is None
     assert json.loads(json.dumps(SimulationSettings.from_mapping(SMALL).to_json()))["federation"]["patience"] is None
+
+
+def test_masks_hide_each_shops_loss_and_leave_the_federations(tmp_path: Path) -> None:
+    settings = changed(model={"settings": {**FAST, "rounds": 2}}, evaluation={"columns": ["federated"]})
+    plain = fedrec.simulate(settings, out=tmp_path / "plain")
+    masked = fedrec.simulate({**settings, "federation": {"secure": True}}, out=tmp_path / "masked")
+    losses = [[one["loss"] for one in run.record.learning_curve] for run in (plain, masked)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
