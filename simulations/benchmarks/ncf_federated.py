@@ -36,11 +36,11 @@ SETTINGS = NcfSettings(
     negatives=16,
     is_expected=True,
     regularisation=0.01,
-    fold_in_steps=20,
-    rounds=20,
+    fold_in_steps=15,
+    rounds=10,
     local_epochs=2,
     batch_shoppers=16,
-    learning_rate=0.01,
+    learning_rate=0.03,
 )
 
 
