@@ -6,6 +6,7 @@ besides, they are made from the scenario first (its model settings as given: tun
 
 from pathlib import Path
 
+from fedrec.errors import ConfigError
 from fedrec.federation.terms import Terms
 from fedrec.flower import server_app
 from fedrec.flower.engines import Federation
@@ -18,6 +19,10 @@ def prepare_shops(scenario: Path, run_dir: Path) -> None:
     from fedrec.simulation.world import Stage, prepare, training_rows
 
     settings = read_scenario(scenario)
+    if settings.federation.patience is not None:
+        raise ConfigError(
+            "federation.patience: rounds stop by raw validation data in `fedrec simulate` alone; leave it out"
+        )
     world = prepare(settings)
     Federation(
         load_model(settings.model.name, settings.model.settings),
@@ -26,6 +31,7 @@ def prepare_shops(scenario: Path, run_dir: Path) -> None:
             roster=tuple(shop.name for shop in world.shops),
             min_shops=settings.federation.min_shops or 1,
             run_id=f"{settings.name}-{settings.seed}",
+            shops_per_round=settings.federation.num_asked(len(world.shops)),
         ),
         [shop.shared(training_rows(shop, Stage.FINAL), world.public.num_items) for shop in world.shops],
     ).write_files(run_dir)

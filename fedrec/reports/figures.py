@@ -295,7 +295,10 @@ def _learning_curve(record: Record) -> Picture | None:
             marks = _marks("s", rounds)
             axes.plot(*zip(*found, strict=True), color=_OTHER, **marks, dashes=(4, 1.5), label="on validation")
             axes.axvline(stopping["round"], color=INK, linewidth=1, label="kept")
-            text = " The upright line is the round whose arrays are kept, the best on validation."
+            text = (
+                " The upright line is the round whose arrays are kept, the best on validation (half the mean of shops, "
+            )
+            text += "half that of shoppers)."
         for place, column in enumerate(("local", "pooled")):
             if (level := summary.mean(record, column, "ndcg@10")) is not None:
                 dashes = (5, 3) if place else (2, 2)
