@@ -37,7 +37,7 @@ class AutoencoderSettings(NeuralSettings):
     batch_shoppers: int = 256
     least_steps: int = 10
     learning_rate: float = 1.5e-3
-    round_learning_rate: float | None = 6e-3
+    round_learning_rate: float = 6e-3
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -67,8 +67,8 @@ class NeuralSettings:
         least_steps: optimiser steps that an epoch takes at least, in smaller batches where there are few shoppers (a
             shop of ten that takes a tenth of the steps of all data pooled falls behind it); >= 1.
         learning_rate: of Adam in the shop; > 0.
-        round_learning_rate: of Adam in a federation's local updates, where averaging over shops takes noise out; > 0.
-            None = learning_rate.
+        round_learning_rate: of Adam in a federation's local updates, where averaging over shops takes noise out; >= 0.
+            0 = learning_rate.
         weight_decay: L2 pull towards zero; >= 0.
         strategy: how the coordinator averages: fedavg, fedprox, fedavgm or fedadam.
         server_learning_rate: of the coordinator; > 0. 1 with fedavg is plain averaging.
@@ -96,7 +96,7 @@ class NeuralSettings:
     batch_shoppers: int = 128
     least_steps: int = 1
     learning_rate: float = 1e-3
-    round_learning_rate: float | None = None
+    round_learning_rate: float = 0.0
     weight_decay: float = 0.0
     strategy: str = "fedavg"
     server_learning_rate: float = 1.0
@@ -118,11 +118,10 @@ class NeuralSettings:
         for name in counts:
             if not getattr(self, name) >= 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give a whole number of at least 1")
-        rates = ["learning_rate", "server_learning_rate", "private_clip_norm", "private_learning_rate"]
-        for name in rates if self.round_learning_rate is None else [*rates, "round_learning_rate"]:
+        for name in ("learning_rate", "server_learning_rate", "private_clip_norm", "private_learning_rate"):
             if not 0 < getattr(self, name) < np.inf:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give a number above 0")
-        for name in ("weight_decay", "proximal", "fine_tune_epochs"):
+        for name in ("round_learning_rate", "weight_decay", "proximal", "fine_tune_epochs"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give 0 or more")
         if not 0 < self.private_sampling_rate <= 1:

@@ -131,7 +131,7 @@ def test_a_small_shop_takes_the_least_steps_in_smaller_batches() -> None:
 
 def test_rounds_may_take_other_steps_than_training_in_one_place() -> None:
     world = plant_world(num_shoppers=30, num_items=12, num_blocks=2)
-    same, other = (MultVae(MultVaeSettings(**BASKETS, round_learning_rate=rate)) for rate in (None, 0.05))
+    same, other = (MultVae(MultVaeSettings(**BASKETS, round_learning_rate=rate)) for rate in (0.0, 0.05))
     draws = Draws.seeded("rates", shopper_digests(range(30)))
     spec = same.plan_round(0, {}, world.public)
     assert spec is not None
@@ -141,4 +141,4 @@ def test_rounds_may_take_other_steps_than_training_in_one_place() -> None:
     for name, values in states[0].items():
         np.testing.assert_array_equal(values, states[1][name])
     with pytest.raises(ConfigError, match="round_learning_rate"):
-        MultVaeSettings(round_learning_rate=0.0)
+        MultVaeSettings(round_learning_rate=-0.1)
