@@ -198,7 +198,7 @@ class Coordinator:
             plan_digest=plan.digest.hex(),
             answered=tuple(shop for i, shop in enumerate(self.roster) if i in self._answered),
             failed=tuple(shop for shop in self.asked if self._position_of[shop] not in self._answered),
-            loss=_mean_loss(plan, total),
+            loss=_mean_loss(plan, total) if len(self._answered) > 1 else None,  # one shop's is its own affair
         )
 
     def abandon(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,10 +29,11 @@ class EarlyStopping:
 
     def best(self, rounds: Sequence[RoundRecord]) -> int | None:
         """Place of the best round, the first of equals; None where no round has the figure."""
-        values = {i: value for i, one in enumerate(rounds) if (value := one.figures.get(self.figure)) is not None}
+        found = {place: one.figures.get(self.figure) for place, one in enumerate(rounds)}
+        values = {place: value for place, value in found.items() if value is not None and math.isfinite(value)}
         return max(values, key=lambda i: values[i]) if values else None
 
     def is_over(self, rounds: Sequence[RoundRecord]) -> bool:
-        """Whether the last ``patience`` rounds brought nothing better."""
+        """Whether the last ``patience`` rounds brought nothing better; never before any round has the figure."""
         best = self.best(rounds)
-        return len(rounds) - (0 if best is None else best + 1) >= self.patience
+        return best is not None and len(rounds) - (best + 1) >= self.patience

@@ -176,17 +176,19 @@ class PrivateDoor:
             sum_of: asked once a step; its vector is zeroed.
             mask: needed where the terms ask for secure aggregation.
         Raises:
-            PrivacyError: the model asks for a step that the schedule does not pay for.
+            PrivacyError: the first step that the model asks for is not one that the schedule pays for.
             BudgetExhausted, TooManyAborts: a repeated round that the budget or the shop's policy does not cover.
-        Guarantee: step s of the S that are charged: (1) each shopper is in the sample with the agreed probability q, by
-            a coin of her own; (2) her gradient at the shop's present arrays is clipped to C, C / k for k shops a
-            person, and the sum is put on the grid: she moves it by at most C (`contribute_on_grid`; the present arrays
-            are a function of earlier noisy sums, and of nothing else of hers); (3) it is saturated and gets a rounded
-            Gaussian of standard deviation sigma x C in every value, all of it this shop's own, from a key of its own
-            that is erased. So the S sums are an adaptive composition of S Poisson-sampled Gaussian mechanisms, which is
-            what the schedule, the accountants and the ledger count (`PlannedRelease.num_sums`). What leaves is computed
-            from them, the plan and the declared number of shoppers: post-processing, as is its rounding to fixed point
-            and saturation at a public bound. No other shop's noise is relied on, so mode local alone allows it.
+        Guarantee: once a noisy sum was drawn, the round is charged whatever happens: a failure, or another sum than was
+            agreed, may follow from sums that are not paid for yet, so it leaves as zeros. Step s of the S that are
+            charged: (1) each shopper is in the sample with the agreed probability q, by a coin of her own; (2) her
+            gradient at the shop's present arrays is clipped to C, C / k for k shops a person, and the sum is put on the
+            grid: she moves it by at most C (`contribute_on_grid`; the present arrays are a function of earlier noisy
+            sums, and of nothing else of hers); (3) it is saturated and gets a rounded Gaussian of standard deviation
+            sigma x C in every value, all of it this shop's own, from a key of its own that is erased. So the S sums are
+            an adaptive composition of S Poisson-sampled Gaussian mechanisms, which is what the schedule, the
+            accountants and the ledger count (`PlannedRelease.num_sums`). What leaves is computed from them, the plan
+            and the declared number of shoppers: post-processing, as is its rounding to fixed point and saturation at a
+            public bound. No other shop's noise is relied on, so mode local alone allows it.
         Source: Abadi et al. 2016, arXiv:1607.00133, Algorithm 1, in every shop by itself, with L the *declared* number
             of shoppers times q in place of the size of the sample; a sample is a shopper. Averaging: see
             `fedrec.models.private_neural`.
@@ -195,27 +197,28 @@ class PrivateDoor:
         if not steps:
             raise PrivacyError(f"round {plan.index} ({plan.spec.name}) has no steps in the shop")
         shoppers, numbers = terms.declared_shoppers(self._ledger.shop), itertools.count()
+        drawn: list[int] = []
 
         def noisy_sum(spec: RoundSpec) -> np.ndarray:
             number, step = next(numbers), replace(plan, spec=spec)
             is_agreed = spec.kind is RoundKind.GRADIENT_STEP and spec.sampling_rate == self._release.sampling_rate
             if not (number < steps and is_agreed and step.num_values <= plan.num_values):
                 raise PrivacyError(f"round {plan.index}, step {number + 1}: not among the {steps} agreed steps")
+            drawn.append(number)
             noisy = self._noisy(sum_of(step, number), step, f"round {plan.index}: {plan.spec.name}, step {number}")
             return noisy * terms.grid(plan.index).unit
 
         try:
             update = model.local_steps(plan.spec, noisy_sum, steps=steps, num_shoppers=shoppers)
-        except PrivacyError:
-            raise
+            if update.shape != (plan.num_values,) or update.dtype != np.float64:
+                raise BadMessage("the update is not of the plan's layout")
         except Exception:
-            # Whether it fails may follow from noisy sums that are not charged yet; so it leaves like any other round.
+            if not drawn:
+                raise
             _log.exception("shop %s failed in its steps of round %d; zeros count", self._ledger.shop, plan.index)
             update = np.zeros(plan.num_values)
         ring = terms.ring(plan.index)
         assert ring is not None  # a privacy spec always has one
-        if update.shape != (plan.num_values,) or update.dtype != np.float64:
-            raise BadMessage("the update is not of the plan's layout")
         return self._charged(_masked(ring, _fixed_point(ring, update), plan, mask))
 
     def _noisy(self, contribution: Contribution, plan: RoundPlan, purpose: str) -> np.ndarray:

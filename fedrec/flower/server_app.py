@@ -14,7 +14,7 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from safetensors.numpy import save
 
-from fedrec.errors import BadMessage, ProtocolError, TooFewShops
+from fedrec.errors import BadMessage, NotFinite, ProtocolError, TooFewShops
 from fedrec.federation.checkpoint import Checkpoints
 from fedrec.federation.coordinator_side import ClosedRound, Coordinator
 from fedrec.federation.early_stopping import EarlyStopping
@@ -34,7 +34,7 @@ from fedrec.flower.exchange import (
 )
 from fedrec.flower.local_grid import LocalGrid
 from fedrec.models.recommender import State
-from fedrec.shop.node import has_shop_files, read_shop_files
+from fedrec.shop.node import read_shop_files
 
 _log = logging.getLogger("fedrec.coordinator")
 
@@ -51,7 +51,7 @@ Measure = Callable[[State], Mapping[str, float | None]]
 """Figures of the federation as a whole, from the shared arrays after a round; they go into the round's record."""
 
 Prepare = Callable[[Path, Path], None]
-"""Writes the files of the shops that a scenario describes: the scenario's path, the run directory."""
+"""Writes the files of the shops that a scenario describes, or checks those that are there: its path, the run folder."""
 
 
 @dataclass
@@ -184,7 +184,7 @@ def _run_round(run: ServerRun, plan: RoundPlan, grid: Grid, nodes: Mapping[str, 
         if run.coordinator.secure is not None:
             _ask(run, unmask(run.coordinator.secure), grid, nodes, traffic)
         closed = run.coordinator.close()
-    except ProtocolError:
+    except (ProtocolError, NotFinite):
         run.coordinator.abandon()
         raise
     record = RoundRecord(
@@ -287,7 +287,7 @@ def open_run_from_run_dir(context: Context, prepare: Prepare | None = None) -> S
     """
     run_dir = Path(run_dir_of(context))
     scenario = str(context.run_config.get("scenario") or "")
-    if prepare is not None and scenario and not has_shop_files(run_dir):
+    if prepare is not None and scenario:
         prepare(Path(scenario), run_dir)
     files = read_shop_files(run_dir)
     coordinator = Coordinator(files.model, files.public, files.terms)
@@ -310,6 +310,7 @@ def _finish_in_run_dir(run: ServerRun) -> None:
     write_atomically(folder / "shared.safetensors", save(run.coordinator.state))
     _write_rounds(folder.parent, run)
     print(f"{len(run.rounds)} rounds finished; shared arrays in {folder / 'shared.safetensors'}")
+    print(f"guarantee: {run.coordinator.terms.guarantee}")
 
 
 app = make_app_for_run_dir()

@@ -41,7 +41,7 @@ from fedrec.privacy.ledger_entries import (
     Period,
 )
 from fedrec.privacy.ledger_rules import Spent
-from fedrec.privacy.mechanisms import PlannedRelease, Schedule
+from fedrec.privacy.mechanisms import PlannedRelease, Schedule, check_local_steps
 from fedrec.privacy.spec import PrivacySpec
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ class Ledger:
         Raises:
             BudgetExhausted: the budget does not cover it.
             RoundRefused: the run was reserved on other terms, or is finished.
+            BadAssumption: local steps under shared noise.
             PrivacyError: the ledger is not to be trusted now (see the class's errors).
         Guarantee: all releases of all runs whose reservation succeeded are (epsilon, delta)-DP per shopper with the
             budget's numbers, in each budget period, also where a run was chosen after looking at earlier ones.
@@ -158,6 +159,7 @@ class Ledger:
             "is_noise_seeded": bool(is_noise_seeded),
             "is_masked": bool(is_masked),
         }
+        check_local_steps(schedule, spec)
         if not schedule or not 0 <= residual_delta < self.budget.delta:
             raise RoundRefused(f"run {run_id!r}: a schedule of {len(schedule)} releases, residual {residual_delta}")
         with self._chain.writing() as tx:

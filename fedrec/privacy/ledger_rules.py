@@ -14,6 +14,7 @@ from fedrec.privacy.ledger_account import Account
 from fedrec.privacy.ledger_entries import Budget, Costs, Counting, Entry, Head, Period, total
 from fedrec.privacy.ledger_filters import GdpFilter, RenyiFilter, best_order
 from fedrec.privacy.mechanisms import Schedule
+from fedrec.privacy.spec import Mode
 
 _SAME_COST = 1e-9
 """Relative: machines may differ in the last digits of a logarithm."""
@@ -181,6 +182,8 @@ def check_costs(account: Account, entry: Entry) -> None:
         LedgerTampered: they are others than the entry says.
     """
     run = account.runs[entry.what["run"]]
+    if any(one.local_steps for one in run.schedule) and entry.what["spec"]["mode"] != Mode.LOCAL:
+        raise LedgerTampered(f"ledger of shop {account.shop!r}, entry {entry.sequence}: local steps under shared noise")
     for written, computed in zip(run.costs, costs_of(account, run.schedule), strict=True):
         pairs = ((written.gdp, computed.gdp), (written.renyi, computed.renyi))
         if not all(math.isclose(a, b, rel_tol=_SAME_COST) for a, b in pairs):

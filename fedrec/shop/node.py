@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +76,9 @@ class ShopNode:
         """The sum, or zeros where it cannot be computed, which the shop's own log alone says.
 
         A round that failed for some data and not for other would tell which it was, past noise, masks and charge: so it
-        leaves like any other. In research mode without masks there is nothing to hide, and the failure is raised.
+        leaves like any other. That one shopper makes it fail is not covered by her bound (zeros are further from the
+        sum than C): a model's sums must not fail on a row, and those of fedrec's own don't. In research mode without
+        masks there is nothing to hide, and the failure is raised.
         """
         is_private = plan.terms.privacy is not None
         try:
@@ -142,8 +144,9 @@ class ShopNode:
             return door.release(self._contribution(plan, draws), mask)
         if not isinstance(self.model, LocalStepsModel):
             raise ConfigError(f"model {self.model.name!r} has no local updates of noisy steps")
+        steps = replace(self.model)  # type: ignore[type-var]  # another object than the one that sees histories
         return door.release_update(
-            self.model, lambda step, number: self._contribution(step, draws.of(f"step {number}")), mask
+            steps, lambda step, number: self._contribution(step, draws.of(f"step {number}")), mask
         )
 
     def step(self, step: Step, data: bytes) -> bytes:

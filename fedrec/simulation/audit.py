@@ -23,6 +23,7 @@ import pandas as pd
 from scipy import sparse
 
 from fedrec.data.events import clean
+from fedrec.errors import ConfigError
 from fedrec.federation.coordinator_side import Coordinator
 from fedrec.federation.plan import RoundPlan
 from fedrec.federation.release import MakeNoise
@@ -180,6 +181,11 @@ def audit_shoppers(settings: AuditSettings, model: Recommender | str) -> Finding
     public = item_positions(settings.num_items)
     spec = replace(settings.spec(max_shoppers=SMALL_CROWD), mode=Mode.LOCAL, min_shops=1)
     schedule = private_schedule(base, spec, 1)
+    if any(release.local_steps for release in schedule):
+        raise ConfigError(
+            f"model {base.name!r} with local updates: their steps never leave a shop, so there is no sum to attack; "
+            'audit the same steps as gradient steps (private_rounds = "gradient-step")'
+        )
     private = private_model(base, outlook(schedule, spec, 1), public)
     terms = Terms(("shop-00",), 1, "audit of shoppers", privacy=spec, schedule=schedule)
     events = crafted_events(settings)

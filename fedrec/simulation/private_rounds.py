@@ -28,7 +28,7 @@ from scipy import sparse
 
 from fedrec.config import SimulationSettings
 from fedrec.data.shops import ShopData
-from fedrec.errors import StoreError
+from fedrec.errors import BadAssumption, StoreError
 from fedrec.federation.anchors import shop_keys
 from fedrec.federation.checkpoint import read_checkpoint
 from fedrec.federation.plan import RoundPlan
@@ -105,9 +105,20 @@ def make_promise(settings: SimulationSettings, world: World, model: Recommender,
 
 
 def declared_sizes(settings: SimulationSettings, world: World, promise: Promise) -> tuple[int, ...]:
-    """Declared shoppers of each shop, in roster order, where shops take steps by themselves; none where they do not."""
+    """Declared shoppers of each shop, in roster order, where shops take steps by themselves; none where they do not.
+
+    Raises:
+        BadAssumption: a shop declares none, and the run is no benchmark.
+    """
     if not any(release.local_steps for release in promise.schedule):
         return ()
+    undeclared = [shop.name for shop in world.shops if shop.name not in settings.privacy.shop_shoppers]
+    if undeclared and not settings.privacy.benchmark:
+        raise BadAssumption(
+            f"privacy.shop_shoppers lacks {len(undeclared)} shops, the first {undeclared[0]!r}: in a local update a "
+            "shop's declared size leaves without noise, so it must not come from the data; declare every shop's, or "
+            "say that it is a benchmark (privacy.benchmark)"
+        )
     return tuple(settings.privacy.declared_shoppers(shop.name, len(shop.shoppers)) for shop in world.shops)
 
 

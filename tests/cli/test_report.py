@@ -265,7 +265,12 @@ _LOCAL_UPDATES = (
 def test_local_updates_of_noisy_steps_are_run_reported_and_verified(fedrec: Command, small_options, tmp_path, masks):
     run = tmp_path / "run"
     options = (*small_options, *_LOCAL_UPDATES, "--privacy-mode", "local", masks, "--out", run)
-    assert fedrec("simulate", *options).status == 0
+    said = fedrec("simulate", *options)
+    assert said.status == 2
+    assert "privacy.shop_shoppers lacks" in said.err
+    assert not run.exists()
+    sizes = [f"privacy.shop_shoppers.shop-{place}=100" for place in (1, 2, 3)]
+    assert fedrec("simulate", *options, *(text for size in sizes for text in ("--set", size))).status == 0
     said = fedrec("report", "privacy", run, "--out", tmp_path)
     assert said.status == 0
     assert "In rounds of local steps a shop trains by itself (2 steps a round)" in said.out

@@ -21,7 +21,8 @@ def rounds(*values):
         ((0.2, 0.1, 0.2), 0, True),
         ((0.1, 0.3, 0.2, 0.31), 3, False),
         ((0.1, None, 0.05), 0, True),
-        ((None, None), None, True),
+        ((None, None), None, False),
+        ((float("nan"), 0.1, 0.05), 1, False),
     ],
 )
 def test_it_waits_for_two_rounds_without_a_better_one(values, best, is_over):

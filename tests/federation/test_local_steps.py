@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from fedrec.errors import BadAssumption, BudgetExhausted, ConfigError, PrivacyError, RoundRefused
+from fedrec.errors import BadAssumption, BudgetExhausted, ConfigError, NotFinite, PrivacyError, RoundRefused
 from fedrec.federation.coordinator_side import Coordinator
 from fedrec.federation.plan import RoundPlan
 from fedrec.federation.release import PrivateDoor, read_release
@@ -379,8 +379,11 @@ def test_the_door_gives_no_more_sums_than_are_paid_for_and_none_on_other_terms()
         return PrivateDoor(plan, open_ledger(), seeded).release_update(Greedy(spec, calls), sum_of)
 
     assert leave(agreed, 2)
+    ledger = open_ledger()
+    greedy = PrivateDoor(plan, ledger, seeded).release_update(Greedy(agreed, 3), sum_of)
+    assert not read_release(greedy.to_bytes(), plan).values.any()
+    assert ledger.spent().num_charges == 1
     for spec, calls in (
-        (agreed, 3),
         (replace(agreed, sampling_rate=1.0), 1),
         (replace(agreed, kind=RoundKind.STATISTICS, sampling_rate=1.0), 1),
         (replace(agreed, layout=Layout((("wide", (plan.num_values + 1,)),))), 1),
@@ -393,17 +396,34 @@ def test_the_door_gives_no_more_sums_than_are_paid_for_and_none_on_other_terms()
 
 
 def test_a_model_that_fails_on_noisy_sums_leaves_zeros_that_are_charged(caplog):
-    class Fails:
-        def local_steps(self, spec, noisy_sum, *, steps, num_shoppers):
-            raise ZeroDivisionError
-
     trained, terms = private(MODELS["smallae"])
     plan, _, _ = first_update(trained, terms)
-    ledger = open_ledger()
-    released = PrivateDoor(plan, ledger, seeded).release_update(Fails(), lambda step, number: None)
-    assert not read_release(released.to_bytes(), plan).values.any()
-    assert ledger.spent().num_charges == 1
+    layout = Layout(plan.spec.layout.shapes[:-1])
+    agreed = RoundSpec(RoundKind.GRADIENT_STEP, "gradient step", layout, {}, 0.6)
+
+    class Fails:
+        def __init__(self, failure, sums):
+            self.failure, self.sums = failure, sums
+
+        def local_steps(self, spec, noisy_sum, *, steps, num_shoppers):
+            for _ in range(self.sums):
+                noisy_sum(agreed)
+            if isinstance(self.failure, Exception):
+                raise self.failure
+            return self.failure
+
+    def sum_of(step, number):
+        return Contribution(np.zeros(step.num_values, np.int64), step.spec.layout)
+
+    wide = np.zeros(plan.num_values + 1)
+    for failure in (ZeroDivisionError(), NotFinite("after looking"), PrivacyError("after looking"), wide):
+        ledger = open_ledger()
+        released = PrivateDoor(plan, ledger, seeded).release_update(Fails(failure, 1), sum_of)
+        assert not read_release(released.to_bytes(), plan).values.any()
+        assert ledger.spent().num_charges == 1
     assert "failed in its steps" in caplog.text
+    with pytest.raises(ZeroDivisionError):  # before any sum it says nothing of a shopper
+        PrivateDoor(plan, open_ledger(), seeded).release_update(Fails(ZeroDivisionError(), 0), sum_of)
 
 
 @dataclass(frozen=True)
