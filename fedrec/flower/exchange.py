@@ -39,6 +39,9 @@ from fedrec.flower import _compat
 ROUND_MESSAGE = "train.round"
 SECURE_MESSAGE = "query.secure"
 HELLO_MESSAGE = "query.hello"
+OFFER_MESSAGE = "query.offer"
+ANCHOR_MESSAGE = "query.anchor"
+MODEL_MESSAGE = "train.model"
 UNAVAILABLE = "unavailable"
 """What leaves a shop of any failure that is no refusal."""
 
@@ -175,6 +178,48 @@ def release_from_record(content: RecordDict) -> bytes:
     return record["release"].data
 
 
+def no_content() -> RecordDict:
+    """Of a message, or of an app's state, that holds nothing."""
+    return RecordDict()
+
+
+def bytes_to_record(data: bytes) -> RecordDict:
+    """Bytes of a deployment's own messages: offers, ledger heads."""
+    return RecordDict({"bytes": ConfigRecord({"data": data})})
+
+
+def bytes_from_record(content: RecordDict) -> bytes:
+    """The inverse of `bytes_to_record`.
+
+    Raises:
+        BadMessage: the content is none.
+    """
+    if list(content) != ["bytes"]:
+        raise BadMessage("a message without the bytes that are due")
+    return _only_bytes(content["bytes"], "data")
+
+
+def model_to_record(run_id: str, state: Mapping[str, np.ndarray]) -> RecordDict:
+    """A finished run's shared arrays."""
+    arrays = ArrayRecord()
+    for name, array in state.items():
+        arrays[name] = Array(array.dtype.name, array.shape, _RAW, np.ascontiguousarray(array).tobytes())
+    return RecordDict({"model": ConfigRecord({"run": run_id}), "arrays": arrays})
+
+
+def model_from_record(content: RecordDict) -> tuple[str, dict[str, np.ndarray]]:
+    """Run id and shared arrays.
+
+    Raises:
+        BadMessage: the content is none.
+    """
+    about, arrays = content.get("model"), content.get("arrays")
+    run_id = about.get("run") if isinstance(about, ConfigRecord) else None
+    if set(content) != {"model", "arrays"} or not isinstance(run_id, str) or not isinstance(arrays, ArrayRecord):
+        raise BadMessage("the content is no model")
+    return run_id, {name: _array(array) for name, array in arrays.items()}
+
+
 def place_to_record(position: int) -> RecordDict:
     """A node's place in the roster, as its configuration gives it; says nothing about the shop's data."""
     return RecordDict({"place": ConfigRecord({"partition-id": position})})
@@ -242,6 +287,12 @@ def step_messages(ask: Ask, index: int, nodes: Mapping[str, int]) -> dict[str, M
         content = contents.setdefault(data, step_to_record(ask.step, data))
         messages[shop] = Message(content, nodes[shop], SECURE_MESSAGE, group_id=f"{index} {ask.step}")
     return messages
+
+
+def fresh(message: Message) -> Message:
+    """The same message once more: a message is handed out once."""
+    metadata = message.metadata
+    return Message(message.content, metadata.dst_node_id, metadata.message_type, group_id=metadata.group_id)
 
 
 def exchange(

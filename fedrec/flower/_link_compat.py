@@ -1,0 +1,349 @@
+"""Private Flower symbols of a deployment: the SuperLink's link state and Fleet API, and the client of the latter.
+
+Written against Flower 1.41; a new Flower version is adopted by running tests/flower/test_link_compat.py. Apart from
+`_compat`, so that a simulation imports none of it.
+"""
+
+from __future__ import annotations
+
+import binascii
+import datetime
+from base64 import b64decode
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from flwr.app import Message
+from flwr.app.message import remove_content_from_message
+from flwr.common.constant import (
+    HEARTBEAT_MIN_INTERVAL,
+    NOOP_ACCOUNT_NAME,
+    NOOP_FLWR_AID,
+    SYSTEM_TIME_TOLERANCE,
+    TIMESTAMP_HEADER,
+    TIMESTAMP_TOLERANCE,
+)
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PullMessagesRequest, PushMessagesRequest
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
+from flwr.proto.node_pb2 import Node
+from flwr.server.superlink.linkstate import InMemoryLinkState, LinkStateFactory
+from flwr.supercore.constant import (
+    FLEET_HTTP_PUBLIC_KEY_HEADER,
+    FLEET_HTTP_SIGNATURE_HEADER,
+    FLWR_IN_MEMORY_DB_NAME,
+    NOOP_FEDERATION_ID,
+    TaskType,
+)
+from flwr.supercore.date import now
+from flwr.supercore.error import http_error_translator
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+from flwr.supercore.object_store import NoObjectInStoreError, ObjectStoreFactory
+from flwr.supercore.primitives.asymmetric import (
+    bytes_to_private_key,
+    bytes_to_public_key,
+    generate_key_pairs,
+    private_key_to_bytes,
+    public_key_to_bytes,
+    verify_signature,
+)
+from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
+from flwr.superlink.federation import NoOpFederationManager
+from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
+from flwr.superlink.routers.fleet.router import router as fleet_router
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+SIGNATURE_WINDOW_S = TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
+"""How far a shop's clock may be behind the coordinator's."""
+
+HEARTBEAT_S = float(HEARTBEAT_MIN_INTERVAL)
+"""An agent not heard for twice this long counts as gone."""
+
+
+def new_key() -> bytes:
+    """A node's private key (NIST P-384), PEM."""
+    return private_key_to_bytes(generate_key_pairs()[0])
+
+
+def public_of(private: bytes) -> bytes:
+    """The public key of `new_key`'s, PEM."""
+    return public_key_to_bytes(bytes_to_private_key(private).public_key())
+
+
+def new_link_state() -> InMemoryLinkState:
+    """A link state in memory, with its store of arrays."""
+    stores = ObjectStoreFactory(FLWR_IN_MEMORY_DB_NAME)
+    state = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), stores).state()
+    assert isinstance(state, InMemoryLinkState)
+    return state
+
+
+def create_node(state: InMemoryLinkState, name: str, public_key: bytes) -> int:
+    """Enrol a key; its node is offline until its agent connects."""
+    return state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_key, HEARTBEAT_S, name=name)
+
+
+def start_run(state: InMemoryLinkState) -> int:
+    """A run without a bundle, running."""
+    run_id = state.create_run(None, None, None, {}, NOOP_FEDERATION_ID, None, None, TaskType.SERVER_APP)
+    task_id = _task_of(state, run_id)
+    if state.claim_task(task_id) is None or not state.activate_task(task_id):
+        raise RuntimeError("Flower's link state did not start its run")
+    return run_id
+
+
+def keep_run(state: InMemoryLinkState, run_id: int) -> None:
+    """The run's heartbeat; without one it ends after a minute."""
+    if not state.acknowledge_task_heartbeat(_task_of(state, run_id)):
+        raise RuntimeError("Flower's link state ended its run")
+
+
+def online_nodes(state: InMemoryLinkState, run_id: int) -> set[int]:
+    """Nodes whose heartbeat came in time."""
+    return state.get_nodes(run_id)
+
+
+def restart_node(state: InMemoryLinkState, node: int) -> None:
+    """Let a node connect again at once, and hand it again what it was handed and did not answer."""
+    with state.lock:
+        state.deactivate_node(node)
+        for name, message in state.message_ins_store.items():
+            if message.metadata.dst_node_id == node and name not in state.message_ins_id_to_message_res_id:
+                message.metadata.delivered_at = ""
+
+
+def push(state: InMemoryLinkState, run_id: int, messages: Iterable[Message]) -> list[str]:
+    """Store messages and their arrays; arrays that several share are stored once. Ids of all, stored or not."""
+    ids = []
+    with no_object_id_recompute():
+        for message in messages:
+            session, name = state.start_session(run_id), message.object_id
+            message.metadata.__dict__["_message_id"] = name
+            bare, tree = remove_content_from_message(message), get_object_tree(message)
+            is_stored, missing = state.store_message_and_object_tree(bare, tree, session)
+            if is_stored and missing:
+                objects = get_all_nested_objects(message)
+                for part in missing:
+                    state.store_object(run_id, session, part, objects[part].deflate())
+            ids.append(name)
+    return ids
+
+
+def pull(state: InMemoryLinkState, run_id: int, message_ids: Iterable[str]) -> list[Message]:
+    """Complete replies, and Flower's errors for nodes that are gone; message and reply are deleted."""
+    store, asked = state.object_store, set(message_ids)
+    online = online_nodes(state, run_id)
+    with state.lock:
+        for name in list(asked):
+            answer = state.message_ins_id_to_message_res_id.get(name)
+            if answer is None or _is_complete(state, answer):
+                continue
+            if state.message_ins_store[name].metadata.dst_node_id in online:
+                asked.discard(name)
+            else:  # it died half-way through its upload
+                state.message_res_store.pop(state.message_ins_id_to_message_res_id.pop(name), None)
+                store.delete(answer)
+        found = state.get_message_res(set(asked), run_id)
+        state.delete_messages({reply.metadata.reply_to_message_id for reply in found})
+    replies = []
+    for reply in found:
+        if reply.has_error():
+            store.delete(reply.metadata.message_id)
+            store.delete(reply.metadata.reply_to_message_id)
+            replies.append(reply)
+            continue
+        name = reply.metadata.message_id
+        contents = {
+            part.object_id: store.get(part.object_id) or b""
+            for part in iterate_object_tree(store.get_object_tree(name))
+        }
+        store.delete(name)
+        store.delete(reply.metadata.reply_to_message_id)
+        whole = inflate_object_from_contents(name, contents)
+        assert isinstance(whole, Message)
+        whole.metadata.__dict__["_message_id"] = name
+        replies.append(whole)
+    return replies
+
+
+def is_signed(state: InMemoryLinkState, headers: Mapping[str, str]) -> bool:
+    """Whether an enrolled key signed a request's time, and the time is now."""
+    try:
+        public_key = b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER.lower()], validate=True)
+        signature = b64decode(headers[FLEET_HTTP_SIGNATURE_HEADER.lower()], validate=True)
+        timestamp = headers[TIMESTAMP_HEADER.lower()]
+        if state.get_node_id_by_public_key(public_key) is None:
+            return False
+        age_s = (now() - datetime.datetime.fromisoformat(timestamp)).total_seconds()
+        if not -SYSTEM_TIME_TOLERANCE < age_s < SIGNATURE_WINDOW_S:
+            return False
+        return verify_signature(bytes_to_public_key(public_key), timestamp.encode("ascii"), signature)
+    except (KeyError, ValueError, TypeError, UnicodeError, binascii.Error):
+        return False
+
+
+def node_of(state: InMemoryLinkState, request: Any) -> int:
+    """The node that a Fleet request is for; the stock middleware has compared it with the key."""
+    if isinstance(request, ActivateNodeRequest):
+        return state.get_node_id_by_public_key(request.public_key) or 0
+    return int(request.node.node_id if hasattr(request, "node") else request.node_id)
+
+
+def speaks_for_itself(request: Any, node: int) -> bool:
+    """Whether the messages in a request are a single reply in the node's own name."""
+    if not isinstance(request, PushMessagesRequest):
+        return True
+    sent = request.messages_list
+    return len(sent) == len(request.message_object_trees) == 1 and sent[0].metadata.src_node_id == node
+
+
+def include_fleet(app: FastAPI, state: InMemoryLinkState) -> None:
+    """Flower's Fleet routes on an application."""
+
+    class OneState:
+        def state(self) -> InMemoryLinkState:
+            return state
+
+    app.state.linkstate_factory = OneState()
+    app.state.enable_supernode_auth = True
+    app.include_router(fleet_router)
+
+
+def fleet_middlewares() -> tuple[Any, ...]:
+    """From the outside in: errors as Flower's clients read them, protobuf, signature and node."""
+    return (ProtobufTranslationMiddleware, NodeAuthMiddleware)
+
+
+error_translator = http_error_translator
+
+
+def _is_complete(state: InMemoryLinkState, name: str) -> bool:
+    """Whether all arrays of a reply have come."""
+    try:
+        tree = state.object_store.get_object_tree(name)
+    except NoObjectInStoreError:
+        return True  # an error, which has none
+    return all(state.object_store.get(part.object_id) for part in iterate_object_tree(tree))
+
+
+def _task_of(state: InMemoryLinkState, run_id: int) -> int:
+    task = state.run_ids[run_id].run.primary_task_id
+    assert task is not None
+    return task
+
+
+class FleetClient:
+    """A shop's end of the Fleet API: one call each, no retries; errors are those of httpx."""
+
+    def __init__(self, address: str, authority: bytes, private_key: bytes, headers: Mapping[str, str]) -> None:
+        """Args:
+        address: host:port.
+        authority: the federation's CA certificate, PEM; no other is trusted.
+        private_key: the node's, PEM.
+        headers: sent with each request.
+        """
+        key = bytes_to_private_key(private_key)
+        self._public_key = public_key_to_bytes(key.public_key())
+        self._node = Node()
+        self._client = FleetHttpClient.from_server_address(
+            address,
+            False,
+            authority,
+            interceptors=[
+                RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+                NodeAuthHttpInterceptor(key, key.public_key()),
+                _Headers(headers),
+            ],
+        )
+
+    @property
+    def node_id(self) -> int:
+        """The node's id; 0 before `connect`."""
+        return int(self._node.node_id)
+
+    def connect(self) -> int:
+        """Make the node active; its id."""
+        asked = ActivateNodeRequest(public_key=self._public_key, heartbeat_interval=HEARTBEAT_S)
+        self._node = Node(node_id=self._client.ActivateNode(asked).node_id)
+        return self.node_id
+
+    def disconnect(self) -> None:
+        """Say goodbye."""
+        self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.node_id))
+
+    def beat(self) -> None:
+        """The node's heartbeat."""
+        self._client.SendNodeHeartbeat(SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S))
+
+    def receive(self) -> Message | None:
+        """The next message with all its arrays; it is handed out again to a node that restarts before `send`."""
+        answer = self._client.PullMessages(PullMessagesRequest(node=self._node))
+        if not answer.messages_list:
+            return None
+        bare = message_from_proto(answer.messages_list[0])
+        contents = {}
+        for part in iterate_object_tree(answer.message_object_trees[0]):
+            asked = PullObjectRequest(node=self._node, run_id=bare.metadata.run_id, object_id=part.object_id)
+            contents[part.object_id] = self._client.PullObject(asked).object_content
+        whole = inflate_object_from_contents(bare.metadata.message_id, contents)
+        assert isinstance(whole, Message)
+        whole.metadata.__dict__["_message_id"] = bare.metadata.message_id
+        return whole
+
+    def send(self, reply: Message) -> None:
+        """A reply with all its arrays."""
+        with no_object_id_recompute():
+            reply.metadata.__dict__["_message_id"] = reply.object_id
+            objects, tree = get_all_nested_objects(reply), get_object_tree(reply)
+            bare = remove_content_from_message(reply) if reply.has_content() else reply
+            answer = self._client.PushMessages(
+                PushMessagesRequest(
+                    node=self._node,
+                    messages_list=[message_to_proto(bare)],
+                    message_object_trees=[tree],
+                    clientapp_runtime_list=[0.0],
+                )
+            )
+            for part in answer.objects_to_push:
+                self._client.PushObject(
+                    PushObjectRequest(
+                        node=self._node,
+                        run_id=reply.metadata.run_id,
+                        object_id=part,
+                        object_content=objects[part].deflate(),
+                        session_id=answer.session_id,
+                    )
+                )
+
+    def confirm(self, message: Message) -> None:
+        """The message was answered and need not be kept."""
+        metadata = message.metadata
+        self._client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(
+                node=self._node, run_id=metadata.run_id, message_object_id=metadata.message_id
+            )
+        )
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+
+class _Headers:
+    """Adds headers to each request."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self._headers = dict(headers)
+
+    def intercept(self, context: Any, call_next: Any) -> Any:
+        context.request.headers.update(self._headers)
+        return call_next(context)
