@@ -28,7 +28,7 @@ class Inbox:
 
     def keep_setup(self, data: bytes) -> None:
         """Keep a finished set-up (`CoordinatorSession.to_bytes`); the one before goes."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        _make(self._folder)
         write_atomically(self._folder / _SETUP, data)
 
     def setup(self) -> bytes | None:
@@ -39,7 +39,7 @@ class Inbox:
     def open(self, plan_digest: bytes) -> None:
         """Begin a round, or go on with it; what was kept of other rounds goes."""
         self._round = self._folder / plan_digest.hex()
-        self._round.mkdir(parents=True, exist_ok=True)
+        _make(self._round)
         for other in self._folder.iterdir():
             if other.is_dir() and other != self._round:
                 shutil.rmtree(other)
@@ -50,10 +50,7 @@ class Inbox:
         Raises:
             StoreError: the disk is full, or the folder gone.
         """
-        try:
-            write_atomically(self._open() / f"{shop.encode().hex()}{_UPLOAD}", data)
-        except OSError as error:
-            raise StoreError(f"{self._folder}: an upload cannot be kept ({error.strerror})") from error
+        write_atomically(self._open() / f"{shop.encode().hex()}{_UPLOAD}", data)
 
     def uploads(self) -> dict[str, bytes]:
         """Uploads of the open round by shop; of survivors alone, once they were named."""
@@ -78,3 +75,10 @@ class Inbox:
         if self._round is None:
             raise StoreError(f"{self._folder}: no round is open")
         return self._round
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot be made ({error.strerror})") from error

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastapi import FastAPI
-from flwr.app import Message
+from flwr.app import Error, Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import (
     HEARTBEAT_MIN_INTERVAL,
@@ -22,6 +22,7 @@ from flwr.common.constant import (
     SYSTEM_TIME_TOLERANCE,
     TIMESTAMP_HEADER,
     TIMESTAMP_TOLERANCE,
+    ErrorCode,
 )
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PullMessagesRequest, PushMessagesRequest
@@ -34,6 +35,7 @@ from flwr.supercore.constant import (
     FLEET_HTTP_SIGNATURE_HEADER,
     FLWR_IN_MEMORY_DB_NAME,
     NOOP_FEDERATION_ID,
+    NodeStatus,
     TaskType,
 )
 from flwr.supercore.date import now
@@ -69,6 +71,10 @@ HEARTBEAT_S = float(HEARTBEAT_MIN_INTERVAL)
 """An agent not heard for twice this long counts as gone."""
 
 
+_BEING_STORED, _LOST = "being stored", "lost"
+"""In place of a message's time of delivery: neither is handed out."""
+
+
 def new_key() -> bytes:
     """A node's private key (NIST P-384), PEM."""
     return private_key_to_bytes(generate_key_pairs()[0])
@@ -89,22 +95,20 @@ def new_link_state() -> InMemoryLinkState:
 
 def create_node(state: InMemoryLinkState, name: str, public_key: bytes) -> int:
     """Enrol a key; its node is offline until its agent connects."""
-    return state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_key, HEARTBEAT_S, name=name)
+    node = state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_key, HEARTBEAT_S, name=name)
+    state.nodes[node].status = NodeStatus.OFFLINE  # takes messages, and answers them as one that is gone
+    return node
 
 
 def start_run(state: InMemoryLinkState) -> int:
-    """A run without a bundle, running."""
+    """A run without a bundle, running as long as the link state: it needs no heartbeat, being in the same process."""
     run_id = state.create_run(None, None, None, {}, NOOP_FEDERATION_ID, None, None, TaskType.SERVER_APP)
-    task_id = _task_of(state, run_id)
+    task_id = state.run_ids[run_id].run.primary_task_id
+    assert task_id is not None
     if state.claim_task(task_id) is None or not state.activate_task(task_id):
         raise RuntimeError("Flower's link state did not start its run")
+    state.task_token_store[task_id].active_until = datetime.datetime.max.replace(tzinfo=datetime.UTC)
     return run_id
-
-
-def keep_run(state: InMemoryLinkState, run_id: int) -> None:
-    """The run's heartbeat; without one it ends after a minute."""
-    if not state.acknowledge_task_heartbeat(_task_of(state, run_id)):
-        raise RuntimeError("Flower's link state ended its run")
 
 
 def online_nodes(state: InMemoryLinkState, run_id: int) -> set[int]:
@@ -112,13 +116,25 @@ def online_nodes(state: InMemoryLinkState, run_id: int) -> set[int]:
     return state.get_nodes(run_id)
 
 
-def restart_node(state: InMemoryLinkState, node: int) -> None:
-    """Let a node connect again at once, and hand it again what it was handed and did not answer."""
+def restart_node(state: InMemoryLinkState, node: int, *, is_same: bool) -> None:
+    """Let a node connect again at once.
+
+    Args:
+        is_same: the same process, which gets again what it did not answer; for a new one all that counts as lost:
+            it has not agreed to the run yet.
+    """
     with state.lock:
-        state.deactivate_node(node)
+        if state.nodes[node].status == NodeStatus.ONLINE:
+            state.nodes[node].status = NodeStatus.OFFLINE
         for name, message in state.message_ins_store.items():
-            if message.metadata.dst_node_id == node and name not in state.message_ins_id_to_message_res_id:
-                message.metadata.delivered_at = ""
+            if message.metadata.dst_node_id != node:
+                continue
+            answer = state.message_ins_id_to_message_res_id.get(name)
+            if answer is not None and _is_complete(state, answer):
+                continue
+            _drop_answer(state, name)
+            if message.metadata.delivered_at != _BEING_STORED:
+                message.metadata.delivered_at = "" if is_same else _LOST
 
 
 def push(state: InMemoryLinkState, run_id: int, messages: Iterable[Message]) -> list[str]:
@@ -129,50 +145,56 @@ def push(state: InMemoryLinkState, run_id: int, messages: Iterable[Message]) -> 
             session, name = state.start_session(run_id), message.object_id
             message.metadata.__dict__["_message_id"] = name
             bare, tree = remove_content_from_message(message), get_object_tree(message)
-            is_stored, missing = state.store_message_and_object_tree(bare, tree, session)
+            with state.lock:
+                is_stored, missing = state.store_message_and_object_tree(bare, tree, session)
+                bare.metadata.delivered_at = _BEING_STORED  # not to be handed out before its arrays are here
             if is_stored and missing:
                 objects = get_all_nested_objects(message)
                 for part in missing:
                     state.store_object(run_id, session, part, objects[part].deflate())
+            bare.metadata.delivered_at = ""
             ids.append(name)
     return ids
 
 
 def pull(state: InMemoryLinkState, run_id: int, message_ids: Iterable[str]) -> list[Message]:
-    """Complete replies, and Flower's errors for nodes that are gone; message and reply are deleted."""
-    store, asked = state.object_store, set(message_ids)
-    online = online_nodes(state, run_id)
+    """Complete replies, and errors for nodes that are gone; message and reply are deleted."""
+    asked, online, replies = set(message_ids), online_nodes(state, run_id), []
     with state.lock:
         for name in list(asked):
-            answer = state.message_ins_id_to_message_res_id.get(name)
-            if answer is None or _is_complete(state, answer):
-                continue
-            if state.message_ins_store[name].metadata.dst_node_id in online:
+            message = state.message_ins_store.get(name)
+            if message is None:  # Flower's link state forgets after twelve hours
                 asked.discard(name)
-            else:  # it died half-way through its upload
-                state.message_res_store.pop(state.message_ins_id_to_message_res_id.pop(name), None)
-                store.delete(answer)
-        found = state.get_message_res(set(asked), run_id)
-        state.delete_messages({reply.metadata.reply_to_message_id for reply in found})
-    replies = []
-    for reply in found:
-        if reply.has_error():
-            store.delete(reply.metadata.message_id)
-            store.delete(reply.metadata.reply_to_message_id)
-            replies.append(reply)
-            continue
-        name = reply.metadata.message_id
-        contents = {
-            part.object_id: store.get(part.object_id) or b""
-            for part in iterate_object_tree(store.get_object_tree(name))
-        }
-        store.delete(name)
-        store.delete(reply.metadata.reply_to_message_id)
-        whole = inflate_object_from_contents(name, contents)
-        assert isinstance(whole, Message)
-        whole.metadata.__dict__["_message_id"] = name
-        replies.append(whole)
+                continue
+            answer, node = state.message_ins_id_to_message_res_id.get(name), message.metadata.dst_node_id
+            if message.metadata.delivered_at == _LOST:
+                asked.discard(name)
+                replies.append(Message(Error(ErrorCode.NODE_UNAVAILABLE, "restarted"), reply_to=message))
+                give_up(state, [name])
+            elif answer is not None and not _is_complete(state, answer):
+                if node in online:
+                    asked.discard(name)
+                else:  # it died half-way through its upload
+                    _drop_answer(state, name)
+        found = state.get_message_res(asked, run_id)
+        for reply in found:
+            replies.append(reply if reply.has_error() else _whole(state, reply))
+            state.object_store.delete(reply.metadata.message_id)
+        give_up(state, [reply.metadata.reply_to_message_id for reply in found])
     return replies
+
+
+def give_up(state: InMemoryLinkState, message_ids: Iterable[str]) -> None:
+    """Delete messages with their arrays and what came for them: nobody waits any more."""
+    with state.lock:
+        for name in message_ids:
+            _drop_answer(state, name)
+            state.delete_messages({name})
+            state.object_store.delete(name)
+    with state._lock_object_push_sessions:  # Flower keeps those of answers that came too late
+        ended = [name for name, session in state._object_push_sessions.items() if session.expires_at <= now()]
+        for name in ended:
+            state._cleanup_push_session(name, cleanup_messages=False)
 
 
 def is_signed(state: InMemoryLinkState, headers: Mapping[str, str]) -> bool:
@@ -226,6 +248,33 @@ def fleet_middlewares() -> tuple[Any, ...]:
 error_translator = http_error_translator
 
 
+def _whole(state: InMemoryLinkState, reply: Message) -> Message:
+    """A reply with its arrays; an error where its bytes are no such reply: a shop may send anything."""
+    store, name, asked = state.object_store, reply.metadata.message_id, reply.metadata.reply_to_message_id
+    try:
+        parts = {part.object_id for part in iterate_object_tree(store.get_object_tree(name))}
+        whole = inflate_object_from_contents(name, {part: store.get(part) or b"" for part in parts})
+        if not isinstance(whole, Message) or not whole.has_content():
+            raise ValueError("no message")
+        told = whole.metadata  # the link state has checked the reply's, not these
+        if (told.reply_to_message_id, told.src_node_id) != (asked, reply.metadata.src_node_id):
+            raise ValueError("a reply to another message than it was sent for")
+    except Exception:
+        return Message(Error(ErrorCode.UNKNOWN, "no message"), reply_to=state.message_ins_store[asked])
+    whole.metadata.__dict__["_message_id"] = name
+    return whole
+
+
+def _drop_answer(state: InMemoryLinkState, message_id: str) -> None:
+    """Delete what came for a message."""
+    answer = state.message_ins_id_to_message_res_id.pop(message_id, None)
+    if answer is not None:
+        state.message_res_store.pop(answer, None)
+        state.object_store.delete(answer)
+        if session := state._object_push_session_by_root.get(answer):
+            state._cleanup_push_session(session, cleanup_messages=False)
+
+
 def _is_complete(state: InMemoryLinkState, name: str) -> bool:
     """Whether all arrays of a reply have come."""
     try:
@@ -233,12 +282,6 @@ def _is_complete(state: InMemoryLinkState, name: str) -> bool:
     except NoObjectInStoreError:
         return True  # an error, which has none
     return all(state.object_store.get(part.object_id) for part in iterate_object_tree(tree))
-
-
-def _task_of(state: InMemoryLinkState, run_id: int) -> int:
-    task = state.run_ids[run_id].run.primary_task_id
-    assert task is not None
-    return task
 
 
 class FleetClient:
@@ -286,14 +329,17 @@ class FleetClient:
 
     def receive(self) -> Message | None:
         """The next message with all its arrays; it is handed out again to a node that restarts before `send`."""
-        answer = self._client.PullMessages(PullMessagesRequest(node=self._node))
-        if not answer.messages_list:
+        found = self._client.PullMessages(PullMessagesRequest(node=self._node))
+        if not found.messages_list:
             return None
-        bare = message_from_proto(answer.messages_list[0])
+        bare = message_from_proto(found.messages_list[0])
         contents = {}
-        for part in iterate_object_tree(answer.message_object_trees[0]):
+        for part in iterate_object_tree(found.message_object_trees[0]):
             asked = PullObjectRequest(node=self._node, run_id=bare.metadata.run_id, object_id=part.object_id)
-            contents[part.object_id] = self._client.PullObject(asked).object_content
+            answer = self._client.PullObject(asked)
+            if not answer.object_available:
+                return None  # the coordinator gave the message up
+            contents[part.object_id] = answer.object_content
         whole = inflate_object_from_contents(bare.metadata.message_id, contents)
         assert isinstance(whole, Message)
         whole.metadata.__dict__["_message_id"] = bare.metadata.message_id
@@ -314,7 +360,7 @@ class FleetClient:
                 )
             )
             for part in answer.objects_to_push:
-                self._client.PushObject(
+                pushed = self._client.PushObject(
                     PushObjectRequest(
                         node=self._node,
                         run_id=reply.metadata.run_id,
@@ -323,6 +369,8 @@ class FleetClient:
                         session_id=answer.session_id,
                     )
                 )
+                if not pushed.stored:
+                    raise ConnectionError("the coordinator no longer takes the answer")
 
     def confirm(self, message: Message) -> None:
         """The message was answered and need not be kept."""

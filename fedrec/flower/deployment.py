@@ -58,6 +58,9 @@ OFFER_FILE = "offer.json"
 HEADS_FILE = "ledger-heads.json"
 STATUS_FILE = "status.json"
 INVITATION_DAYS = 14
+BACK_S = 45.0
+"""By then every agent that is alive has connected again; see `fedrec.flower.agent`."""
+
 _SHORT_S = 60.0
 _log = logging.getLogger("fedrec.coordinator")
 
@@ -216,7 +219,8 @@ class Deployment:
         )
         if missing := [shop for shop in terms.roster if shop not in enrolments]:
             raise ConfigError(
-                f"the run's shop {missing[0]!r} is no longer enrolled: drop the run ({CURRENT_FILE}) first"
+                f"the unfinished run's shop {missing[0]!r} is no longer enrolled: delete "
+                f"{self.folder / CURRENT_FILE} to begin a new run without it"
             )
         fleet = Fleet({shop: enrolments[shop].node_key.encode() for shop in terms.roster})
         address, tls = self.settings.address, self._tls
@@ -258,14 +262,15 @@ class Deployment:
     ) -> State:
         coordinator = Coordinator(model, public, terms)
         checkpoints = Checkpoints(run_dir / "checkpoint.safetensors")
-        checkpoints.resume(coordinator)
+        inbox = Inbox(run_dir / "inbox")
+        is_resumed = checkpoints.resume(coordinator) or inbox.setup() is not None
         anchors = _Anchors(fleet, terms, offer, AnchorBook(self.folder / HEADS_FILE, self._key), run_dir, self.stop)
         run = ServerRun(
             coordinator,
             checkpoints,
             deadline_s=self.settings.rounds.deadline_s,
             stop=self.stop,
-            inbox=Inbox(run_dir / "inbox"),
+            inbox=inbox,
             patience_s=self.settings.rounds.patience_s,
             greet=_Greeter(self, fleet, (run_dir / OFFER_FILE).read_bytes(), anchors),
         )
@@ -286,7 +291,7 @@ class Deployment:
 
         run.on_round = on_round
         self._show(phase="waiting for shops", round=coordinator.index)
-        self._wait(fleet, terms)
+        self._wait(fleet, terms, min(self.settings.rounds.start_s, BACK_S) if is_resumed else None)
         self._show(phase="rounds", online=list(fleet.online()))
         run_rounds(run, fleet.grid(), fleet.nodes)
         folder = run_dir / "model"
@@ -295,11 +300,14 @@ class Deployment:
         anchors.exchange(anchors.greeted)
         return coordinator.state
 
-    def _wait(self, fleet: Fleet, terms: Terms) -> None:
-        """All shops, or after a while enough of them."""
+    def _wait(self, fleet: Fleet, terms: Terms, back_s: float | None) -> None:
+        """All shops, or enough of them: after ``back_s`` in a run that was begun, else at the end of ``start_s``."""
+        start_s = self.settings.rounds.start_s
         try:
-            fleet.wait_for(len(terms.roster), deadline_s=self.settings.rounds.start_s, stop=self.stop)
+            fleet.wait_for(len(terms.roster), deadline_s=start_s if back_s is None else back_s, stop=self.stop)
         except ProtocolError as error:
+            if back_s is not None and not self.stop.is_set():
+                fleet.wait_for(terms.min_shops, deadline_s=start_s, stop=self.stop)
             if self.stop.is_set() or len(fleet.online()) < terms.min_shops:
                 raise TooFewShops(str(error)) from error
             _log.warning("beginning without all shops: %s", error)
@@ -395,9 +403,11 @@ class _Anchors:
     run_dir: Path
     stop: threading.Event
     greeted: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
 
     def exchange(self, shops: set[str]) -> set[str]:
-        """Give shops what is kept of their ledgers, take their heads; who answered."""
+        """Give shops what is kept of their ledgers, take their heads; who answered well. ``refused``: who said no."""
+        self.refused = set()
         if self.terms.privacy is None:
             return set(shops)
         keys, roster = self.offer.keys(), sorted(self.terms.roster)
@@ -412,6 +422,7 @@ class _Anchors:
         for reply in exchange(self.fleet.grid(), messages, deadline_s=_SHORT_S, stop=self.stop, read=bytes_from_record):
             if reply.data is None:
                 _log.warning("shop %s gave no ledger head: %s", reply.shop, reply.refusal or "not connected")
+                self.refused |= {reply.shop} if reply.refusal else set()
                 continue
             try:
                 answer = json.loads(reply.data)
@@ -425,6 +436,7 @@ class _Anchors:
                 answered.add(reply.shop)
             except (FedrecError, ValueError, KeyError, TypeError) as error:
                 _log.warning("shop %s: its ledger head is refused: %s", reply.shop, error)
+                self.refused.add(reply.shop)
         return answered
 
     def _of_peer(self, shop: str) -> list[Receipt]:
@@ -453,15 +465,21 @@ class _Greeter:
     fleet: Fleet
     offer: bytes
     anchors: _Anchors
+    refused: set[str] = field(default_factory=set)
 
     def __call__(self, shops: set[str]) -> set[str]:
         """Which of them may be asked: they agreed to the run, and their ledgers are not behind."""
-        self.anchors.greeted -= self.fleet.take_started()
-        if new := shops - self.anchors.greeted:
+        started = self.fleet.take_started()
+        self.anchors.greeted -= started
+        self.refused -= started  # what a person has changed there takes a new start
+        if new := shops - self.anchors.greeted - self.refused:
             content = bytes_to_record(self.offer)
             messages = {shop: Message(content, self.fleet.nodes[shop], OFFER_MESSAGE) for shop in sorted(new)}
-            agreed = {reply.shop for reply in self._ask(messages) if reply.data is not None}
+            replies = self._ask(messages)
+            self.refused |= {reply.shop for reply in replies if reply.refusal}
+            agreed = {reply.shop for reply in replies if reply.data is not None}
             self.anchors.greeted |= self.anchors.exchange(agreed) if agreed else set()
+            self.refused |= self.anchors.refused & agreed
         return shops & self.anchors.greeted
 
     def _ask(self, messages: Mapping[str, Message]) -> list[Reply]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
@@ -295,6 +296,14 @@ def fresh(message: Message) -> Message:
     return Message(message.content, metadata.dst_node_id, metadata.message_type, group_id=metadata.group_id)
 
 
+@runtime_checkable
+class GivesUp(Protocol):
+    """A grid that can forget messages which nobody waits for any more."""
+
+    def give_up(self, message_ids: Iterable[str]) -> None:
+        """Forget them, and their answers."""
+
+
 def exchange(
     grid: Grid,
     messages: Mapping[str, Message],
@@ -323,8 +332,24 @@ def exchange(
     shop_of = {message.metadata.message_id: shop for shop, message in messages.items()}
     if len(shop_of) != len(messages) or "" in shop_of:
         raise ProtocolError("the grid took messages without giving each an id of its own")
+    is_open = dict.fromkeys(shop_of, True)
+    try:
+        yield from _replies(grid, shop_of, is_open, deadline_s, window, stop, read or release_from_record)
+    finally:
+        if isinstance(grid, GivesUp):
+            grid.give_up([name for name in shop_of if is_open[name]])
+
+
+def _replies(
+    grid: Grid,
+    shop_of: Mapping[str, str],
+    is_open: dict[str, bool],
+    deadline_s: float | None,
+    window: int | None,
+    stop: threading.Event | None,
+    read: Callable[[RecordDict], bytes],
+) -> Iterator[Reply]:
     ids = list(shop_of)
-    is_open = dict.fromkeys(ids, True)
     first, pause_s = 0, 0.01
     give_up_at = None if deadline_s is None else time.monotonic() + deadline_s
     while True:
@@ -336,7 +361,7 @@ def exchange(
             if name in shop_of:
                 num_heard += 1
                 is_open[name] = False
-                yield _read_reply(shop_of[name], message, read or release_from_record)
+                yield _read_reply(shop_of[name], message, read)
         while first < len(ids) and not is_open[ids[first]]:
             first += 1
         if first == len(ids):

@@ -11,6 +11,7 @@ its path; a signed one can act for its own node alone, and reply in no other's n
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 import threading
 import time
@@ -102,10 +103,6 @@ class Fleet:
             time.sleep(0.05)
         return found
 
-    def keep_alive(self) -> None:
-        """Tell the link state that the run goes on; due every minute at least."""
-        _link_compat.keep_run(self.state, self.run_id)
-
     def admit(self, node: int, instance: str, *, is_start: bool) -> str:
         """Whether an agent may speak for a node; "" or why not."""
         now = time.monotonic()
@@ -123,6 +120,11 @@ class Fleet:
                 self._started.add(self._name_of[node])
             self._seen[node] = _Seen(instance, now)
         return ""
+
+    def is_known(self, node: int, instance: str) -> bool:
+        """Whether this agent spoke for the node last."""
+        with self._lock:
+            return node in self._seen and self._seen[node].instance == instance
 
     def take_started(self) -> set[str]:
         """Shops whose agent connected since this was asked last."""
@@ -165,12 +167,15 @@ class LinkGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Leave messages for their nodes; a node that never connected answers "unavailable" at once."""
-        self._fleet.keep_alive()
         return _link_compat.push(self._state, self._run_id, messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies that are complete, and errors for nodes that are gone; each once."""
         return _link_compat.pull(self._state, self._run_id, message_ids)
+
+    def give_up(self, message_ids: Iterable[str]) -> None:
+        """Forget messages that nobody waits for any more; a shop that has not begun with one never sees it."""
+        _link_compat.give_up(self._state, message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push, then pull until every reply is there or ``timeout`` seconds are over."""
@@ -250,11 +255,12 @@ class _OwnNode(BaseHTTPMiddleware):
         node = _link_compat.node_of(state, asked)
         if not _link_compat.speaks_for_itself(asked, node):
             return JSONResponse({"detail": "a message in another node's name"}, status_code=403)
-        why = self._fleet.admit(node, request.headers.get(INSTANCE_HEADER, ""), is_start=is_start)
-        if why:
+        instance = request.headers.get(INSTANCE_HEADER, "")
+        is_same = self._fleet.is_known(node, instance)
+        if why := self._fleet.admit(node, instance, is_start=is_start):
             return JSONResponse({"detail": why}, status_code=409)
         if is_start:
-            _link_compat.restart_node(state, node)
+            _link_compat.restart_node(state, node, is_same=is_same)
         response = await call_next(request)
         if request.url.path == _PREFIX + "deactivate-node":
             self._fleet.forget(node)
@@ -284,7 +290,9 @@ def serve(
         ssl_certfile=None if certificate is None else str(certificate),
         ssl_keyfile=None if key is None else str(key),
         timeout_keep_alive=75,
+        timeout_graceful_shutdown=3,
         lifespan="off",
+        ws="none",
     )
     try:
         config.load()
@@ -294,9 +302,10 @@ def serve(
         config.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
     server = uvicorn.Server(config)
     try:
-        listener = config.bind_socket()
-    except SystemExit as error:  # uvicorn's way to say it
-        raise ConfigError(f"{host}:{port}: cannot be listened on; is something running there?") from error
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        why = error.strerror or error
+        raise ConfigError(f"{host}:{port}: cannot be listened on ({why}); is something running there?") from error
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name=f"serve-{port}", daemon=True)
     thread.start()
     give_up_at = time.monotonic() + _START_S

@@ -8,7 +8,7 @@ shop's lists. What was adopted stays on disk, so that going back is one command.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +109,16 @@ def judge_and_keep(
     """Judge a model, keep it on disk, and make it current if it is better.
 
     Args:
-        folder: of the shop's models.
+        folder: of the shop's models; a run that was judged there before is not judged again.
         state: the final shared arrays.
         public: the federation's item space.
         positions: int64, (num_shop_items,): place in it, -1 = known here alone.
     Raises:
         BadMessage: the arrays are not this model's, or not finite.
     """
+    for entry in _history(folder):
+        if "is_adopted" in entry and entry["run_id"] == run_id:  # handed out again after the coordinator's restart
+            return Adoption(**{field.name: entry[field.name] for field in fields(Adoption)})
     candidate = Version(model, state, public, positions)
     if any(not np.isfinite(array).all() for array in state.values() if array.dtype.kind == "f"):
         raise BadMessage(f"the model of run {run_id!r} has values that are not finite")
