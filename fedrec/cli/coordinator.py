@@ -112,18 +112,20 @@ def run(
 ) -> None:
     """Run one federation from start to end, or go on with one that was interrupted; prints its directory."""
     from fedrec.cli.logs import log_to_stderr
+    from fedrec.cli.service import only_one, stop_on_signals
     from fedrec.flower.deployment import Deployment
     from fedrec.flower.observe import serve_metrics
+    from fedrec.shop.member import check_secrets
 
     log_to_stderr(log_format)
+    check_secrets(folder)
     deployment = Deployment(folder)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: deployment.stop.set())
+    stop_on_signals(deployment.stop)
 
     def read() -> tuple[bool, dict[str, float]]:
         return deployment.status.phase != "failed", deployment.status.figures()
 
-    with _only_one(folder), serve_metrics(deployment.settings.address.metrics_port, read):
+    with only_one(folder, "coordinator"), serve_metrics(deployment.settings.address.metrics_port, read):
         run_dir = deployment.run()
     typer.echo(str(run_dir))
 
@@ -169,7 +171,9 @@ def stop(folder: Folder) -> None:
     """Ask a running coordinator to stop between two answers; started again it goes on."""
     import os
 
-    pid = _running(folder)
+    from fedrec.cli.service import running
+
+    pid = running(folder, "coordinator")
     if pid is None:
         raise ConfigError(f"{folder}: no coordinator is running here")
     os.kill(pid, signal.SIGTERM)
@@ -205,41 +209,3 @@ def _table(status: Status) -> Any:
     for row in rows:
         table.add_row(*row)
     return table
-
-
-class _only_one:  # noqa: N801 - a context manager
-    """A lock on the folder that ends with the process, and its process id for ``stop``."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "coordinator.pid"
-
-    def __enter__(self) -> None:
-        import fcntl
-        import os
-
-        self._file = open(self._path, "a+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"{self._path.parent}: a coordinator is running here already") from error
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-
-def _running(folder: Path) -> int | None:
-    """Process id of the coordinator that holds the folder."""
-    import fcntl
-
-    path = folder / "coordinator.pid"
-    if not path.exists():
-        return None
-    with open(path) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return int(file.read() or 0) or None
-    return None

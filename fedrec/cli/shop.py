@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -78,6 +77,7 @@ def run(
 ) -> None:
     """Stay connected and take part in what the shop's policy allows; ends with Ctrl-C."""
     from fedrec.cli.logs import log_to_stderr
+    from fedrec.cli.service import only_one, stop_on_signals
     from fedrec.flower.agent import Agent
     from fedrec.flower.client_app import make_member_app
     from fedrec.flower.observe import serve_metrics
@@ -97,15 +97,14 @@ def run(
         node_key=(folder / NODE_KEY_FILE).read_bytes(),
         on_change=lambda traffic: write_status(folder, member, asdict(traffic)),
     )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: agent.stop.set())
+    stop_on_signals(agent.stop)
 
     def read() -> tuple[bool, dict[str, float]]:
         traffic = agent.traffic
         sent = {"answered": sum(traffic.answered.values()), "refused": traffic.refused, "bytes_up": traffic.bytes_up}
         return traffic.connected, {**{name: float(value) for name, value in sent.items()}, **shop_figures(member)}
 
-    with serve_metrics(settings.metrics_port, read):
+    with only_one(folder, "shop"), serve_metrics(settings.metrics_port, read):
         agent.run()
     member.close()
 
@@ -136,10 +135,13 @@ def status(folder: Folder) -> None:
 @shop_app.command()
 def recover(folder: Folder) -> None:
     """After a restored backup: charge in full what others have seen and the ledger lacks, then go on."""
+    from fedrec.cli.service import only_one
+
     member, _ = open_member(folder)
-    sequence = member.recover()
+    with only_one(folder, "shop"):
+        sequence = member.recover()
     member.close()
-    typer.echo(f"the missing releases are charged; the ledger is at release {sequence}. Restart the agent")
+    typer.echo(f"the missing releases are charged; the ledger is at release {sequence}. Start the agent again")
 
 
 @shop_app.command()
@@ -166,11 +168,13 @@ def privacy(folder: Folder) -> None:
 @shop_app.command()
 def leave(folder: Folder) -> None:
     """Free what an unfinished run reserved and delete the keys; ledger and models stay, own model alone is served."""
+    from fedrec.cli.service import only_one
     from fedrec.shop.adoption import LOCAL, roll_back
     from fedrec.shop.member import IDENTITY_FILE, MODELS_FOLDER, NODE_KEY_FILE
 
     member, settings = open_member(folder)
-    member.leave()
+    with only_one(folder, "shop"):
+        member.leave()
     member.close()
     roll_back(folder / MODELS_FOLDER, LOCAL)
     for name in (IDENTITY_FILE, NODE_KEY_FILE):

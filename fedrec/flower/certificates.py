@@ -100,10 +100,13 @@ def issue(
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .sign(authority_key, hashes.SHA256())
     )
-    for path in (files.key, files.certificate):
+    new = [path.with_name(f".{path.name}.new") for path in (files.key, files.certificate)]
+    for path in new:
         path.unlink(missing_ok=True)
-    _write(files.key, _private(key), 0o600)
-    _write(files.certificate, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+    _write(new[0], _private(key), 0o600)
+    _write(new[1], certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+    for path, target in zip(new, (files.key, files.certificate), strict=True):
+        path.replace(target)
     return certificate
 
 

@@ -106,8 +106,8 @@ class Member:
         """
         self.folder, self.settings, self.data = Path(folder), settings, data
         self._shop_public, self._make_noise = shop_public, make_noise
-        self._key = IdentityKey.load(self.folder / IDENTITY_FILE)
         self.invitation = read_invitation(self.folder)
+        self._key = IdentityKey.load(self.folder / IDENTITY_FILE)
         self._ledger: Ledger | None = None
         self._run: _Run | None = None
         self._is_anchored = False
