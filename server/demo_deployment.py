@@ -3,9 +3,9 @@
 Run: make demo-deployment, or: python server/demo_deployment.py [--data xmarket] [--keep]
 
 Every step is a command that operators give (`fedrec coordinator …`, `fedrec shop …`), in a folder that is made for it
-and removed at the end. The federation trains EASE under epsilon 2 with masks. While it runs, one shop and the
-coordinator are killed (SIGKILL) and started again. It fails unless the run ends, every ledger was charged once for
-each noisy sum, and all processes are gone. Ends no process that it did not start.
+and removed at the end. The federation trains EASE under epsilon 2 with masks. While it runs, the coordinator and one
+shop are killed (SIGKILL) and started again. It fails unless the run ends, every shop got the model, and no ledger was
+charged twice for a noisy sum. Ends no process that it did not start.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def _settings(data: str) -> DataSettings:
 
     if data == "xmarket":
         return DataSettings(source="xmarket-electronics")
-    market = SyntheticSettings(num_shoppers=6_000, num_shops=5, num_items=600, size_ratio=100.0)
+    market = SyntheticSettings(num_shoppers=6_000, num_shops=5, num_items=300, size_ratio=100.0)
     return DataSettings(source="synthetic", synthetic=market)
 
 
@@ -213,7 +213,7 @@ def federate(folder: Path, processes: Processes, shops: list[str], fingerprint: 
     victim = shops[1]
     print(f"kill -9 {processes.kill(victim)}: shop {victim}, in round 2")
     start(victim)
-    print("started again: it is given the same round once more, and charges nothing twice", flush=True)
+    print("started again: it is given the round again if it is still open, and charges nothing twice", flush=True)
     processes.wait(COORDINATOR)
 
 
@@ -221,7 +221,7 @@ def check(folder: Path, shops: list[str]) -> None:
     """Print what each shop serves and has spent.
 
     Raises:
-        DemoError: a ledger was charged more or less than once for each sum.
+        DemoError: a ledger was charged twice for a sum, or for none.
     """
     print(f"\n{'shop':<10} {'NDCG@50 before':>15} {'now':>8} {'asked':>7}  {'ε spent':>7}  serves")
     for shop in shops:
@@ -238,12 +238,14 @@ def check(folder: Path, shops: list[str]) -> None:
             f"{shop:<10} {figures} {judged['num_shoppers']:>7,}  {ledger['ledger_epsilon']:>7.3f}  "
             f"{what}: {judged['reason']}"
         )
-        if ledger["ledger_num_charges"] != NUM_SUMS:
-            raise DemoError(f"{shop}: {ledger['ledger_num_charges']:g} charges in place of {NUM_SUMS}")
+        if not 0 < ledger["ledger_num_charges"] <= NUM_SUMS or ledger["ledger_num_aborts"]:
+            raise DemoError(f"{shop}: {ledger['ledger_num_charges']:g} charges for {NUM_SUMS} sums")
     print("NDCG@50: on each shop's own validation events, which no other party sees.")
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise DemoError(f"{path} is missing")
     return dict(json.loads(path.read_bytes()))
 
 
@@ -289,7 +291,7 @@ def main() -> int:
         else:
             shutil.rmtree(folder)
     print("\n" + "; ".join(f"{title} {spent:.1f} s" for title, spent in seconds.items()))
-    print(f"done in {sum(seconds.values()):.0f} s: the run survived both kills, every ledger was charged once a sum")
+    print(f"done in {sum(seconds.values()):.0f} s: the run survived both kills, and no shop was charged twice")
     return 0
 
 

@@ -11,16 +11,25 @@ import json
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from flwr.app import Message
 from safetensors.numpy import save
 
-from fedrec.errors import BadMessage, ConfigError, FedrecError, ProtocolError, StoreError, TooFewShops
+from fedrec.errors import (
+    BadMessage,
+    BadSignature,
+    ConfigError,
+    FedrecError,
+    LedgerBehind,
+    ProtocolError,
+    StoreError,
+    TooFewShops,
+)
 from fedrec.federation.anchors import AnchorBook, Receipt, SignedHead, peer_of
 from fedrec.federation.checkpoint import Checkpoints
 from fedrec.federation.coordinator_side import Coordinator
@@ -40,15 +49,11 @@ from fedrec.flower.exchange import (
     model_to_record,
 )
 from fedrec.flower.fleet import Fleet, fleet_app, serve
+from fedrec.flower.offering import make_offer
 from fedrec.flower.server_app import ServerRun, run_rounds
-from fedrec.models import load_model, private_model, private_schedule, settings_of
 from fedrec.models.recommender import PublicInputs, Recommender, State
-from fedrec.privacy.mechanisms import Schedule, outlook
-from fedrec.privacy.settings import PrivacySettings, usual_min_shops
-from fedrec.privacy.spec import PrivacySpec
-from fedrec.role_config import COORDINATOR_FILE, CoordinatorSettings, coordinator_toml, read_coordinator
-from fedrec.secure_aggregation.keys import IdentityKey
-from fedrec.secure_aggregation.parameters import Parameters
+from fedrec.role_config import COORDINATOR_FILE, RoundsSection, coordinator_toml, read_coordinator
+from fedrec.secure_aggregation.keys import IdentityKey, PublicKey
 
 IDENTITY_FILE = "coordinator.key"
 SHOPS_FOLDER = "shops"
@@ -62,6 +67,7 @@ BACK_S = 45.0
 """By then every agent that is alive has connected again; see `fedrec.flower.agent`."""
 
 _SHORT_S = 60.0
+_AWAY_S = 1.0
 _log = logging.getLogger("fedrec.coordinator")
 
 
@@ -121,6 +127,7 @@ def remove(folder: Path, shop: str) -> None:
     Raises:
         ConfigError: it is not enrolled.
     """
+    read_coordinator(folder)
     path = folder / SHOPS_FOLDER / f"{shop}.json"
     if not path.exists():
         raise ConfigError(f"shop {shop!r} is not enrolled: {', '.join(sorted(read_enrolments(folder))) or 'nobody is'}")
@@ -228,7 +235,7 @@ class Deployment:
             try:
                 state = self._rounds(fleet, run_dir, offer, model, public, terms)
                 self._show(phase="handing out the model")
-                self._hand_out(fleet, terms.run_id, state)
+                hand_out(fleet, terms.run_id, state, self.settings.rounds, self.stop)
             except FedrecError as error:
                 self._show(phase="failed", last_error=" ".join(str(error).split()))
                 raise
@@ -241,7 +248,11 @@ class Deployment:
         current = self.folder / CURRENT_FILE
         if current.exists():
             run_dir = self.folder / RUNS_FOLDER / current.read_text().strip()
-            return run_dir, Offer.read((run_dir / OFFER_FILE).read_bytes(), self._key.public)
+            try:
+                data = (run_dir / OFFER_FILE).read_bytes()
+            except OSError as error:
+                raise StoreError(f"{run_dir}: the run named in {current} cannot be read ({error.strerror})") from error
+            return run_dir, Offer.read(data, self._key.public)
         now = datetime.datetime.now(datetime.UTC)
         run_id = f"{self.settings.name}-{now.strftime('%Y%m%dT%H%M%SZ')}-{secrets.token_hex(3)}"
         offer = make_offer(self.settings, read_enrolments(self.folder), run_id)
@@ -312,15 +323,6 @@ class Deployment:
                 raise TooFewShops(str(error)) from error
             _log.warning("beginning without all shops: %s", error)
 
-    def _hand_out(self, fleet: Fleet, run_id: str, state: State) -> None:
-        content = model_to_record(run_id, state)
-        messages = {shop: Message(content, node, MODEL_MESSAGE) for shop, node in fleet.nodes.items()}
-        for reply in exchange(
-            fleet.grid(), messages, deadline_s=self.settings.rounds.deadline_s, stop=self.stop, read=bytes_from_record
-        ):
-            if reply.data is None:
-                _log.warning("shop %s did not take the model: %s", reply.shop, reply.refusal or "not connected")
-
     def _show(self, **changes: Any) -> None:
         for name, value in changes.items():
             setattr(self.status, name, value)
@@ -328,68 +330,35 @@ class Deployment:
         self._on_status(self.status)
 
 
-def make_offer(settings: CoordinatorSettings, enrolments: Mapping[str, Enrolment], run_id: str) -> Offer:
-    """What a new run asks of the enrolled shops; nothing in it depends on an event.
+def hand_out(fleet: Fleet, run_id: str, state: State, rounds: RoundsSection, stop: threading.Event) -> set[str]:
+    """Give every shop the model; one that is away gets it when it comes back.
 
+    Args:
+        state: the final shared arrays.
+        rounds: ``deadline_s`` for one answer, ``patience_s`` for shops that are away.
+    Returns:
+        Shops that did not come back.
     Raises:
-        ConfigError, DataError: settings or item list cannot be used.
-        PrivacyError: the promise cannot be made to these shops.
+        ProtocolError: ``stop`` was set while one was answering.
     """
-    if not enrolments:
-        raise ConfigError("no shop is enrolled: send an invitation (fedrec coordinator invite), then admit the answers")
-    roster = tuple(enrolments)
-    keys = {shop: enrolment.key for shop, enrolment in enrolments.items()}
-    items = _read_items(settings)
-    model = load_model(settings.model.name, dict(settings.model.settings))
-    declared = sum(enrolment.public_shoppers for enrolment in enrolments.values())
-    spec: PrivacySpec | None = None
-    schedule: Schedule = ()
-    promise = settings.promise
-    if promise.epsilon is not None:
-        privacy = PrivacySettings(**{**dict(promise), "epsilon": promise.epsilon})
-        spec = privacy.spec(
-            promise.epsilon, num_shops=len(roster), num_shoppers=declared, is_masked=settings.rounds.secure
-        )
-        schedule = private_schedule(model, spec, len(roster))
-    min_shops = spec.min_shops if spec is not None else promise.min_shops or _usual(len(roster), settings)
-    secure = None
-    if settings.rounds.secure:
-        secure = Parameters.of(roster, list(keys.values()), min_shops=min_shops, colluders=promise.colluders)
-    terms = Terms(roster, min_shops, run_id, privacy=spec, schedule=schedule, secure=secure)
-    offer = Offer("", {}, terms.to_json(), {shop: key.raw.hex() for shop, key in keys.items()}, items)
-    if spec is not None:
-        model = private_model(model, outlook(schedule, spec, len(roster)), offer.public_inputs())
-    reference = f"{type(model).__module__}:{type(model).__qualname__}"
-    plain = json.loads(json.dumps(offer.terms))  # tuples become lists, as a shop will read them
-    return Offer(reference, settings_of(model), plain, offer.roster, items)
-
-
-def _usual(num_shops: int, settings: CoordinatorSettings) -> int:
-    return usual_min_shops(num_shops, settings.promise.colluders) if settings.rounds.secure else 1
-
-
-def _read_items(settings: CoordinatorSettings) -> dict[str, list[str]]:
-    """Keys in order, titles, categories, as text."""
-    about, path = settings.items, Path(settings.items.file)
-    try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"items.file = {path}: cannot be read ({type(error).__name__}); give CSV or Parquet"
-        ) from error
-    if about.key not in table:
-        raise ConfigError(
-            f"items.file = {path}: has no column {about.key!r}; it has {', '.join(map(str, table.columns))}"
-        )
-    table = table.dropna(subset=[about.key]).astype({about.key: str}).drop_duplicates(about.key).sort_values(about.key)
-    if table.empty:
-        raise ConfigError(f"items.file = {path}: holds no items")
-    texts = {}
-    for name, column in (("titles", about.title), ("categories", about.category)):
-        texts[name] = table[column].fillna("").astype(str).tolist() if column in table else []
-    if any(texts.values()):
-        texts = {name: values or [""] * len(table) for name, values in texts.items()}
-    return {"keys": table[about.key].tolist(), **texts}
+    content, give_up_at, waiting = (
+        model_to_record(run_id, state),
+        time.monotonic() + rounds.patience_s,
+        set(fleet.nodes),
+    )
+    while True:
+        here = sorted(waiting.intersection(fleet.online()))
+        messages = {shop: Message(content, fleet.nodes[shop], MODEL_MESSAGE) for shop in here}
+        for reply in exchange(fleet.grid(), messages, deadline_s=rounds.deadline_s, stop=stop, read=bytes_from_record):
+            if reply.refusal:
+                _log.warning("shop %s did not take the model: %s", reply.shop, reply.refusal)
+            if reply.refusal or reply.data is not None:
+                waiting.discard(reply.shop)
+        if not waiting or time.monotonic() > give_up_at or stop.wait(_AWAY_S):
+            break
+    for shop in sorted(waiting):
+        _log.warning("shop %s did not take the model: not connected", shop)
+    return waiting
 
 
 @dataclass(repr=False)
@@ -413,9 +382,13 @@ class _Anchors:
         keys, roster = self.offer.keys(), sorted(self.terms.roster)
         messages = {}
         for shop in sorted(shops):
-            receipts = [one.to_bytes().hex() for one in (*self.book.receipts(shop), *self._of_peer(shop))]
+            peer = peer_of(shop, roster)
+            kept = (*self.book.receipts(shop), *(self._of_peer(shop, keys[peer]) if peer else ()))
+            receipts = [one.to_bytes().hex() for one in kept if _is_signed(one.signed, keys[shop])]
             ward = next((name for name in roster if peer_of(name, roster) == shop), None)
-            heads = [one.to_json() for one in self.book.signed_heads(ward)] if ward else []
+            heads = (
+                [one.to_json() for one in self.book.signed_heads(ward) if _is_signed(one, keys[ward])] if ward else []
+            )
             asked = json.dumps({"receipts": receipts, "heads": heads}).encode()
             messages[shop] = Message(bytes_to_record(asked), self.fleet.nodes[shop], ANCHOR_MESSAGE)
         answered = set()
@@ -426,6 +399,8 @@ class _Anchors:
                 continue
             try:
                 answer = json.loads(reply.data)
+                if answer["head"] is None and self.book.signed_heads(reply.shop):
+                    raise LedgerBehind("it begins anew, and was further: bring the old ledger.sqlite along")
                 if answer["head"] is not None:
                     signed = SignedHead.from_json(answer["head"])
                     if signed.head.shop != reply.shop:
@@ -439,11 +414,13 @@ class _Anchors:
                 self.refused.add(reply.shop)
         return answered
 
-    def _of_peer(self, shop: str) -> list[Receipt]:
+    def _of_peer(self, shop: str, peer: PublicKey | None = None) -> list[Receipt]:
+        """Receipts of neighbours for the shop's heads; of the one on this roster alone, if it is named."""
         path = self._peer_file(shop)
         if not path.exists():
             return []
-        return [Receipt.from_bytes(bytes.fromhex(one)) for one in json.loads(path.read_bytes())]
+        receipts = [Receipt.from_bytes(bytes.fromhex(one)) for one in json.loads(path.read_bytes())]
+        return [one for one in receipts if peer is None or one.anchor == peer.fingerprint()]
 
     def _keep_peer(self, receipt: Receipt, keys: Mapping[str, Any], signer: str) -> None:
         shop = receipt.signed.head.shop
@@ -455,6 +432,15 @@ class _Anchors:
 
     def _peer_file(self, shop: str) -> Path:
         return self.run_dir.parent.parent / f"peer-heads-{shop}.json"
+
+
+def _is_signed(signed: SignedHead, key: PublicKey) -> bool:
+    """Whether the shop's present key signed it: heads from before it got new keys count here alone, not with others."""
+    try:
+        signed.verify(key)
+    except BadSignature:
+        return False
+    return True
 
 
 @dataclass(repr=False)
