@@ -135,8 +135,15 @@ def test_the_image_runs_without_root_on_the_package_alone() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_on_a_page_exists(page: str) -> None:
     commands = commands_in((ROOT / page).read_text(encoding="utf-8"))
-    assert len(commands) > 3
+    assert commands
     assert [why for words in commands if (why := refusal(words))] == []
+
+
+def test_the_table_of_threats_names_tests_that_exist() -> None:
+    text = (ROOT / "server" / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(tests/[^`]+)`", text))
+    assert len(named) > 10
+    assert sorted(name for name in named if not (ROOT / name).exists()) == []
 
 
 def test_a_command_that_does_not_exist_is_noticed() -> None:
