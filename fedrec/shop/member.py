@@ -143,7 +143,7 @@ class Member:
         run = self._open_run(offer)
         write_atomically(path, data)
         if self._run is not None:
-            self._masks_of(self._run.run_id).unlink(missing_ok=True)
+            self._end(self._run)
         self._run, self._is_anchored = run, False
         _log.info("agreed to run %s: %s", run.run_id, run.offer.read_terms().guarantee)
 
@@ -247,12 +247,16 @@ class Member:
     def leave(self) -> None:
         """Free what an unfinished run reserved, and forget it and the keys of its masks."""
         if self._run is not None:
-            ledger, run_id = self._run.node.ledger, self._run.run_id
-            if ledger is not None and ledger.is_reserved(run_id):
-                ledger.finish(run_id)
-            self._masks_of(run_id).unlink(missing_ok=True)
+            self._end(self._run)
             (self.folder / OFFER_FILE).unlink(missing_ok=True)
             self._run = None
+
+    def _end(self, run: _Run) -> None:
+        """Free what the run reserved and never charged, and forget its masks: it cannot go on."""
+        ledger = run.node.ledger
+        if ledger is not None and ledger.is_reserved(run.run_id):
+            ledger.finish(run.run_id)
+        self._masks_of(run.run_id).unlink(missing_ok=True)
 
     def ledger(self) -> Ledger:
         """The shop's ledger; begun with the policy's budget where there is none."""

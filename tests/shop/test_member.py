@@ -207,7 +207,7 @@ def test_leaving_frees_the_reservation_and_the_masks_and_a_second_time_does_noth
         one.close()
 
 
-def test_a_new_run_takes_the_place_of_the_old_one_and_its_masks_go(town):
+def test_a_new_run_takes_the_place_of_the_old_one_whose_masks_and_reservation_go(town):
     offer = town.offer()
     members = agreed(town, offer)
     run_rounds(town, members, offer)
@@ -215,6 +215,7 @@ def test_a_new_run_takes_the_place_of_the_old_one_and_its_masks_go(town):
         member.accept(town.offer("run-2").sign(town.key))
         assert member.run_id == "run-2"
         assert not list((member.folder / MASKS_FOLDER).glob("run-1*.masking"))
+        assert not member.ledger().is_reserved("run-1")
         with pytest.raises(RoundRefused, match="nothing is released"):
             member.node()
         member.close()
