@@ -8,7 +8,8 @@ RUN python -m venv /opt/fedrec \
 
 FROM python:3.11-slim
 COPY --from=build /opt/fedrec /opt/fedrec
-RUN useradd --system --uid 10001 --home-dir /var/lib/fedrec --shell /usr/sbin/nologin fedrec \
+RUN groupadd --gid 10001 fedrec \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/fedrec --shell /usr/sbin/nologin fedrec \
     && install -d -o fedrec -g fedrec -m 0700 /var/lib/fedrec
 ENV PATH=/opt/fedrec/bin:$PATH PYTHONUNBUFFERED=1 FEDREC_HEALTH_PORT=7480
 USER fedrec

@@ -1,10 +1,13 @@
 """The files that operators copy: settings as the commands write them, services and containers that may do little."""
 
 import configparser
+import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import yaml
 from typer.main import get_command
 
 from fedrec.cli import app
+from fedrec.flower.observe import serve_metrics
 from fedrec.role_config import coordinator_toml, read_coordinator, read_shop, shop_toml
 
 ROOT = Path(__file__).parents[1]
@@ -130,6 +134,19 @@ def test_the_image_runs_without_root_on_the_package_alone() -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert copied == allowed
     assert all((ROOT / name).exists() for name in copied)
+
+
+@pytest.mark.parametrize("is_well", [True, False])
+def test_the_images_health_check_asks_the_health_page(is_well: bool) -> None:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
+    match = re.search(r"(?m)^HEALTHCHECK .*? CMD (\[.*\])$", text)
+    assert match
+    program, *arguments = json.loads(match.group(1))
+    assert program == "python"
+    with serve_metrics(0, lambda: (is_well, {})) as port:
+        environment = {**os.environ, "FEDREC_HEALTH_PORT": str(port)}
+        done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, timeout=60)
+    assert (done.returncode == 0) is is_well
 
 
 @pytest.mark.parametrize("page", PAGES)
