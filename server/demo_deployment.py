@@ -26,6 +26,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from fedrec.errors import FedrecError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -282,8 +284,8 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="fedrec-demo-"))
     try:
         seconds = run(folder, options.data)
-    except (DemoError, KeyboardInterrupt) as error:
-        print(f"error: {error or 'interrupted'}", file=sys.stderr)
+    except (DemoError, FedrecError, KeyboardInterrupt) as error:
+        print(f"error: {str(error) or 'interrupted'}", file=sys.stderr)
         return 1
     finally:
         if options.keep:
