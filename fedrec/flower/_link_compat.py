@@ -138,7 +138,7 @@ def restart_node(state: InMemoryLinkState, node: int, *, is_same: bool) -> None:
 
 
 def push(state: InMemoryLinkState, run_id: int, messages: Iterable[Message]) -> list[str]:
-    """Store messages and their arrays; arrays that several share are stored once. Ids of all, stored or not."""
+    """Store messages and their arrays; arrays that several share are stored once. Their ids, in order."""
     ids = []
     with no_object_id_recompute():
         for message in messages:
@@ -148,7 +148,9 @@ def push(state: InMemoryLinkState, run_id: int, messages: Iterable[Message]) -> 
             with state.lock:
                 is_stored, missing = state.store_message_and_object_tree(bare, tree, session)
                 bare.metadata.delivered_at = _BEING_STORED  # not to be handed out before its arrays are here
-            if is_stored and missing:
+            if not is_stored:
+                raise RuntimeError("Flower's link state did not take a message")
+            if missing:
                 objects = get_all_nested_objects(message)
                 for part in missing:
                     state.store_object(run_id, session, part, objects[part].deflate())

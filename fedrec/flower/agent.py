@@ -25,7 +25,7 @@ from flwr.clientapp import ClientApp
 
 from fedrec.errors import ProtocolError
 from fedrec.flower import _compat, _link_compat
-from fedrec.flower.exchange import no_content
+from fedrec.flower.exchange import no_content, unavailable
 from fedrec.flower.fleet import INSTANCE_HEADER
 
 BUSY_POLL_S = 0.2
@@ -33,7 +33,7 @@ IDLE_POLL_S = 2.0
 BUSY_FOR_S = 20.0
 """After a message it looks five times a second for this long."""
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
 _MOST_CLOCK_S = 60.0
 _log = logging.getLogger("fedrec.shop")
 
@@ -126,13 +126,17 @@ class Agent:
                 reply = self._reply(message, context, node)
                 client.send(reply)
             client.confirm(message)
-            last_message = last_beat = time.monotonic()
+            last_message = time.monotonic()
             self._on_change(self.traffic)
 
     def _reply(self, message: Message, context: Context, node: int) -> Message:
         _compat.set_node_identity(message.metadata.run_id, node)
-        reply = self._app(message, context)
         kind = message.metadata.message_type
+        try:
+            reply = self._app(message, context)
+        except ValueError as error:  # Flower's, of a kind that the app does not know: another version's coordinator
+            _log.warning("shop %s cannot answer messages of kind %s", self._shop, kind)
+            reply = unavailable(message, error)
         self.traffic.answered[kind] = self.traffic.answered.get(kind, 0) + 1
         if reply.has_error():
             self.traffic.refused += 1

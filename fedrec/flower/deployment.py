@@ -63,7 +63,7 @@ OFFER_FILE = "offer.json"
 HEADS_FILE = "ledger-heads.json"
 STATUS_FILE = "status.json"
 INVITATION_DAYS = 14
-BACK_S = 45.0
+BACK_S = 20.0
 """By then every agent that is alive has connected again; see `fedrec.flower.agent`."""
 
 _SHORT_S = 60.0
@@ -275,7 +275,8 @@ class Deployment:
         checkpoints = Checkpoints(run_dir / "checkpoint.safetensors")
         inbox = Inbox(run_dir / "inbox")
         is_resumed = checkpoints.resume(coordinator) or inbox.setup() is not None
-        anchors = _Anchors(fleet, terms, offer, AnchorBook(self.folder / HEADS_FILE, self._key), run_dir, self.stop)
+        book, deadline_s = AnchorBook(self.folder / HEADS_FILE, self._key), self.settings.rounds.deadline_s
+        anchors = _Anchors(fleet, terms, offer, book, run_dir, self.stop, min(_SHORT_S, deadline_s))
         run = ServerRun(
             coordinator,
             checkpoints,
@@ -371,6 +372,7 @@ class _Anchors:
     book: AnchorBook
     run_dir: Path
     stop: threading.Event
+    deadline_s: float
     greeted: set[str] = field(default_factory=set)
     refused: set[str] = field(default_factory=set)
 
@@ -392,7 +394,9 @@ class _Anchors:
             asked = json.dumps({"receipts": receipts, "heads": heads}).encode()
             messages[shop] = Message(bytes_to_record(asked), self.fleet.nodes[shop], ANCHOR_MESSAGE)
         answered = set()
-        for reply in exchange(self.fleet.grid(), messages, deadline_s=_SHORT_S, stop=self.stop, read=bytes_from_record):
+        for reply in exchange(
+            self.fleet.grid(), messages, deadline_s=self.deadline_s, stop=self.stop, read=bytes_from_record
+        ):
             if reply.data is None:
                 _log.warning("shop %s gave no ledger head: %s", reply.shop, reply.refusal or "not connected")
                 self.refused |= {reply.shop} if reply.refusal else set()
@@ -471,7 +475,11 @@ class _Greeter:
     def _ask(self, messages: Mapping[str, Message]) -> list[Reply]:
         replies = list(
             exchange(
-                self.fleet.grid(), messages, deadline_s=_SHORT_S, stop=self.deployment.stop, read=bytes_from_record
+                self.fleet.grid(),
+                messages,
+                deadline_s=self.anchors.deadline_s,
+                stop=self.deployment.stop,
+                read=bytes_from_record,
             )
         )
         for reply in replies:
