@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import logging
 import subprocess
 import sys
 import threading
@@ -11,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -199,20 +199,20 @@ def test_a_clock_that_is_right_is_not_blamed():
     assert _why(httpx.ConnectError("refused\nhere")) == "no connection: refused here"
 
 
-def test_an_agent_whose_clock_is_wrong_says_so(tls, monkeypatch, caplog):
+def test_an_agent_whose_clock_is_wrong_says_so(tls, monkeypatch):
     from flwr.supernode import node_auth_http_interceptor
 
     late = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=2)
     clock = type("Clock", (datetime.datetime,), {"now": classmethod(lambda cls, tz=None: late)})
     monkeypatch.setattr(node_auth_http_interceptor, "now", lambda: late)
-    monkeypatch.setattr(agent.datetime, "datetime", clock)
+    monkeypatch.setattr(agent, "datetime", SimpleNamespace(datetime=clock, UTC=datetime.UTC))
     key = _link_compat.new_key()
-    with caplog.at_level(logging.WARNING), coordinator(tls, key) as (_, port, fleet):
+    with coordinator(tls, key) as (_, port, fleet):
         one, seen = made(tls, key, port, echo_app())
         with running(one):
             _wait(lambda: bool(seen))
         assert fleet.online() == ()
-    assert "ahead of the coordinator's" in caplog.text
+    assert "ahead of the coordinator's" in one.traffic.last_error
 
 
 def test_an_agent_with_a_linear_model_imports_neither_torch_nor_opacus():
