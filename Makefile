@@ -4,11 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test check bench clean
+.PHONY: demo demo-deployment test check bench clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fedrec needs Python 3.11 or newer; give one: make PYTHON=python3.12")'
@@ -19,6 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## a whole federation on the built-in marketplace, then where its report is
 	$(BIN)/fedrec simulate simulations/scenarios/demo.toml
+
+demo-deployment: $(STAMP) ## a coordinator and five shops as processes, two of them killed on the way
+	$(BIN)/python server/demo_deployment.py
 
 test: $(STAMP) ## all tests
 	$(BIN)/python -m pytest

@@ -301,7 +301,7 @@ class SimulationSettings(_Section):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            findings = dict.fromkeys(_explain(entry) for entry in error.errors()[:4])
+            findings = dict.fromkeys(explain(entry) for entry in error.errors()[:4])
             raise ConfigError("; ".join(findings)) from None
 
     def to_json(self) -> dict[str, Any]:
@@ -333,7 +333,7 @@ def settings_from_options(
     Raises:
         ConfigError: as `read_scenario`, or an assignment without "=".
     """
-    values = {} if scenario is None else _read_toml(Path(scenario))
+    values = {} if scenario is None else _read_scenario_file(Path(scenario))
     given = {key: value for key, value in (options or {}).items() if value is not None}
     for text in assignments:
         key, sign, value = text.partition("=")
@@ -366,17 +366,26 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {matches[0]}?" if matches else ""
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """A TOML file's values.
+
+    Args:
+        what: for the message where it cannot be read: "scenario", or the command that makes the file.
+    Raises:
+        ConfigError: the file is missing or no TOML.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"scenario {path}: cannot be read ({error.strerror}); give a TOML file") from error
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); {what}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"scenario {path}: is not a text file in UTF-8; give a TOML file") from error
-    try:
-        values = tomllib.loads(text)
+        raise ConfigError(f"{path}: is not a text file in UTF-8; {what}") from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"scenario {path}: is not TOML ({error})") from error
+        raise ConfigError(f"{path}: is not TOML ({error})") from error
+
+
+def _read_scenario_file(path: Path) -> dict[str, Any]:
+    values = read_toml(path, "give a scenario, a TOML file")
     data = values.get("data")
     for key in ("events", "items", "test"):
         if isinstance(data, dict) and isinstance(data.get(key), str) and data[key]:
@@ -410,12 +419,16 @@ def _name_from_data(data: Any) -> str:
     return name[:60] or ("run" if text else SYNTHETIC)
 
 
-def _explain(error: Any) -> str:
-    """One finding of pydantic in our words: which key, which value, what is allowed."""
+def explain(error: Any, root: type[BaseModel] | None = None) -> str:
+    """One finding of pydantic in our words: which key, which value, what is allowed.
+
+    Args:
+        root: settings that were checked; None = a scenario's.
+    """
     path = [str(step) for step in error["loc"]]
     key = ".".join(path)
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = _known_keys(path[:-1])
+        known = _known_keys(root or SimulationSettings, path[:-1])
         return f"unknown key {key}{nearest(path[-1], known)} (known: {', '.join(known)})"
     if path == ["privacy", "mode"]:
         return f'{key} = {_short(error["input"])}: give "distributed" or "local"'
@@ -464,9 +477,9 @@ def _short(value: Any) -> str:
     return json.dumps(value, default=str)[:80]
 
 
-def _known_keys(path: list[str]) -> list[str]:
-    """Keys of the section at a path of the scenario."""
-    section: Any = SimulationSettings
+def _known_keys(root: type[BaseModel], path: list[str]) -> list[str]:
+    """Keys of the section at a path."""
+    section: Any = root
     for step in path:
         section = section.model_fields[step].annotation
     if dataclasses.is_dataclass(section):

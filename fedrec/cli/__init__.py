@@ -13,10 +13,12 @@ import click
 import typer
 
 from fedrec.cli.audit import audit
+from fedrec.cli.coordinator import coordinator_app
 from fedrec.cli.data import data_app
 from fedrec.cli.models import models
 from fedrec.cli.recommend import recommend
 from fedrec.cli.report import report_app
+from fedrec.cli.shop import shop_app
 from fedrec.cli.simulate import InterruptedRunError, simulate
 from fedrec.errors import FedrecError
 
@@ -35,6 +37,8 @@ app.command()(models)
 app.command()(audit)
 app.add_typer(report_app, name="report")
 app.add_typer(data_app, name="data")
+app.add_typer(coordinator_app, name="coordinator")
+app.add_typer(shop_app, name="shop")
 
 REFUSED = 2
 INTERRUPTED = 130

@@ -24,6 +24,13 @@ def set_identity(run_id: int) -> None:
     TaskIdentity.node_id = COORDINATOR_NODE_ID
 
 
+def set_node_identity(run_id: int, node_id: int) -> None:
+    """Say that this process is a shop's, about to answer in a run."""
+    TaskIdentity.run_id = run_id
+    TaskIdentity.task_id = 1
+    TaskIdentity.node_id = node_id
+
+
 def set_message_id(message: Message, message_id: str) -> None:
     """Give a message its id, as a SuperLink would when it takes the message in."""
     message.metadata.__dict__["_message_id"] = message_id

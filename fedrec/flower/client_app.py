@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import Array, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -18,7 +19,10 @@ from flwr.clientapp import ClientApp
 from fedrec.errors import ConfigError, FedrecError
 from fedrec.federation.plan import RoundPlan
 from fedrec.flower.exchange import (
+    bytes_from_record,
+    bytes_to_record,
     delivery_from_record,
+    model_from_record,
     one_line,
     place_to_record,
     plan_from_record,
@@ -28,6 +32,9 @@ from fedrec.flower.exchange import (
     unavailable,
 )
 from fedrec.shop.node import FederationFiles, ShopNode, read_shop_files
+
+if TYPE_CHECKING:
+    from fedrec.shop.member import Member
 
 _log = logging.getLogger("fedrec.shop")
 
@@ -70,6 +77,32 @@ def make_client_app(open_node: OpenNode) -> ClientApp:
     app.train("round")(_AnswerRound(open_node))
     app.query("secure")(_AnswerStep(open_node))
     app.query("hello")(_say_hello)
+    return app
+
+
+def make_member_app(member: Member) -> ClientApp:
+    """The app of a shop in a deployed federation: rounds, and what comes before and after them."""
+
+    def accept(content: RecordDict) -> RecordDict:
+        member.accept(bytes_from_record(content))
+        return bytes_to_record(b"")
+
+    def anchor(content: RecordDict) -> RecordDict:
+        return bytes_to_record(member.anchor(bytes_from_record(content)))
+
+    def adopt(content: RecordDict) -> RecordDict:
+        member.adopt(*model_from_record(content))  # the outcome depends on raw events: it stays
+        return bytes_to_record(b"")
+
+    def open_node(_: Context) -> ShopNode:
+        return member.node()
+
+    app = ClientApp()
+    app.train("round")(_AnswerRound(open_node))
+    app.query("secure")(_AnswerStep(open_node))
+    app.query("offer")(_Answer(accept, "did not agree to a run"))
+    app.query("anchor")(_Answer(anchor, "could not compare its ledger"))
+    app.train("model")(_Answer(adopt, "could not take a model over"))
     return app
 
 
@@ -126,6 +159,21 @@ class _AnswerStep:
         return Message(content, reply_to=message)
 
 
+@dataclass(frozen=True, repr=False)
+class _Answer:
+    """A message whose answer says nothing about a shopper."""
+
+    answer: Callable[[RecordDict], RecordDict]
+    failure: str
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        try:
+            return Message(self.answer(message.content), reply_to=message)
+        except Exception as error:  # as for a round
+            _note(error, context, self.failure)
+            return unavailable(message, error)
+
+
 def _say_hello(message: Message, context: Context) -> Message:
     try:
         return Message(place_to_record(partition_id(context)), reply_to=message)
@@ -136,11 +184,11 @@ def _say_hello(message: Message, context: Context) -> Message:
 
 def _note(error: Exception, context: Context, what: str) -> None:
     """Say in the shop's own log what went wrong."""
-    place = context.node_config.get("partition-id")
+    shop = context.node_config.get("shop", f"at place {context.node_config.get('partition-id')}")
     if isinstance(error, FedrecError):
-        _log.warning("shop at place %s %s: %s: %s", place, what, type(error).__name__, one_line(str(error)))
+        _log.warning("shop %s %s: %s: %s", shop, what, type(error).__name__, one_line(str(error)))
     else:
-        _log.error("shop at place %s %s", place, what, exc_info=error)
+        _log.error("shop %s %s", shop, what, exc_info=error)
 
 
 class _LastPlan:

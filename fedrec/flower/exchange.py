@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
@@ -39,6 +40,9 @@ from fedrec.flower import _compat
 ROUND_MESSAGE = "train.round"
 SECURE_MESSAGE = "query.secure"
 HELLO_MESSAGE = "query.hello"
+OFFER_MESSAGE = "query.offer"
+ANCHOR_MESSAGE = "query.anchor"
+MODEL_MESSAGE = "train.model"
 UNAVAILABLE = "unavailable"
 """What leaves a shop of any failure that is no refusal."""
 
@@ -175,6 +179,48 @@ def release_from_record(content: RecordDict) -> bytes:
     return record["release"].data
 
 
+def no_content() -> RecordDict:
+    """Of a message, or of an app's state, that holds nothing."""
+    return RecordDict()
+
+
+def bytes_to_record(data: bytes) -> RecordDict:
+    """Bytes of a deployment's own messages: offers, ledger heads."""
+    return RecordDict({"bytes": ConfigRecord({"data": data})})
+
+
+def bytes_from_record(content: RecordDict) -> bytes:
+    """The inverse of `bytes_to_record`.
+
+    Raises:
+        BadMessage: the content is none.
+    """
+    if list(content) != ["bytes"]:
+        raise BadMessage("a message without the bytes that are due")
+    return _only_bytes(content["bytes"], "data")
+
+
+def model_to_record(run_id: str, state: Mapping[str, np.ndarray]) -> RecordDict:
+    """A finished run's shared arrays."""
+    arrays = ArrayRecord()
+    for name, array in state.items():
+        arrays[name] = Array(array.dtype.name, array.shape, _RAW, np.ascontiguousarray(array).tobytes())
+    return RecordDict({"model": ConfigRecord({"run": run_id}), "arrays": arrays})
+
+
+def model_from_record(content: RecordDict) -> tuple[str, dict[str, np.ndarray]]:
+    """Run id and shared arrays.
+
+    Raises:
+        BadMessage: the content is none.
+    """
+    about, arrays = content.get("model"), content.get("arrays")
+    run_id = about.get("run") if isinstance(about, ConfigRecord) else None
+    if set(content) != {"model", "arrays"} or not isinstance(run_id, str) or not isinstance(arrays, ArrayRecord):
+        raise BadMessage("the content is no model")
+    return run_id, {name: _array(array) for name, array in arrays.items()}
+
+
 def place_to_record(position: int) -> RecordDict:
     """A node's place in the roster, as its configuration gives it; says nothing about the shop's data."""
     return RecordDict({"place": ConfigRecord({"partition-id": position})})
@@ -244,6 +290,20 @@ def step_messages(ask: Ask, index: int, nodes: Mapping[str, int]) -> dict[str, M
     return messages
 
 
+def fresh(message: Message) -> Message:
+    """The same message once more: a message is handed out once."""
+    metadata = message.metadata
+    return Message(message.content, metadata.dst_node_id, metadata.message_type, group_id=metadata.group_id)
+
+
+@runtime_checkable
+class GivesUp(Protocol):
+    """A grid that can forget messages which nobody waits for any more."""
+
+    def give_up(self, message_ids: Iterable[str]) -> None:
+        """Forget them, and their answers."""
+
+
 def exchange(
     grid: Grid,
     messages: Mapping[str, Message],
@@ -272,8 +332,24 @@ def exchange(
     shop_of = {message.metadata.message_id: shop for shop, message in messages.items()}
     if len(shop_of) != len(messages) or "" in shop_of:
         raise ProtocolError("the grid took messages without giving each an id of its own")
+    is_open = dict.fromkeys(shop_of, True)
+    try:
+        yield from _replies(grid, shop_of, is_open, deadline_s, window, stop, read or release_from_record)
+    finally:
+        if isinstance(grid, GivesUp):
+            grid.give_up([name for name in shop_of if is_open[name]])
+
+
+def _replies(
+    grid: Grid,
+    shop_of: Mapping[str, str],
+    is_open: dict[str, bool],
+    deadline_s: float | None,
+    window: int | None,
+    stop: threading.Event | None,
+    read: Callable[[RecordDict], bytes],
+) -> Iterator[Reply]:
     ids = list(shop_of)
-    is_open = dict.fromkeys(ids, True)
     first, pause_s = 0, 0.01
     give_up_at = None if deadline_s is None else time.monotonic() + deadline_s
     while True:
@@ -285,7 +361,7 @@ def exchange(
             if name in shop_of:
                 num_heard += 1
                 is_open[name] = False
-                yield _read_reply(shop_of[name], message, read or release_from_record)
+                yield _read_reply(shop_of[name], message, read)
         while first < len(ids) and not is_open[ids[first]]:
             first += 1
         if first == len(ids):

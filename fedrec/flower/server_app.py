@@ -6,11 +6,12 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from safetensors.numpy import save
 
@@ -18,15 +19,18 @@ from fedrec.errors import BadMessage, NotFinite, ProtocolError, TooFewShops
 from fedrec.federation.checkpoint import Checkpoints
 from fedrec.federation.coordinator_side import ClosedRound, Coordinator
 from fedrec.federation.early_stopping import EarlyStopping
+from fedrec.federation.inbox import Inbox
 from fedrec.federation.plan import RoundPlan
 from fedrec.federation.run_record import RoundRecord, write_atomically
-from fedrec.federation.secure_round import Ask, set_up, unmask
+from fedrec.federation.secure_round import Ask, Step, set_up, unmask
 from fedrec.flower.client_app import run_dir_of
 from fedrec.flower.exchange import (
+    POLL_S,
     UNAVAILABLE,
     Reply,
     exchange,
     find_nodes,
+    fresh,
     round_messages,
     step_from_record,
     step_messages,
@@ -69,6 +73,9 @@ class ServerRun:
         rounds: records of the finished rounds, those of a resumed run included.
         best: the shared arrays of the best round so far, where rounds may stop early; else empty.
         stop: set from outside to end a run that waits for replies.
+        inbox: keeps what an open round must not lose; None = a crash loses the round.
+        patience_s: how long a step that lacks shops waits for them to come back, before the round is given up.
+        greet: given connected shops, says which of them may be asked now; None = all.
     """
 
     coordinator: Coordinator
@@ -82,6 +89,9 @@ class ServerRun:
     rounds: list[RoundRecord] = field(default_factory=list)
     best: State = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
+    inbox: Inbox | None = None
+    patience_s: float = 0.0
+    greet: Callable[[set[str]], set[str]] | None = None
 
     @property
     def state(self) -> State:
@@ -131,6 +141,8 @@ def run_rounds(run: ServerRun, grid: Grid, nodes: Mapping[str, int]) -> None:
     """
     if run.checkpoints is not None:
         run.rounds[:], run.best = run.checkpoints.rounds, run.checkpoints.best
+    if run.inbox is not None and run.coordinator.secure is not None and (kept := run.inbox.setup()) is not None:
+        run.coordinator.secure.restore(kept)
     while run.stopping is None or not run.stopping.is_over(run.rounds):
         traffic = Traffic()
         try:
@@ -172,6 +184,8 @@ def _next_round(run: ServerRun, grid: Grid, nodes: Mapping[str, int], traffic: T
         secure = run.coordinator.secure
         assert secure is not None  # nothing is set up without it
         _ask(run, set_up(secure, run.coordinator.index, count), grid, nodes, traffic)
+        if run.inbox is not None:
+            run.inbox.keep_setup(secure.to_bytes())
     if (plan := run.coordinator.next_plan()) is None:
         return None
     return _run_round(run, plan, grid, nodes, traffic)
@@ -207,49 +221,125 @@ def _run_round(run: ServerRun, plan: RoundPlan, grid: Grid, nodes: Mapping[str, 
 
 def _collect(run: ServerRun, plan: RoundPlan, grid: Grid, nodes: Mapping[str, int], traffic: Traffic) -> None:
     """The exchange of plans and uploads."""
-    secure = run.coordinator.secure
+    coordinator, secure = run.coordinator, run.coordinator.secure
     deliveries = None if secure is None else {shop: secure.delivery(shop) for shop in secure.participants}
-    asked = {shop: nodes[shop] for shop in run.coordinator.asked}
+    asked = {shop: nodes[shop] for shop in coordinator.asked}
     messages = round_messages(plan, asked, deliveries)
-    traffic.down += plan.size_bytes * len(messages) + sum(map(len, (deliveries or {}).values()))
-    for shop in asked:
+    heard, num_replies = _take_kept(run, plan), 0
+    if run.inbox is not None and run.inbox.survivors() is not None:
+        messages = {}
+    for shop in asked if not run.patience_s else ():
         if shop not in messages:
-            run.coordinator.mark_unavailable(shop)
+            coordinator.mark_unavailable(shop)
     window = window_for(plan) if secure is None else None  # masked uploads are added as they come
-    replies = exchange(grid, messages, deadline_s=run.deadline_s, window=window, stop=run.stop)
-    for num_heard, reply in enumerate(replies, start=1):
-        if reply.data is None:
-            _note_refusal(run, plan.index, reply, traffic)
-            run.coordinator.mark_unavailable(reply.shop)
-        else:
-            traffic.up += len(reply.data)
-            _show(run, "upload", plan.index, reply.shop, reply.data)
-            try:
-                run.coordinator.receive(reply.shop, reply.data)
-            except BadMessage as error:
-                _log.warning("round %d: reply of shop %s refused: %s", plan.index, reply.shop, error)
-                run.coordinator.mark_unavailable(reply.shop)
-        if run.on_reply is not None:
-            run.on_reply(plan, min(num_heard, len(asked)))
+    waiting = {shop: message for shop, message in messages.items() if shop not in heard}
+    sizes = {shop: plan.size_bytes + len((deliveries or {}).get(shop, b"")) for shop in messages}
+    for some in _until_enough(run, grid, nodes, waiting, lambda: len(heard), coordinator.terms.min_shops):
+        traffic.down += sum(sizes[shop] for shop in some)
+        is_last_try = not run.patience_s
+        for reply in exchange(grid, some, deadline_s=run.deadline_s, window=window, stop=run.stop):
+            if reply.data is None:
+                _note_refusal(run, plan.index, reply, traffic)
+                if is_last_try:
+                    coordinator.mark_unavailable(reply.shop)
+                if reply.refusal:  # it is there, and says no
+                    waiting.pop(reply.shop, None)
+            else:
+                waiting.pop(reply.shop, None)
+                traffic.up += len(reply.data)
+                _show(run, "upload", plan.index, reply.shop, reply.data)
+                if _take_upload(run, plan, reply):
+                    heard.add(reply.shop)
+            num_replies += 1
+            if run.on_reply is not None:
+                run.on_reply(plan, min(num_replies, len(asked)))
+    for shop in asked:
+        coordinator.mark_unavailable(shop)
+
+
+def _take_kept(run: ServerRun, plan: RoundPlan) -> set[str]:
+    """Count the uploads that were kept before a crash; whose they are."""
+    if run.inbox is None:
+        return set()
+    run.inbox.open(plan.digest)
+    kept = run.inbox.uploads()
+    if kept:
+        _log.info("round %d goes on with the uploads of %d shops", plan.index, len(kept))
+    for shop, data in kept.items():
+        run.coordinator.receive(shop, data)
+    return set(kept)
+
+
+def _take_upload(run: ServerRun, plan: RoundPlan, reply: Reply) -> bool:
+    """Keep and count one shop's upload."""
+    assert reply.data is not None
+    try:
+        run.coordinator.receive(reply.shop, reply.data)
+    except BadMessage as error:
+        _log.warning("round %d: reply of shop %s refused: %s", plan.index, reply.shop, error)
+        run.coordinator.mark_unavailable(reply.shop)
+        return False
+    if run.inbox is not None:
+        run.inbox.keep_upload(reply.shop, reply.data)
+    return True
+
+
+def _until_enough(
+    run: ServerRun,
+    grid: Grid,
+    nodes: Mapping[str, int],
+    waiting: Mapping[str, Message],
+    num_heard: Callable[[], int],
+    needed: int,
+) -> Iterator[dict[str, Message]]:
+    """Messages to ask again: all that wait, then those of shops that came back, while too few have answered."""
+    give_up_at = time.monotonic() + run.patience_s
+    asked: set[str] = set()
+    while waiting:
+        names = set(waiting)
+        if run.greet is not None or asked:
+            online = set(grid.get_node_ids())
+            names = {shop for shop in names if nodes[shop] in online}
+        if run.greet is not None:
+            names = run.greet(names)
+        some = {
+            shop: fresh(message) if shop in asked else message for shop, message in waiting.items() if shop in names
+        }
+        if some:
+            asked |= set(some)
+            yield some
+        if num_heard() >= needed or time.monotonic() >= give_up_at:
+            return
+        if run.stop.is_set():
+            raise ProtocolError("the run was stopped while it waited for shops; finished rounds are kept")
+        time.sleep(POLL_S)
 
 
 def _ask(run: ServerRun, asks: Iterable[Ask], grid: Grid, nodes: Mapping[str, int], traffic: Traffic) -> None:
     """Exchanges of secure aggregation; who does not answer well has dropped out."""
-    index = run.coordinator.index
+    index, secure = run.coordinator.index, run.coordinator.secure
+    assert secure is not None
     for ask in asks:
-        messages = step_messages(ask, index, nodes)
-        traffic.down += sum(map(len, ask.messages.values()))
-        replies = exchange(grid, messages, deadline_s=run.deadline_s, stop=run.stop, read=_step_bytes)
-        for reply in replies:
-            if reply.data is None:
-                _note_refusal(run, index, reply, traffic)
-                continue
-            traffic.up += len(reply.data)
-            _show(run, ask.step.value, index, reply.shop, reply.data)
-            try:
-                ask.take(reply.shop, reply.data)
-            except BadMessage as error:
-                _log.warning("round %d: %s of shop %s refused: %s", index, ask.step, reply.shop, error)
+        if ask.step is Step.SIGN and run.inbox is not None:
+            run.inbox.keep_survivors(tuple(ask.messages))
+        needed = secure.parameters.threshold if ask.step in (Step.SIGN, Step.UNMASK) else secure.parameters.min_shops
+        waiting, heard = step_messages(ask, index, nodes), set[str]()
+        for some in _until_enough(run, grid, nodes, waiting, partial(len, heard), needed):
+            traffic.down += sum(len(ask.messages[shop]) for shop in some)
+            for reply in exchange(grid, some, deadline_s=run.deadline_s, stop=run.stop, read=_step_bytes):
+                if reply.data is None:
+                    _note_refusal(run, index, reply, traffic)
+                    if reply.refusal:
+                        waiting.pop(reply.shop, None)
+                    continue
+                waiting.pop(reply.shop, None)
+                traffic.up += len(reply.data)
+                _show(run, ask.step.value, index, reply.shop, reply.data)
+                try:
+                    ask.take(reply.shop, reply.data)
+                    heard.add(reply.shop)
+                except BadMessage as error:
+                    _log.warning("round %d: %s of shop %s refused: %s", index, ask.step, reply.shop, error)
 
 
 def _step_bytes(content: RecordDict) -> bytes:

@@ -253,6 +253,12 @@ class Ledger:
                 self._chain.append(tx, Kind.FINISH, {"run": run_id, "freed": run.outstanding.to_json()})
                 tx.erase_payloads(run_id)
 
+    def is_reserved(self, run_id: str) -> bool:
+        """Whether the run's worst case is set aside and the run not finished."""
+        with self._chain.reading():
+            run = self._chain.account.runs.get(run_id)
+            return run is not None and not run.is_finished
+
     def start_year(self) -> None:
         """Begin the next budget year, by an entry.
 

@@ -1,0 +1,211 @@
+"""``fedrec shop``: a shop in a deployed federation."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedrec.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from fedrec.role_config import ShopSettings
+    from fedrec.shop.member import Member
+
+shop_app = typer.Typer(help="Take part in a federation: enrol, run.", no_args_is_help=True, rich_markup_mode="rich")
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The shop's folder.")]
+
+
+@shop_app.command()
+def enrol(
+    folder: Folder,
+    invitation: Annotated[Path, typer.Option(metavar="FILE", help="The coordinator's invitation.")],
+    name: Annotated[str, typer.Option(help="Name of the shop on the roster.")],
+    events: Annotated[Path, typer.Option(metavar="FILE", help="The shop's events, CSV or Parquet.")],
+    shoppers: Annotated[int, typer.Option(min=1, help="Declared number of shoppers, one significant digit; public.")],
+    items: Annotated[Path | None, typer.Option(metavar="FILE", help="Titles and categories, CSV or Parquet.")] = None,
+) -> None:
+    """Join: make the shop's folder with its keys and settings, and the file to send back to the coordinator.
+
+    \b
+    [bold]Example[/]
+      fedrec shop enrol myshop --invitation invitation.json --name north --events events.csv --shoppers 2000
+    """
+    from fedrec.flower.keys import new_node_key
+    from fedrec.privacy.spec import one_significant_digit
+    from fedrec.role_config import SHOP_FILE, shop_toml
+    from fedrec.shop.enrol import enrol as join
+    from fedrec.shop.policy import check_name
+
+    for option, path in (("--events", events), ("--items", items)):
+        if path is not None and not path.is_file():
+            raise ConfigError(f"{option} {path}: is not a file")
+    try:
+        data = invitation.read_bytes()
+    except OSError as error:
+        raise StoreError(f"{invitation}: cannot be read ({error.strerror})") from error
+    declared = one_significant_digit(shoppers)
+    text = shop_toml(
+        check_name(name),
+        public_shoppers=declared,
+        events=str(events.absolute()),
+        items=None if items is None else str(items.absolute()),
+    )
+    found, path = join(
+        folder,
+        data,
+        name=name,
+        public_shoppers=declared,
+        settings_file=(SHOP_FILE, text.encode()),
+        new_node_key=new_node_key,
+    )
+    typer.echo(f"federation {found.federation} at {found.address}")
+    typer.echo(f"compare with the coordinator by telephone: {found.key.fingerprint()}")
+    typer.echo(f"send {path} back; {folder / SHOP_FILE} says what this shop is willing to do")
+
+
+@shop_app.command()
+def run(
+    folder: Folder,
+    roster: Annotated[
+        str | None, typer.Option(metavar="FINGERPRINT", help="Confirm this roster, after comparing it.")
+    ] = None,
+    log_format: Annotated[str, typer.Option("--log", help="text or json.")] = "text",
+) -> None:
+    """Stay connected and take part in what the shop's policy allows; ends with Ctrl-C."""
+    from fedrec.cli.logs import log_to_stderr
+    from fedrec.cli.service import only_one, stop_on_signals
+    from fedrec.flower.agent import Agent
+    from fedrec.flower.client_app import make_member_app
+    from fedrec.flower.observe import serve_metrics
+    from fedrec.shop.member import NODE_KEY_FILE, check_secrets
+    from fedrec.shop.status import shop_figures, write_status
+
+    log_to_stderr(log_format)
+    check_secrets(folder)
+    if roster is not None:
+        confirm_roster(folder, roster)
+    member, settings = open_member(folder)
+    agent = Agent(
+        make_member_app(member),
+        shop=settings.name,
+        address=member.invitation.address,
+        authority=member.invitation.authority.encode(),
+        node_key=(folder / NODE_KEY_FILE).read_bytes(),
+        on_change=lambda traffic: write_status(folder, member, asdict(traffic)),
+    )
+    stop_on_signals(agent.stop)
+
+    def read() -> tuple[bool, dict[str, float]]:
+        traffic = agent.traffic
+        sent = {"answered": sum(traffic.answered.values()), "refused": traffic.refused, "bytes_up": traffic.bytes_up}
+        return traffic.connected, {**{name: float(value) for name, value in sent.items()}, **shop_figures(member)}
+
+    with only_one(folder, "shop"), serve_metrics(settings.metrics_port, read):
+        agent.run()
+    member.close()
+
+
+@shop_app.command()
+def status(folder: Folder) -> None:
+    """Whether the shop is connected, what it serves, what it has sent and spent."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from fedrec.shop.status import read_status
+
+    about = read_status(folder)
+    traffic = about["traffic"]
+    table = Table(box=box.SIMPLE, show_header=False)
+    answered = ", ".join(f"{count} {kind}" for kind, count in traffic["answered"].items()) or "nothing"
+    table.add_row("shop", f"{about['shop']} at {about['at']}")
+    table.add_row("connected", "yes" if traffic["connected"] else f"no: {traffic['last_error'] or 'stopped'}")
+    table.add_row("run", about["run_id"] or "none was agreed to")
+    table.add_row("serves", about["model"])
+    table.add_row("answered", f"{answered}; refused {traffic['refused']}; {traffic['bytes_up'] / 1e6:.2f} MB")
+    for name, value in about["ledger"].items():
+        table.add_row(name.replace("_", " "), f"{value:g}")
+    Console().print(table)
+
+
+@shop_app.command()
+def recover(folder: Folder) -> None:
+    """After a restored backup: charge in full what others have seen and the ledger lacks, then go on."""
+    from fedrec.cli.service import only_one
+
+    member, _ = open_member(folder)
+    with only_one(folder, "shop"):
+        sequence = member.recover()
+    member.close()
+    typer.echo(f"the missing releases are charged; the ledger is at release {sequence}. Start the agent again")
+
+
+@shop_app.command()
+def rollback(
+    folder: Folder,
+    to: Annotated[str | None, typer.Option(metavar="VERSION", help="A version; else the one before.")] = None,
+) -> None:
+    """Serve the model before the current one again, or the one named; local is the shop's own."""
+    from fedrec.shop.adoption import roll_back
+    from fedrec.shop.member import MODELS_FOLDER
+
+    typer.echo(f"serves {roll_back(folder / MODELS_FOLDER, to)} from now on")
+
+
+@shop_app.command()
+def privacy(folder: Folder) -> None:
+    """What the shop has spent of its budget, entry by entry."""
+    from fedrec.cli.report import privacy as report
+    from fedrec.shop.member import IDENTITY_FILE, LEDGER_FILE
+
+    report(str(folder / LEDGER_FILE), key=folder / IDENTITY_FILE)
+
+
+@shop_app.command()
+def leave(folder: Folder) -> None:
+    """Free what an unfinished run reserved and delete the keys; ledger and models stay, own model alone is served."""
+    from fedrec.cli.service import only_one
+    from fedrec.shop.adoption import LOCAL, roll_back
+    from fedrec.shop.member import IDENTITY_FILE, MODELS_FOLDER, NODE_KEY_FILE
+
+    member, settings = open_member(folder)
+    with only_one(folder, "shop"):
+        member.leave()
+    member.close()
+    roll_back(folder / MODELS_FOLDER, LOCAL)
+    for name in (IDENTITY_FILE, NODE_KEY_FILE):
+        (folder / name).unlink(missing_ok=True)
+    typer.echo(f"shop {settings.name} has left; tell the coordinator to remove it from the roster")
+
+
+def open_member(folder: Path) -> tuple[Member, ShopSettings]:
+    """The shop of a folder with its events, and its settings."""
+    from fedrec.role_config import read_shop
+    from fedrec.shop.enrol import read_own_data
+    from fedrec.shop.member import Member
+
+    settings = read_shop(folder)
+    data, public = read_own_data(settings.data.data_settings(), settings.name, validation=settings.data.validation)
+    return Member(folder, settings.member(), data, public), settings
+
+
+def confirm_roster(folder: Path, fingerprint: str) -> None:
+    """Write the confirmed roster into the shop's settings.
+
+    Raises:
+        ConfigError: it is no fingerprint, or the settings have no line for it.
+    """
+    from fedrec.role_config import SHOP_FILE
+
+    if not re.fullmatch(r"([0-9a-f]{4}-){7}[0-9a-f]{4}", fingerprint):
+        raise ConfigError(f"--roster {fingerprint}: give the fingerprint, eight groups of four digits")
+    path = folder / SHOP_FILE
+    text = path.read_text()
+    changed, count = re.subn(r'(?m)^roster = "[^"\n]*"', f'roster = "{fingerprint}"', text)
+    if count != 1:
+        raise ConfigError(f"{path}: has no line roster = ... in [policy]; add one")
+    path.write_text(changed)

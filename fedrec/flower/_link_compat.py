@@ -1,0 +1,399 @@
+"""Private Flower symbols of a deployment: the SuperLink's link state and Fleet API, and the client of the latter.
+
+Written against Flower 1.41; a new Flower version is adopted by running tests/flower/test_link_compat.py. Apart from
+`_compat`, so that a simulation imports none of it.
+"""
+
+from __future__ import annotations
+
+import binascii
+import datetime
+from base64 import b64decode
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from flwr.app import Error, Message
+from flwr.app.message import remove_content_from_message
+from flwr.common.constant import (
+    HEARTBEAT_MIN_INTERVAL,
+    NOOP_ACCOUNT_NAME,
+    NOOP_FLWR_AID,
+    SYSTEM_TIME_TOLERANCE,
+    TIMESTAMP_HEADER,
+    TIMESTAMP_TOLERANCE,
+    ErrorCode,
+)
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PullMessagesRequest, PushMessagesRequest
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
+from flwr.proto.node_pb2 import Node
+from flwr.server.superlink.linkstate import InMemoryLinkState, LinkStateFactory
+from flwr.supercore.constant import (
+    FLEET_HTTP_PUBLIC_KEY_HEADER,
+    FLEET_HTTP_SIGNATURE_HEADER,
+    FLWR_IN_MEMORY_DB_NAME,
+    NOOP_FEDERATION_ID,
+    NodeStatus,
+    TaskType,
+)
+from flwr.supercore.date import now
+from flwr.supercore.error import http_error_translator
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+from flwr.supercore.object_store import NoObjectInStoreError, ObjectStoreFactory
+from flwr.supercore.primitives.asymmetric import (
+    bytes_to_private_key,
+    bytes_to_public_key,
+    generate_key_pairs,
+    private_key_to_bytes,
+    public_key_to_bytes,
+    verify_signature,
+)
+from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
+from flwr.superlink.federation import NoOpFederationManager
+from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
+from flwr.superlink.routers.fleet.router import router as fleet_router
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+SIGNATURE_WINDOW_S = TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
+"""How far a shop's clock may be behind the coordinator's."""
+
+HEARTBEAT_S = float(HEARTBEAT_MIN_INTERVAL)
+"""An agent not heard for twice this long counts as gone."""
+
+
+_BEING_STORED, _LOST = "being stored", "lost"
+"""In place of a message's time of delivery: neither is handed out."""
+
+
+def new_key() -> bytes:
+    """A node's private key (NIST P-384), PEM."""
+    return private_key_to_bytes(generate_key_pairs()[0])
+
+
+def public_of(private: bytes) -> bytes:
+    """The public key of `new_key`'s, PEM."""
+    return public_key_to_bytes(bytes_to_private_key(private).public_key())
+
+
+def new_link_state() -> InMemoryLinkState:
+    """A link state in memory, with its store of arrays."""
+    stores = ObjectStoreFactory(FLWR_IN_MEMORY_DB_NAME)
+    state = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), stores).state()
+    assert isinstance(state, InMemoryLinkState)
+    return state
+
+
+def create_node(state: InMemoryLinkState, name: str, public_key: bytes) -> int:
+    """Enrol a key; its node is offline until its agent connects."""
+    node = state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_key, HEARTBEAT_S, name=name)
+    state.nodes[node].status = NodeStatus.OFFLINE  # takes messages, and answers them as one that is gone
+    return node
+
+
+def start_run(state: InMemoryLinkState) -> int:
+    """A run without a bundle, running as long as the link state: it needs no heartbeat, being in the same process."""
+    run_id = state.create_run(None, None, None, {}, NOOP_FEDERATION_ID, None, None, TaskType.SERVER_APP)
+    task_id = state.run_ids[run_id].run.primary_task_id
+    assert task_id is not None
+    if state.claim_task(task_id) is None or not state.activate_task(task_id):
+        raise RuntimeError("Flower's link state did not start its run")
+    state.task_token_store[task_id].active_until = datetime.datetime.max.replace(tzinfo=datetime.UTC)
+    return run_id
+
+
+def online_nodes(state: InMemoryLinkState, run_id: int) -> set[int]:
+    """Nodes whose heartbeat came in time."""
+    return state.get_nodes(run_id)
+
+
+def restart_node(state: InMemoryLinkState, node: int, *, is_same: bool) -> None:
+    """Let a node connect again at once.
+
+    Args:
+        is_same: the same process, which gets again what it did not answer; for a new one all that counts as lost:
+            it has not agreed to the run yet.
+    """
+    with state.lock:
+        if state.nodes[node].status == NodeStatus.ONLINE:
+            state.nodes[node].status = NodeStatus.OFFLINE
+        for name, message in state.message_ins_store.items():
+            if message.metadata.dst_node_id != node:
+                continue
+            answer = state.message_ins_id_to_message_res_id.get(name)
+            if answer is not None and _is_complete(state, answer):
+                continue
+            _drop_answer(state, name)
+            if message.metadata.delivered_at != _BEING_STORED:
+                message.metadata.delivered_at = "" if is_same else _LOST
+
+
+def push(state: InMemoryLinkState, run_id: int, messages: Iterable[Message]) -> list[str]:
+    """Store messages and their arrays; arrays that several share are stored once. Their ids, in order."""
+    ids = []
+    with no_object_id_recompute():
+        for message in messages:
+            session, name = state.start_session(run_id), message.object_id
+            message.metadata.__dict__["_message_id"] = name
+            bare, tree = remove_content_from_message(message), get_object_tree(message)
+            with state.lock:
+                is_stored, missing = state.store_message_and_object_tree(bare, tree, session)
+                bare.metadata.delivered_at = _BEING_STORED  # not to be handed out before its arrays are here
+            if not is_stored:
+                raise RuntimeError("Flower's link state did not take a message")
+            if missing:
+                objects = get_all_nested_objects(message)
+                for part in missing:
+                    state.store_object(run_id, session, part, objects[part].deflate())
+            bare.metadata.delivered_at = ""
+            ids.append(name)
+    return ids
+
+
+def pull(state: InMemoryLinkState, run_id: int, message_ids: Iterable[str]) -> list[Message]:
+    """Complete replies, and errors for nodes that are gone; message and reply are deleted."""
+    asked, online, replies = set(message_ids), online_nodes(state, run_id), []
+    with state.lock:
+        for name in list(asked):
+            message = state.message_ins_store.get(name)
+            if message is None:  # Flower's link state forgets after twelve hours
+                asked.discard(name)
+                continue
+            answer, node = state.message_ins_id_to_message_res_id.get(name), message.metadata.dst_node_id
+            if message.metadata.delivered_at == _LOST:
+                asked.discard(name)
+                replies.append(Message(Error(ErrorCode.NODE_UNAVAILABLE, "restarted"), reply_to=message))
+                give_up(state, [name])
+            elif answer is not None and not _is_complete(state, answer):
+                if node in online:
+                    asked.discard(name)
+                else:  # it died half-way through its upload
+                    _drop_answer(state, name)
+        found = state.get_message_res(asked, run_id)
+        for reply in found:
+            replies.append(reply if reply.has_error() else _whole(state, reply))
+            state.object_store.delete(reply.metadata.message_id)
+        give_up(state, [reply.metadata.reply_to_message_id for reply in found])
+    return replies
+
+
+def give_up(state: InMemoryLinkState, message_ids: Iterable[str]) -> None:
+    """Delete messages with their arrays and what came for them: nobody waits any more."""
+    with state.lock:
+        for name in message_ids:
+            _drop_answer(state, name)
+            state.delete_messages({name})
+            state.object_store.delete(name)
+    with state._lock_object_push_sessions:  # Flower keeps those of answers that came too late
+        ended = [name for name, session in state._object_push_sessions.items() if session.expires_at <= now()]
+        for name in ended:
+            state._cleanup_push_session(name, cleanup_messages=False)
+
+
+def is_signed(state: InMemoryLinkState, headers: Mapping[str, str]) -> bool:
+    """Whether an enrolled key signed a request's time, and the time is now."""
+    try:
+        public_key = b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER.lower()], validate=True)
+        signature = b64decode(headers[FLEET_HTTP_SIGNATURE_HEADER.lower()], validate=True)
+        timestamp = headers[TIMESTAMP_HEADER.lower()]
+        if state.get_node_id_by_public_key(public_key) is None:
+            return False
+        age_s = (now() - datetime.datetime.fromisoformat(timestamp)).total_seconds()
+        if not -SYSTEM_TIME_TOLERANCE < age_s < SIGNATURE_WINDOW_S:
+            return False
+        return verify_signature(bytes_to_public_key(public_key), timestamp.encode("ascii"), signature)
+    except (KeyError, ValueError, TypeError, UnicodeError, binascii.Error):
+        return False
+
+
+def node_of(state: InMemoryLinkState, request: Any) -> int:
+    """The node that a Fleet request is for; the stock middleware has compared it with the key."""
+    if isinstance(request, ActivateNodeRequest):
+        return state.get_node_id_by_public_key(request.public_key) or 0
+    return int(request.node.node_id if hasattr(request, "node") else request.node_id)
+
+
+def speaks_for_itself(request: Any, node: int) -> bool:
+    """Whether the messages in a request are a single reply in the node's own name."""
+    if not isinstance(request, PushMessagesRequest):
+        return True
+    sent = request.messages_list
+    return len(sent) == len(request.message_object_trees) == 1 and sent[0].metadata.src_node_id == node
+
+
+def include_fleet(app: FastAPI, state: InMemoryLinkState) -> None:
+    """Flower's Fleet routes on an application."""
+
+    class OneState:
+        def state(self) -> InMemoryLinkState:
+            return state
+
+    app.state.linkstate_factory = OneState()
+    app.state.enable_supernode_auth = True
+    app.include_router(fleet_router)
+
+
+def fleet_middlewares() -> tuple[Any, ...]:
+    """From the outside in: errors as Flower's clients read them, protobuf, signature and node."""
+    return (ProtobufTranslationMiddleware, NodeAuthMiddleware)
+
+
+error_translator = http_error_translator
+
+
+def _whole(state: InMemoryLinkState, reply: Message) -> Message:
+    """A reply with its arrays; an error where its bytes are no such reply: a shop may send anything."""
+    store, name, asked = state.object_store, reply.metadata.message_id, reply.metadata.reply_to_message_id
+    try:
+        parts = {part.object_id for part in iterate_object_tree(store.get_object_tree(name))}
+        whole = inflate_object_from_contents(name, {part: store.get(part) or b"" for part in parts})
+        if not isinstance(whole, Message) or not whole.has_content():
+            raise ValueError("no message")
+        told = whole.metadata  # the link state has checked the reply's, not these
+        if (told.reply_to_message_id, told.src_node_id) != (asked, reply.metadata.src_node_id):
+            raise ValueError("a reply to another message than it was sent for")
+    except Exception:
+        return Message(Error(ErrorCode.UNKNOWN, "no message"), reply_to=state.message_ins_store[asked])
+    whole.metadata.__dict__["_message_id"] = name
+    return whole
+
+
+def _drop_answer(state: InMemoryLinkState, message_id: str) -> None:
+    """Delete what came for a message."""
+    answer = state.message_ins_id_to_message_res_id.pop(message_id, None)
+    if answer is not None:
+        state.message_res_store.pop(answer, None)
+        state.object_store.delete(answer)
+        if session := state._object_push_session_by_root.get(answer):
+            state._cleanup_push_session(session, cleanup_messages=False)
+
+
+def _is_complete(state: InMemoryLinkState, name: str) -> bool:
+    """Whether all arrays of a reply have come."""
+    try:
+        tree = state.object_store.get_object_tree(name)
+    except NoObjectInStoreError:
+        return True  # an error, which has none
+    return all(state.object_store.get(part.object_id) for part in iterate_object_tree(tree))
+
+
+class FleetClient:
+    """A shop's end of the Fleet API: one call each, no retries; errors are those of httpx."""
+
+    def __init__(self, address: str, authority: bytes, private_key: bytes, headers: Mapping[str, str]) -> None:
+        """Args:
+        address: host:port.
+        authority: the federation's CA certificate, PEM; no other is trusted.
+        private_key: the node's, PEM.
+        headers: sent with each request.
+        """
+        key = bytes_to_private_key(private_key)
+        self._public_key = public_key_to_bytes(key.public_key())
+        self._node = Node()
+        self._client = FleetHttpClient.from_server_address(
+            address,
+            False,
+            authority,
+            interceptors=[
+                RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+                NodeAuthHttpInterceptor(key, key.public_key()),
+                _Headers(headers),
+            ],
+        )
+
+    @property
+    def node_id(self) -> int:
+        """The node's id; 0 before `connect`."""
+        return int(self._node.node_id)
+
+    def connect(self) -> int:
+        """Make the node active; its id."""
+        asked = ActivateNodeRequest(public_key=self._public_key, heartbeat_interval=HEARTBEAT_S)
+        self._node = Node(node_id=self._client.ActivateNode(asked).node_id)
+        return self.node_id
+
+    def disconnect(self) -> None:
+        """Say goodbye."""
+        self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.node_id))
+
+    def beat(self) -> None:
+        """The node's heartbeat."""
+        self._client.SendNodeHeartbeat(SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S))
+
+    def receive(self) -> Message | None:
+        """The next message with all its arrays; it is handed out again to a node that restarts before `send`."""
+        found = self._client.PullMessages(PullMessagesRequest(node=self._node))
+        if not found.messages_list:
+            return None
+        bare = message_from_proto(found.messages_list[0])
+        contents = {}
+        for part in iterate_object_tree(found.message_object_trees[0]):
+            asked = PullObjectRequest(node=self._node, run_id=bare.metadata.run_id, object_id=part.object_id)
+            answer = self._client.PullObject(asked)
+            if not answer.object_available:
+                return None  # the coordinator gave the message up
+            contents[part.object_id] = answer.object_content
+        whole = inflate_object_from_contents(bare.metadata.message_id, contents)
+        assert isinstance(whole, Message)
+        whole.metadata.__dict__["_message_id"] = bare.metadata.message_id
+        return whole
+
+    def send(self, reply: Message) -> None:
+        """A reply with all its arrays."""
+        with no_object_id_recompute():
+            reply.metadata.__dict__["_message_id"] = reply.object_id
+            objects, tree = get_all_nested_objects(reply), get_object_tree(reply)
+            bare = remove_content_from_message(reply) if reply.has_content() else reply
+            answer = self._client.PushMessages(
+                PushMessagesRequest(
+                    node=self._node,
+                    messages_list=[message_to_proto(bare)],
+                    message_object_trees=[tree],
+                    clientapp_runtime_list=[0.0],
+                )
+            )
+            for part in answer.objects_to_push:
+                pushed = self._client.PushObject(
+                    PushObjectRequest(
+                        node=self._node,
+                        run_id=reply.metadata.run_id,
+                        object_id=part,
+                        object_content=objects[part].deflate(),
+                        session_id=answer.session_id,
+                    )
+                )
+                if not pushed.stored:
+                    raise ConnectionError("the coordinator no longer takes the answer")
+
+    def confirm(self, message: Message) -> None:
+        """The message was answered and need not be kept."""
+        metadata = message.metadata
+        self._client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(
+                node=self._node, run_id=metadata.run_id, message_object_id=metadata.message_id
+            )
+        )
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+
+class _Headers:
+    """Adds headers to each request."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self._headers = dict(headers)
+
+    def intercept(self, context: Any, call_next: Any) -> Any:
+        context.request.headers.update(self._headers)
+        return call_next(context)

@@ -1,0 +1,230 @@
+"""A shop's agent: it stays connected to the coordinator and answers with the shop's app, one message after the other.
+
+Five times a second it looks for messages while a round is under way, every two seconds when nothing has come for a
+while. Whatever happens to the network, it tries again with growing pauses; a refusal that will not pass by itself (an
+unknown key, a second agent, an expired certificate, a wrong clock) is said in one line and tried again slowly.
+"""
+
+from __future__ import annotations
+
+import datetime
+import email.utils
+import logging
+import secrets
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedrec.errors import ProtocolError
+from fedrec.flower import _compat, _link_compat
+from fedrec.flower.exchange import no_content, unavailable
+from fedrec.flower.fleet import INSTANCE_HEADER
+
+BUSY_POLL_S = 0.2
+IDLE_POLL_S = 2.0
+BUSY_FOR_S = 20.0
+"""After a message it looks five times a second for this long."""
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
+_MOST_CLOCK_S = 60.0
+_log = logging.getLogger("fedrec.shop")
+
+
+@dataclass
+class Traffic:
+    """What an agent has seen, for status and metrics.
+
+    Attributes:
+        connected: whether the last request was answered.
+        answered: messages, by kind.
+        refused: those of them that the shop refused.
+        last_error: why it is not connected, in one line; "" while it is.
+        bytes_up: size of what left, messages' arrays included.
+    """
+
+    connected: bool = False
+    answered: dict[str, int] = field(default_factory=dict)
+    refused: int = 0
+    last_error: str = ""
+    bytes_up: int = 0
+
+
+class Agent:
+    """Runs until `stop` is set."""
+
+    def __init__(
+        self,
+        app: ClientApp,
+        *,
+        shop: str,
+        address: str,
+        authority: bytes,
+        node_key: bytes,
+        on_change: Callable[[Traffic], None] | None = None,
+    ) -> None:
+        """Args:
+        app: of the shop (`make_member_app`).
+        shop: its name, for logs.
+        address: host:port of the coordinator.
+        authority: PEM certificate of the federation's authority.
+        node_key: PEM private key of the node.
+        on_change: called after every message and every change of connection.
+        """
+        self.stop = threading.Event()
+        self.traffic = Traffic()
+        self._app, self._shop, self._address = app, shop, address
+        self._authority, self._node_key = authority, node_key
+        self._on_change = on_change or (lambda _: None)
+        self._instance = secrets.token_hex(16)
+
+    def run(self) -> None:
+        """Connect, answer, connect again."""
+        pause_s = _FIRST_PAUSE_S
+        while not self.stop.is_set():
+            client = None
+            try:
+                client = _link_compat.FleetClient(
+                    self._address, self._authority, self._node_key, {INSTANCE_HEADER: self._instance}
+                )
+                node = client.connect()
+                _log.info("shop %s is connected to %s", self._shop, self._address)
+                self._note(connected=True, error="")
+                pause_s = _FIRST_PAUSE_S
+                self._answer_all(client, node)
+            except (httpx.HTTPError, ssl.SSLError, OSError, ValueError) as error:
+                why = _why(error)
+                if why != self.traffic.last_error:
+                    _log.warning("shop %s is not connected: %s", self._shop, why)
+                self._note(connected=False, error=why)
+                self.stop.wait(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            finally:
+                if client is not None:
+                    _goodbye(client, is_last=self.stop.is_set())
+
+    def _answer_all(self, client: _link_compat.FleetClient, node: int) -> None:
+        context = Context(run_id=0, node_id=node, node_config={"shop": self._shop}, state=no_content(), run_config={})
+        last_message, last_beat = time.monotonic(), time.monotonic()
+        while not self.stop.is_set():
+            if time.monotonic() - last_beat > _link_compat.HEARTBEAT_S / 2:
+                client.beat()
+                last_beat = time.monotonic()
+            message = client.receive()
+            if message is None:
+                is_busy = time.monotonic() - last_message < BUSY_FOR_S
+                self.stop.wait(BUSY_POLL_S if is_busy else IDLE_POLL_S)
+                continue
+            with _Beating(client):  # an answer may take longer than a heartbeat
+                reply = self._reply(message, context, node)
+                client.send(reply)
+            client.confirm(message)
+            last_message = time.monotonic()
+            self._on_change(self.traffic)
+
+    def _reply(self, message: Message, context: Context, node: int) -> Message:
+        _compat.set_node_identity(message.metadata.run_id, node)
+        kind = message.metadata.message_type
+        try:
+            reply = self._app(message, context)
+        except ValueError as error:  # Flower's, of a kind that the app does not know: another version's coordinator
+            _log.warning("shop %s cannot answer messages of kind %s", self._shop, kind)
+            reply = unavailable(message, error)
+        self.traffic.answered[kind] = self.traffic.answered.get(kind, 0) + 1
+        if reply.has_error():
+            self.traffic.refused += 1
+        else:
+            self.traffic.bytes_up += sum(_size(record) for record in reply.content.values())
+        return reply
+
+    def _note(self, *, connected: bool, error: str) -> None:
+        self.traffic.connected, self.traffic.last_error = connected, error
+        self._on_change(self.traffic)
+
+
+class _Beating:
+    """Heartbeats from a thread of its own, over a connection of the same client."""
+
+    def __init__(self, client: _link_compat.FleetClient) -> None:
+        self._client, self._done = client, threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._done.wait(_link_compat.HEARTBEAT_S / 2):
+            try:
+                self._client.beat()
+            except httpx.HTTPError:  # the answer itself will meet it too
+                return
+
+
+def read_authority(path: Path) -> bytes:
+    """The federation's authority, PEM.
+
+    Raises:
+        ProtocolError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ProtocolError(f"{path}: the federation's certificate cannot be read ({error.strerror})") from error
+
+
+def _goodbye(client: _link_compat.FleetClient, *, is_last: bool) -> None:
+    """Leave at once rather than by a missed heartbeat."""
+    try:
+        if is_last and client.node_id:
+            client.disconnect()
+    except (httpx.HTTPError, OSError, ValueError):
+        pass  # the coordinator will notice by itself
+    finally:
+        client.close()
+
+
+def _why(error: Exception) -> str:
+    """One line on why there is no connection."""
+    if isinstance(error, httpx.HTTPStatusError):
+        response = error.response
+        try:
+            body = response.json()
+            detail = str(body.get("detail") or body.get("message") or "")
+        except ValueError:
+            detail = ""
+        if response.status_code == httpx.codes.UNAUTHORIZED and (clock := _clock_difference(response)):
+            return clock
+        return f"the coordinator answers {response.status_code}: {detail or response.reason_phrase}"
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        reason = text.rpartition("verify failed:")[2].split("(")[0].strip() or "not under the pinned authority"
+        return f"the coordinator's certificate is refused: {reason}"
+    return f"no connection: {text}"
+
+
+def _clock_difference(response: httpx.Response) -> str:
+    """What the coordinator's clock says about this one; "" where they agree."""
+    try:
+        there = email.utils.parsedate_to_datetime(response.headers["date"])
+    except (KeyError, ValueError, TypeError):
+        return ""
+    behind_s = (there - datetime.datetime.now(datetime.UTC)).total_seconds()
+    if abs(behind_s) < _MOST_CLOCK_S:
+        return ""
+    return f"this machine's clock is {abs(behind_s):.0f} s {'behind' if behind_s > 0 else 'ahead of'} the coordinator's"
+
+
+def _size(record: Any) -> int:
+    values = [getattr(value, "data", value) for value in record.values()]
+    return sum(len(value) for value in values if isinstance(value, bytes))

@@ -1,0 +1,321 @@
+"""The coordinator's end of a deployment: Flower's link state and Fleet API in this process, and nothing else of it.
+
+A stock SuperLink answers shops (Fleet), its own processes (Runtime) and whoever may start runs (Control) on one port.
+Here there is no Runtime and no Control API to reach: the coordinator's app runs in this process and talks to the link
+state itself. The port serves the eight Fleet routes that a shop's agent needs, over TLS, to enrolled keys alone.
+
+**Guarantee:** a request without a fresh signature by an enrolled key is answered 401 before its body is read, whatever
+its path; a signed one can act for its own node alone, and reply in no other's name. Nothing is written to disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from fedrec.errors import ConfigError, ProtocolError
+from fedrec.flower import _compat, _link_compat
+
+INSTANCE_HEADER = "fedrec-agent"
+"""Names one running agent, so that two with the same key are told apart."""
+
+MOST_BODY_BYTES = 8 * 1024**2
+"""Of one request; Flower splits arrays into chunks of 5 MiB."""
+
+TWO_AGENTS_S = 8.0
+"""An agent heard this recently is running: a second one with its key is turned away."""
+
+_PREFIX = "/v1/fleet/"
+_ROUTES = (
+    *("activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "push-messages"),
+    *("push-object", "pull-object", "confirm-message-received"),
+)
+_START_S = 20.0
+_log = logging.getLogger("fedrec.coordinator")
+
+
+@dataclass
+class _Seen:
+    """The agent that speaks for a shop: which one, and when it was heard last (monotonic seconds)."""
+
+    instance: str
+    heard: float
+
+
+class Fleet:
+    """All shops of a roster as nodes of a link state, and one run of the coordinator over them."""
+
+    def __init__(self, shops: Mapping[str, bytes]) -> None:
+        """Args:
+        shops: name -> public key of its node, PEM (`fedrec.flower.certificates`).
+        """
+        self.state = _link_compat.new_link_state()
+        self.nodes = {name: _link_compat.create_node(self.state, name, key) for name, key in shops.items()}
+        self.run_id = _link_compat.start_run(self.state)
+        self._name_of = {node: name for name, node in self.nodes.items()}
+        self._seen: dict[int, _Seen] = {}
+        self._started: set[str] = set()
+        self._lock = threading.Lock()
+
+    def grid(self) -> LinkGrid:
+        """For the coordinator's app."""
+        _compat.set_identity(self.run_id)
+        return LinkGrid(self)
+
+    def online(self) -> tuple[str, ...]:
+        """Shops whose agent is connected, in roster order."""
+        ids = _link_compat.online_nodes(self.state, self.run_id)
+        return tuple(name for name, node in self.nodes.items() if node in ids)
+
+    def wait_for(self, num_shops: int, *, deadline_s: float, stop: threading.Event | None = None) -> tuple[str, ...]:
+        """Wait until so many shops are connected.
+
+        Raises:
+            ProtocolError: after ``deadline_s`` there are fewer, or ``stop`` was set.
+        """
+        give_up_at = time.monotonic() + deadline_s
+        while len(found := self.online()) < num_shops:
+            if stop is not None and stop.is_set():
+                raise ProtocolError("stopped while it waited for shops")
+            if time.monotonic() >= give_up_at:
+                missing = [name for name in self.nodes if name not in found]
+                raise ProtocolError(
+                    f"{len(found)} of {len(self.nodes)} shops connected within {deadline_s:g} s of {num_shops} needed; "
+                    f"not seen: {', '.join(missing[:5])}"
+                )
+            time.sleep(0.05)
+        return found
+
+    def admit(self, node: int, instance: str, *, is_start: bool) -> str:
+        """Whether an agent may speak for a node; "" or why not."""
+        now = time.monotonic()
+        with self._lock:
+            seen = self._seen.get(node)
+            if seen is not None and seen.instance != instance:
+                if not is_start:
+                    return "another agent took over this shop's key: stop one of the two"
+                if now - seen.heard < TWO_AGENTS_S:
+                    _log.warning("shop %s: a second agent with its key was turned away", self._name_of[node])
+                    return "another agent with this shop's key is running: stop one of the two"
+            elif seen is None and not is_start:
+                return "the coordinator was started anew: connect again"
+            if is_start:
+                self._started.add(self._name_of[node])
+            self._seen[node] = _Seen(instance, now)
+        return ""
+
+    def is_known(self, node: int, instance: str) -> bool:
+        """Whether this agent spoke for the node last."""
+        with self._lock:
+            return node in self._seen and self._seen[node].instance == instance
+
+    def take_started(self) -> set[str]:
+        """Shops whose agent connected since this was asked last."""
+        with self._lock:
+            started, self._started = self._started, set()
+        return started
+
+    def forget(self, node: int) -> None:
+        """The node's agent said goodbye."""
+        with self._lock:
+            self._seen.pop(node, None)
+
+
+class LinkGrid(Grid):
+    """Flower's Grid over a link state in this process."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._state, self._run_id = fleet.state, fleet.run_id
+        self._run = _compat.empty_run(fleet.run_id)
+        self._fleet = fleet
+
+    @property
+    def run(self) -> Any:
+        """Run without a bundle."""
+        return self._run
+
+    def set_run(self, run: Any) -> None:
+        """Flower's processes call this; here the run is made with the grid."""
+        raise ProtocolError("the run of a LinkGrid is its fleet's")
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """As Flower's."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Ids of the connected nodes."""
+        return sorted(_link_compat.online_nodes(self._state, self._run_id))
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Leave messages for their nodes; a node that never connected answers "unavailable" at once."""
+        return _link_compat.push(self._state, self._run_id, messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Replies that are complete, and errors for nodes that are gone; each once."""
+        return _link_compat.pull(self._state, self._run_id, message_ids)
+
+    def give_up(self, message_ids: Iterable[str]) -> None:
+        """Forget messages that nobody waits for any more; a shop that has not begun with one never sees it."""
+        _link_compat.give_up(self._state, message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push, then pull until every reply is there or ``timeout`` seconds are over."""
+        waiting = set(self.push_messages(messages))
+        give_up_at = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while waiting and (give_up_at is None or time.monotonic() < give_up_at):
+            found = list(self.pull_messages(waiting))
+            replies += found
+            waiting -= {reply.metadata.reply_to_message_id for reply in found}
+            if not found:
+                time.sleep(0.05)
+        return replies
+
+
+def fleet_app(fleet: Fleet) -> ASGIApp:
+    """The web application that shops' agents talk to."""
+    app = FastAPI(
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        middleware=[
+            Middleware(BaseHTTPMiddleware, dispatch=_link_compat.error_translator),
+            *(Middleware(kind) for kind in _link_compat.fleet_middlewares()),
+            Middleware(_OwnNode, fleet=fleet),
+        ],
+    )
+    _link_compat.include_fleet(app, fleet.state)
+    return _Gate(app, fleet)
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """Lets through what an enrolled key signed, before anything is read; see the module's guarantee."""
+
+    app: ASGIApp
+    fleet: Fleet
+    paths: frozenset[str] = field(default=frozenset(_PREFIX + route for route in _ROUTES))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        refused = self._refusal(scope)
+        if refused is None:
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            status, detail = refused
+            await JSONResponse({"detail": detail}, status_code=status)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        if scope["type"] != "http":
+            return 404, "not found"
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if not _link_compat.is_signed(self.fleet.state, headers):
+            return 401, "no enrolled key signed this request, or the clocks differ by more than five minutes"
+        if scope["method"] != "POST" or scope["path"] not in self.paths:
+            return 404, "not found"
+        length = headers.get("content-length", "")
+        if not length.isdigit():
+            return 411, "content-length is missing"
+        if int(length) > MOST_BODY_BYTES:
+            return 413, f"a request of more than {MOST_BODY_BYTES} bytes"
+        return None
+
+
+class _OwnNode(BaseHTTPMiddleware):
+    """One running agent a node, which speaks for that node alone; one that comes back gets its messages again."""
+
+    def __init__(self, app: ASGIApp, fleet: Fleet) -> None:
+        super().__init__(app)
+        self._fleet = fleet
+
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        asked = request.state.protobuf_request
+        state, is_start = self._fleet.state, request.url.path == _PREFIX + "activate-node"
+        node = _link_compat.node_of(state, asked)
+        if not _link_compat.speaks_for_itself(asked, node):
+            return JSONResponse({"detail": "a message in another node's name"}, status_code=403)
+        instance = request.headers.get(INSTANCE_HEADER, "")
+        is_same = self._fleet.is_known(node, instance)
+        if why := self._fleet.admit(node, instance, is_start=is_start):
+            return JSONResponse({"detail": why}, status_code=409)
+        if is_start:
+            _link_compat.restart_node(state, node, is_same=is_same)
+        response = await call_next(request)
+        if request.url.path == _PREFIX + "deactivate-node":
+            self._fleet.forget(node)
+        return response
+
+
+@contextmanager
+def serve(
+    app: ASGIApp, *, host: str, port: int, certificate: Path | None = None, key: Path | None = None
+) -> Iterator[int]:
+    """Serve an application in a thread of this process; yields the port (0 asks for a free one).
+
+    Args:
+        certificate, key: PEM files; TLS 1.3. None = plain, for the loopback interface alone.
+    Raises:
+        ConfigError: the address is in use or not this machine's, plain off the loopback, or a certificate not readable.
+    """
+    if certificate is None and host not in ("127.0.0.1", "::1", "localhost"):
+        raise ConfigError(f"{host}: a plain port is served on 127.0.0.1 alone")
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ssl_certfile=None if certificate is None else str(certificate),
+        ssl_keyfile=None if key is None else str(key),
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=3,
+        lifespan="off",
+        ws="none",
+    )
+    try:
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"{certificate}: no certificate with its key ({error})") from error
+    if config.ssl is not None:
+        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
+    server = uvicorn.Server(config)
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        why = error.strerror or error
+        raise ConfigError(f"{host}:{port}: cannot be listened on ({why}); is something running there?") from error
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name=f"serve-{port}", daemon=True)
+    thread.start()
+    give_up_at = time.monotonic() + _START_S
+    while not server.started:
+        if not thread.is_alive() or time.monotonic() > give_up_at:
+            raise ConfigError(f"{host}:{port}: the server did not start")
+        time.sleep(0.01)
+    try:
+        yield int(listener.getsockname()[1])
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)
+        listener.close()

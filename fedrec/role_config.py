@@ -1,0 +1,276 @@
+"""The files of a deployment, ``coordinator.toml`` and ``shop.toml``: checked and frozen, and as they begin.
+
+Relative paths in a file are relative to the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from fedrec.config import ModelSection, explain, read_toml
+from fedrec.data.sources import DataSettings
+from fedrec.errors import ConfigError
+from fedrec.privacy.spec import Mode
+from fedrec.shop.member import MemberSettings
+from fedrec.shop.personalise import PersonalisationSettings
+from fedrec.shop.policy import Policy, check_name
+
+COORDINATOR_FILE = "coordinator.toml"
+SHOP_FILE = "shop.toml"
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class AddressSection(_Section):
+    """Where the coordinator is.
+
+    Attributes:
+        host: interface that it listens on.
+        port: for shops' agents, over TLS.
+        public_host: name or address under which shops reach it; the certificate is for it.
+        metrics_port: health and Prometheus metrics, on 127.0.0.1 alone; 0 = a free one.
+    """
+
+    host: str = "0.0.0.0"
+    port: Port = 7443
+    public_host: str = "localhost"
+    metrics_port: Port = 7480
+
+
+class ItemsSection(_Section):
+    """The federation's item list: public, declared, never computed from events.
+
+    Attributes:
+        file: CSV or Parquet.
+        key, title, category: its columns; title and category may be missing.
+    """
+
+    file: str
+    key: str = "item"
+    title: str = "title"
+    category: str = "category"
+
+
+class PromiseSection(_Section):
+    """What is promised to every shopper; without epsilon nothing is.
+
+    Attributes: as in `fedrec.privacy.spec.PrivacySpec`; None takes the usual value.
+    """
+
+    epsilon: float | None = None
+    delta: float | None = None
+    mode: Mode = Mode.DISTRIBUTED
+    min_shops: Annotated[int, Field(ge=1)] | None = None
+    colluders: Annotated[int, Field(ge=0)] = 1
+    max_shops_per_person: Annotated[int, Field(ge=1)] = 1
+    public_shoppers: Annotated[int, Field(ge=1)] | None = None
+    max_shoppers: Annotated[int, Field(ge=1)] | None = None
+
+
+class RoundsSection(_Section):
+    """How rounds are run.
+
+    Attributes:
+        secure: secure aggregation; without it the coordinator sees each shop's sum.
+        deadline_s: how long one exchange waits for a shop that is connected.
+        patience_s: how long a round with too few shops waits for them to come back.
+        start_s: how long the run waits for all shops at its start; then it begins with min_shops of them.
+    """
+
+    secure: bool = True
+    deadline_s: Annotated[float, Field(gt=0)] = 600.0
+    patience_s: Annotated[float, Field(ge=0)] = 3600.0
+    start_s: Annotated[float, Field(gt=0)] = 3600.0
+
+
+class CoordinatorSettings(_Section):
+    """``coordinator.toml``."""
+
+    name: str
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    address: AddressSection = AddressSection()
+    items: ItemsSection
+    model: ModelSection = ModelSection()
+    promise: PromiseSection = PromiseSection()
+    rounds: RoundsSection = RoundsSection()
+
+    @field_validator("name")
+    @classmethod
+    def _is_name(cls, name: str) -> str:
+        return check_name(name)
+
+
+class ShopDataSection(_Section):
+    """Where the shop's events come from; see `fedrec.data.sources.DataSettings`.
+
+    Attributes:
+        validation: ``leave-last`` or ``random-share``: which events a new model is judged on; ``none`` judges nothing.
+    """
+
+    events: str | None = None
+    url: str | None = None
+    query: str | None = None
+    items: str | None = None
+    columns: dict[str, str] = {}
+    item_key: str | None = None
+    min_rating: float | None = None
+    validation: Literal["leave-last", "random-share", "none"] = "leave-last"
+
+    def data_settings(self) -> DataSettings:
+        """What to read."""
+        wanted = {field.name for field in dataclasses.fields(DataSettings)}
+        return DataSettings(**{name: value for name, value in self if name in wanted})
+
+
+class ShopSettings(_Section):
+    """``shop.toml``."""
+
+    name: str
+    public_shoppers: Annotated[int, Field(ge=1)]
+    metrics_port: Port = 7481
+    data: ShopDataSection
+    policy: Policy = Policy()
+    personalisation: PersonalisationSettings = PersonalisationSettings()
+
+    @field_validator("name")
+    @classmethod
+    def _is_name(cls, name: str) -> str:
+        return check_name(name)
+
+    def member(self) -> MemberSettings:
+        """All but the data."""
+        return MemberSettings(self.name, self.public_shoppers, self.policy, self.personalisation)
+
+
+def read_coordinator(folder: Path) -> CoordinatorSettings:
+    """Read ``coordinator.toml``.
+
+    Raises:
+        ConfigError: missing, no TOML, an unknown key, or a value out of range.
+    """
+    path = folder / COORDINATOR_FILE
+    values = read_toml(path, "make one with fedrec coordinator init")
+    _absolute(values, "items", ("file",), folder)
+    return _checked(CoordinatorSettings, values, path)
+
+
+def read_shop(folder: Path) -> ShopSettings:
+    """Read ``shop.toml``.
+
+    Raises:
+        ConfigError: as `read_coordinator`.
+    """
+    path = folder / SHOP_FILE
+    values = read_toml(path, "make one with fedrec shop enrol")
+    _absolute(values, "data", ("events", "items"), folder)
+    return _checked(ShopSettings, values, path)
+
+
+def coordinator_toml(name: str, *, public_host: str, items: str) -> str:
+    """A new coordinator's file, commented."""
+    return _COORDINATOR.format(name=name, public_host=public_host, items=items)
+
+
+def shop_toml(name: str, *, public_shoppers: int, events: str, items: str | None) -> str:
+    """A new shop's file, commented."""
+    items_line = f'items = "{items}"' if items else '# items = "items.csv"        # titles, categories, prices'
+    return _SHOP.format(name=name, public_shoppers=public_shoppers, events=events, items_line=items_line)
+
+
+def _absolute(values: dict[str, Any], section: str, names: tuple[str, ...], folder: Path) -> None:
+    found = values.get(section)
+    if not isinstance(found, dict):
+        return
+    for name in names:
+        if isinstance(found.get(name), str) and found[name]:
+            found[name] = str((folder / found[name]).absolute())
+
+
+def _checked(kind: type[Any], values: dict[str, Any], path: Path) -> Any:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        findings = dict.fromkeys(explain(entry, kind) for entry in error.errors()[:4])
+        raise ConfigError(f"{path}: {'; '.join(findings)}") from None
+
+
+_COORDINATOR = """\
+# A coordinator of fedrec. It plans rounds and adds up what shops send; it never sees an event.
+name = "{name}"
+seed = 0
+
+[address]
+host = "0.0.0.0"             # interface to listen on
+port = 7443                  # for shops, over TLS
+public_host = "{public_host}"    # how shops reach it; the certificate is for this name
+metrics_port = 7480          # health and metrics, on 127.0.0.1 alone
+
+# The items that shops have in common: public, the same for everybody.
+[items]
+file = "{items}"
+key = "item"
+title = "title"              # may be missing in the file, as may category
+category = "category"
+
+[model]
+name = "ease"                # fedrec models lists what there is
+# settings = {{ }}
+
+# What is promised to every shopper. Shops' own policies can only make it stricter.
+[promise]
+epsilon = 2.0
+delta = 1e-6
+mode = "distributed"         # shops share the noise, under masks; local: each adds all of it
+colluders = 1                # shops that may work with the coordinator
+
+[rounds]
+secure = true                # the coordinator sees sums over shops alone
+deadline_s = 600.0           # for one answer of a connected shop
+patience_s = 3600.0          # how long a round that lacks shops waits for them
+start_s = 3600.0             # how long the run waits for all shops before it begins with enough of them
+"""
+
+_SHOP = """\
+# A shop in a fedrec federation. Events stay here; what may leave is decided by [policy].
+name = "{name}"
+public_shoppers = {public_shoppers}      # declared, one significant digit; public
+metrics_port = 7481          # health and metrics, on 127.0.0.1 alone
+
+[data]
+events = "{events}"
+{items_line}
+validation = "leave-last"    # what a new model is judged on before it is served
+
+# The coordinator can only ask for less than this.
+[policy]
+max_epsilon = 2.0            # of one run, per shopper
+max_delta = 1e-6
+budget_epsilon = 4.0         # of all runs together; fixed when the ledger is begun
+budget_delta = 2e-6
+budget_period = "lifetime"   # or year
+max_aborts = 2               # repeated rounds that one run may charge
+allow_research = false       # true lets raw sums leave: never with real customers
+require_masks = true
+min_shops = 3                # fewest shops of a sum
+min_colluders = 1
+max_rounds = 200
+max_sampling_rate = 1.0
+models = []                  # package.module:Class of models beside fedrec's own
+roster = ""                  # fingerprint of the roster, once you compared it with the other shops
+"""
+
+__all__ = [
+    "CoordinatorSettings",
+    "ShopSettings",
+    "coordinator_toml",
+    "read_coordinator",
+    "read_shop",
+    "shop_toml",
+]
