@@ -202,6 +202,7 @@ def test_a_full_disk_at_the_coordinator_ends_it_with_a_line_and_it_goes_on_when_
 
 def test_a_full_disk_at_a_shop_is_said_in_one_line_and_it_goes_on_when_there_is_space(town):
     before = len(town.log("bee"))
+    town.change("coordinator", patience_s=3.0)  # it does not wait long for a shop that is gone
     town.begin()
     limit_files(town, "bee", 0)
     assert town.finish() == 0, town.log("coordinator")[-1500:]  # three are enough
