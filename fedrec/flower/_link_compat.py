@@ -162,6 +162,7 @@ def push(state: InMemoryLinkState, run_id: int, messages: Iterable[Message]) -> 
 def pull(state: InMemoryLinkState, run_id: int, message_ids: Iterable[str]) -> list[Message]:
     """Complete replies, and errors for nodes that are gone; message and reply are deleted."""
     asked, online, replies = set(message_ids), online_nodes(state, run_id), []
+    found: list[Message] = []
     with state.lock:
         for name in list(asked):
             message = state.message_ins_store.get(name)
@@ -173,12 +174,15 @@ def pull(state: InMemoryLinkState, run_id: int, message_ids: Iterable[str]) -> l
                 asked.discard(name)
                 replies.append(Message(Error(ErrorCode.NODE_UNAVAILABLE, "restarted"), reply_to=message))
                 give_up(state, [name])
-            elif answer is not None and not _is_complete(state, answer):
+            elif answer is not None and _is_complete(state, answer):
+                asked.discard(name)  # Flower would not give it if its node is gone by now
+                found.append(state.message_res_store[answer])
+            elif answer is not None:
                 if node in online:
                     asked.discard(name)
                 else:  # it died half-way through its upload
                     _drop_answer(state, name)
-        found = state.get_message_res(asked, run_id)
+        found += state.get_message_res(asked, run_id)
         for reply in found:
             replies.append(reply if reply.has_error() else _whole(state, reply))
             state.object_store.delete(reply.metadata.message_id)

@@ -413,6 +413,8 @@ class _Anchors:
                 for one in answer["receipts"]:
                     self._keep_peer(Receipt.from_bytes(bytes.fromhex(one)), keys, reply.shop)
                 answered.add(reply.shop)
+            except StoreError:  # this machine's own disk: no fault of the shop
+                raise
             except (FedrecError, ValueError, KeyError, TypeError) as error:
                 _log.warning("shop %s: its ledger head is refused: %s", reply.shop, error)
                 self.refused.add(reply.shop)

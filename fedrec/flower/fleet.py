@@ -47,7 +47,7 @@ _ROUTES = (
     *("activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "push-messages"),
     *("push-object", "pull-object", "confirm-message-received"),
 )
-_START_S = 20.0
+_START_S, _END_S = 20.0, 3.0
 _log = logging.getLogger("fedrec.coordinator")
 
 
@@ -290,7 +290,6 @@ def serve(
         ssl_certfile=None if certificate is None else str(certificate),
         ssl_keyfile=None if key is None else str(key),
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=3,
         lifespan="off",
         ws="none",
     )
@@ -317,5 +316,7 @@ def serve(
         yield int(listener.getsockname()[1])
     finally:
         server.should_exit = True
-        thread.join(timeout=10)
+        thread.join(timeout=_END_S)
+        server.force_exit = True  # connections that agents hold open are not waited for
+        thread.join(timeout=_END_S)
         listener.close()

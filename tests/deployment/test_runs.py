@@ -131,4 +131,4 @@ def test_an_idle_agent_is_small(town):
     for shop in SHOPS:
         text = Path(f"/proc/{town.processes[shop].pid}/status").read_text()
         megabytes = int(re.search(r"VmRSS:\s+(\d+) kB", text)[1]) / 1024
-        assert megabytes < 250, shop
+        assert megabytes < 400, shop

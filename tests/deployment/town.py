@@ -111,6 +111,7 @@ class Town:
     proxy: Proxy
     port: int
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    readers: dict[str, threading.Thread] = field(default_factory=dict)
 
     @property
     def coordinator(self) -> Path:
@@ -134,24 +135,37 @@ class Town:
     def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Start the coordinator or a shop's agent; its log goes on."""
         role = "coordinator" if name == "coordinator" else "shop"
-        with open(self.folder / f"{name}.log", "ab") as log:
-            process = subprocess.Popen(
-                [*FEDREC, role, "run", str(self.folder / name), *arguments],
-                stdout=log,
-                stderr=log,
-                cwd=self.folder,
-                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
-            )
+        process = subprocess.Popen(
+            [*FEDREC, role, "run", str(self.folder / name), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        )
+        self.readers[name] = threading.Thread(target=self._read, args=(name, process), daemon=True)
+        self.readers[name].start()
         self.processes[name] = process
         return process
 
+    def _read(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        """Keep a log: a pipe, which no limit on files ends."""
+        assert process.stdout is not None
+        with open(self.folder / f"{name}.log", "ab", buffering=0) as log, process.stdout as said:
+            for line in said:
+                log.write(line)
+
+    def _ended(self, name: str) -> int:
+        """Exit status of a process, once all that it said is in its log."""
+        status = self.processes.pop(name).wait(timeout=LONG_S)
+        self.readers.pop(name).join(timeout=LONG_S)
+        return status
+
     def end(self, name: str, number: int = signal.SIGTERM) -> int:
         """Send a signal and wait; the exit status."""
-        process = self.processes.pop(name)
         with suppress(ProcessLookupError):
-            process.send_signal(signal.SIGCONT)
-            process.send_signal(number)
-        return process.wait(timeout=LONG_S)
+            self.processes[name].send_signal(signal.SIGCONT)
+            self.processes[name].send_signal(number)
+        return self._ended(name)
 
     def close(self) -> None:
         for name in list(self.processes):
@@ -160,7 +174,7 @@ class Town:
 
     def finish(self) -> int:
         """Wait for the coordinator to end; its exit status."""
-        return self.processes.pop("coordinator").wait(timeout=LONG_S)
+        return self._ended("coordinator")
 
     def run(self) -> str:
         """A whole run; its id."""

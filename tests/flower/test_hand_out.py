@@ -10,7 +10,7 @@ from flwr.app import Message
 from fedrec.flower import _link_compat
 from fedrec.flower.certificates import TlsFiles, create_authority, issue
 from fedrec.flower.deployment import hand_out
-from fedrec.flower.exchange import MODEL_MESSAGE, bytes_to_record, model_from_record
+from fedrec.flower.exchange import MODEL_MESSAGE, bytes_to_record, model_from_record, model_to_record
 from fedrec.flower.fleet import INSTANCE_HEADER, Fleet, fleet_app, serve
 from fedrec.role_config import RoundsSection
 
@@ -64,3 +64,22 @@ def test_a_shop_that_comes_back_late_gets_the_model_too(tmp_path: Path) -> None:
 def test_a_shop_that_stays_away_is_named_when_patience_is_over(tmp_path: Path) -> None:
     left, taken = hand_to(tmp_path, {"ant": 0.0}, patience_s=5.0)
     assert (left, sorted(taken)) == ({"bee"}, ["ant"])
+
+
+def test_an_answer_counts_though_its_agent_has_left_by_then(tmp_path: Path) -> None:
+    tls = TlsFiles.in_folder(tmp_path)
+    create_authority(tls, "test")
+    issue(tls, "127.0.0.1")
+    key = _link_compat.new_key()
+    fleet = Fleet({"ant": _link_compat.public_of(key)})
+    grid = fleet.grid()
+    message = Message(model_to_record("run-1", STATE), fleet.nodes["ant"], MODEL_MESSAGE)
+    with serve(fleet_app(fleet), host="127.0.0.1", port=0, certificate=tls.certificate, key=tls.key) as port:
+        authority, headers = tls.authority.read_bytes(), {INSTANCE_HEADER: "ant"}
+        client = _link_compat.FleetClient(f"127.0.0.1:{port}", authority, key, headers)
+        client.connect()  # a node that is away when a message is left answers "unavailable" at once
+        names = list(grid.push_messages([message]))
+        take_model(client, {}, "ant", after_s=0.0)
+        assert fleet.online() == ()
+        replies = list(grid.pull_messages(names))
+    assert [reply.has_error() for reply in replies] == [False]
