@@ -46,7 +46,9 @@ def make_offer(settings: CoordinatorSettings, enrolments: Mapping[str, Enrolment
     secure = None
     if settings.rounds.secure:
         secure = Parameters.of(roster, list(keys.values()), min_shops=min_shops, colluders=promise.colluders)
-    terms = Terms(roster, min_shops, run_id, privacy=spec, schedule=schedule, secure=secure)
+    has_local_steps = any(release.local_steps for release in schedule)
+    sizes = tuple(enrolments[shop].public_shoppers for shop in roster) if has_local_steps else ()
+    terms = Terms(roster, min_shops, run_id, privacy=spec, schedule=schedule, secure=secure, shop_shoppers=sizes)
     offer = Offer("", {}, terms.to_json(), {shop: key.raw.hex() for shop, key in keys.items()}, items)
     if spec is not None:
         model = private_model(model, outlook(schedule, spec, len(roster)), offer.public_inputs())
