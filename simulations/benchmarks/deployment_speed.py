@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import os
 import re
 import statistics
@@ -136,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer repeats, no large arrays")
     is_quick = parser.parse_args().quick
+    logging.getLogger("flwr").setLevel(logging.ERROR)
     for size_bytes, repeats in ((8, 5 if is_quick else 20), *(() if is_quick else ((20_000_000, 5),))):
         with tempfile.TemporaryDirectory() as folder:
             found = exchange_seconds(Path(folder), size_bytes, repeats)

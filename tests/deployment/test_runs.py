@@ -52,7 +52,7 @@ def test_a_private_run_from_end_to_end(town):
 
 
 def test_no_secret_is_in_an_argument_a_log_a_status_or_at_the_coordinator(town):
-    town.run()
+    town.have_run()
     secrets = secrets_of(town)
     assert len(secrets) == 3 * (3 + 2 * len(SHOPS))
     places: dict[str, bytes] = {}
@@ -71,7 +71,7 @@ def test_no_secret_is_in_an_argument_a_log_a_status_or_at_the_coordinator(town):
 
 
 def test_all_keys_ledgers_and_masks_are_for_their_owner_alone(town):
-    town.run()
+    town.have_run()
     kinds = (".key", ".sqlite", ".masking", ".lock")
     paths = [path for path in town.folder.rglob("*") if path.suffix in kinds]
     assert {path.suffix for path in paths} == set(kinds)
@@ -127,7 +127,7 @@ def test_a_new_run_begins_from_nothing_and_is_charged_again(town):
 
 
 def test_an_idle_agent_is_small(town):
-    town.run()
+    town.have_run()
     for shop in SHOPS:
         text = Path(f"/proc/{town.processes[shop].pid}/status").read_text()
         megabytes = int(re.search(r"VmRSS:\s+(\d+) kB", text)[1]) / 1024

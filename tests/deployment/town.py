@@ -184,6 +184,11 @@ class Town:
         self.check_logs()
         return str(self.status("coordinator")["run_id"])
 
+    def have_run(self) -> None:
+        """One run at least is finished."""
+        if not list(self.coordinator.glob("runs/*/model/shared.safetensors")):
+            self.run()
+
     def status(self, name: str) -> dict[str, Any]:
         path = self.folder / name / "status.json"
         return json.loads(path.read_bytes()) if path.exists() else {}
