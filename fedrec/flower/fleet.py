@@ -317,6 +317,7 @@ def serve(
     finally:
         server.should_exit = True
         thread.join(timeout=_END_S)
-        server.force_exit = True  # connections that agents hold open are not waited for
+        for held in list(server.server_state.connections):  # what agents hold open is not waited for
+            held.loop.call_soon_threadsafe(held.transport.abort)
         thread.join(timeout=_END_S)
         listener.close()

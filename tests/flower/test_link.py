@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -24,7 +23,7 @@ from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from flwr.supercore.primitives.asymmetric import bytes_to_private_key, sign_message
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
-from fedrec.errors import ConfigError, ProtocolError
+from fedrec.errors import ProtocolError
 from fedrec.flower import _compat, _link_compat
 from fedrec.flower.certificates import TlsFiles, create_authority, issue
 from fedrec.flower.exchange import exchange
@@ -488,25 +487,3 @@ def test_waiting_for_shops_says_who_is_missing(link):
     stop.set()
     with pytest.raises(ProtocolError, match="stopped"):
         link.fleet.wait_for(2, deadline_s=60, stop=stop)
-
-
-def test_a_port_in_use_a_plain_port_off_the_loopback_and_a_broken_certificate_are_refused(link, tmp_path):
-    app = fleet_app(link.fleet)
-    for arguments, words in (
-        ({"host": "127.0.0.1", "port": link.port}, "something running there"),
-        ({"host": "0.0.0.0", "port": 0}, "127.0.0.1 alone"),
-        ({"host": "127.0.0.1", "port": 0, "certificate": tmp_path / "none.pem", "key": link.tls.key}, "no certificate"),
-    ):
-        with pytest.raises(ConfigError, match=words), serve(app, **arguments):
-            pass
-
-
-def test_tls_below_1_3_is_refused(link):
-    import socket
-    import ssl
-
-    context = ssl.create_default_context(cafile=str(link.tls.authority))
-    context.maximum_version = ssl.TLSVersion.TLSv1_2
-    with socket.create_connection(("127.0.0.1", link.port)) as raw, pytest.raises(ssl.SSLError):
-        context.wrap_socket(raw, server_hostname="127.0.0.1")
-    assert Path(link.tls.key).stat().st_mode & 0o077 == 0
