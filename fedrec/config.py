@@ -366,26 +366,27 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {matches[0]}?" if matches else ""
 
 
-def read_toml(path: Path, what: str) -> dict[str, Any]:
+def read_toml(path: Path, advice: str, what: str = "") -> dict[str, Any]:
     """A TOML file's values.
 
     Args:
-        what: for the message where it cannot be read: "scenario", or the command that makes the file.
+        advice: what to do where it cannot be read.
+        what: what it is, in front of its path.
     Raises:
         ConfigError: the file is missing or no TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); {what}") from error
+        raise ConfigError(f"{what}{path}: cannot be read ({error.strerror}); {advice}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not a text file in UTF-8; {what}") from error
+        raise ConfigError(f"{what}{path}: is not a text file in UTF-8; {advice}") from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: is not TOML ({error})") from error
+        raise ConfigError(f"{what}{path}: is not TOML ({error})") from error
 
 
 def _read_scenario_file(path: Path) -> dict[str, Any]:
-    values = read_toml(path, "give a scenario, a TOML file")
+    values = read_toml(path, "give a TOML file", "scenario ")
     data = values.get("data")
     for key in ("events", "items", "test"):
         if isinstance(data, dict) and isinstance(data.get(key), str) and data[key]:

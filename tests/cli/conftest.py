@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +27,26 @@ SMALL = (
     *("--set", "data.synthetic.num_shops=3", "--set", "data.synthetic.num_items=80"),
     *("--set", "data.synthetic.size_ratio=3", "--set", "evaluation.bootstrap=100"),
 )
+
+
+@pytest.fixture(autouse=True)
+def _signals_and_logs_as_before() -> Iterator[None]:
+    """Commands that run for long set those of their process, which here is that of all tests."""
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    loggers = [logging.getLogger(name) for name in ("fedrec", "flwr")]
+    before = [(one, one.level, list(one.handlers)) for one in loggers]
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    for number, handler in signals.items():
+        signal.signal(number, handler)
+    for one, old_level, old_handlers in before:
+        one.setLevel(old_level)
+        one.handlers[:] = old_handlers
+    root.setLevel(level)
+    for handler in root.handlers[:]:
+        if type(handler) is logging.StreamHandler and handler not in handlers:
+            root.removeHandler(handler)
 
 
 @pytest.fixture
