@@ -75,7 +75,7 @@ def test_the_run_goes_on_without_a_shop_that_died_for_good_and_it_gets_the_model
 
 
 def test_a_shop_that_is_too_slow_misses_the_deadline_and_its_late_answer_changes_nothing(town):
-    town.change("coordinator", deadline_s=2.0, patience_s=0.0)
+    town.change("coordinator", deadline_s=6.0, patience_s=0.0)
     town.begin()
     town.processes["cat"].send_signal(signal.SIGSTOP)
     wait_until(lambda: town.phase() in ("handing out the model", "finished", "failed"), "the rounds' end")
