@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from fedrec.config import ModelSection, explain, read_toml
 from fedrec.data.sources import DataSettings
@@ -21,6 +21,7 @@ from fedrec.shop.policy import Policy, check_name
 
 COORDINATOR_FILE = "coordinator.toml"
 SHOP_FILE = "shop.toml"
+Name = Annotated[str, AfterValidator(check_name)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -93,18 +94,13 @@ class RoundsSection(_Section):
 class CoordinatorSettings(_Section):
     """``coordinator.toml``."""
 
-    name: str
+    name: Name
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     address: AddressSection = AddressSection()
     items: ItemsSection
     model: ModelSection = ModelSection()
     promise: PromiseSection = PromiseSection()
     rounds: RoundsSection = RoundsSection()
-
-    @field_validator("name")
-    @classmethod
-    def _is_name(cls, name: str) -> str:
-        return check_name(name)
 
 
 class ShopDataSection(_Section):
@@ -132,17 +128,12 @@ class ShopDataSection(_Section):
 class ShopSettings(_Section):
     """``shop.toml``."""
 
-    name: str
+    name: Name
     public_shoppers: Annotated[int, Field(ge=1)]
     metrics_port: Port = 7481
     data: ShopDataSection
     policy: Policy = Policy()
     personalisation: PersonalisationSettings = PersonalisationSettings()
-
-    @field_validator("name")
-    @classmethod
-    def _is_name(cls, name: str) -> str:
-        return check_name(name)
 
     def member(self) -> MemberSettings:
         """All but the data."""

@@ -65,9 +65,7 @@ def admit(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Enrolments that shops sent.")],
 ) -> None:
     """Take shops' enrolments in; compare each fingerprint with the shop by telephone."""
-    from fedrec.federation.enrolment import roster_fingerprint
     from fedrec.flower.deployment import admit as take
-    from fedrec.flower.deployment import read_enrolments
 
     for file in files:
         try:
@@ -76,23 +74,18 @@ def admit(
             raise StoreError(f"{file}: cannot be read ({error.strerror})") from error
         enrolment = take(folder, data)
         typer.echo(f"{enrolment.shop}  {enrolment.key.fingerprint()}")
-    shops = read_enrolments(folder)
-    fingerprint = roster_fingerprint({name: one.key for name, one in shops.items()})
-    typer.echo(f"roster of {len(shops)} shops: {fingerprint}")
+    num_shops, fingerprint = _roster(folder)
+    typer.echo(f"roster of {num_shops} shops: {fingerprint}")
 
 
 @coordinator_app.command()
 def remove(folder: Folder, shop: Annotated[str, typer.Argument(help="Name of the shop.")]) -> None:
     """Take a shop off the roster of later runs; the others confirm the new roster."""
-    from fedrec.federation.enrolment import roster_fingerprint
-    from fedrec.flower.deployment import read_enrolments
     from fedrec.flower.deployment import remove as take_off
 
     take_off(folder, shop)
-    left = read_enrolments(folder)
-    typer.echo(
-        f"{shop} is off the roster; {len(left)} shops: {roster_fingerprint({n: one.key for n, one in left.items()})}"
-    )
+    num_shops, fingerprint = _roster(folder)
+    typer.echo(f"{shop} is off the roster; {num_shops} shops: {fingerprint}")
 
 
 @coordinator_app.command()
@@ -178,6 +171,15 @@ def stop(folder: Folder) -> None:
         raise ConfigError(f"{folder}: no coordinator is running here")
     os.kill(pid, signal.SIGTERM)
     typer.echo(f"process {pid} was asked to stop")
+
+
+def _roster(folder: Path) -> tuple[int, str]:
+    """How many shops are enrolled, and the fingerprint of their roster."""
+    from fedrec.federation.enrolment import roster_fingerprint
+    from fedrec.flower.deployment import read_enrolments
+
+    shops = read_enrolments(folder)
+    return len(shops), roster_fingerprint({name: one.key for name, one in shops.items()})
 
 
 def _read_status(folder: Path) -> Status:

@@ -23,7 +23,7 @@ from scipy import sparse
 from fedrec.errors import BadMessage, ConfigError
 from fedrec.evaluation.metrics import hit_matrix, ndcg, relevant_counts
 from fedrec.evaluation.ranking import top_items
-from fedrec.models import load_model, settings_of
+from fedrec.models import load_model, reference_of, settings_of
 from fedrec.models.recommender import Layout, PublicInputs, Recommender, RoundKind, RoundSpec, Scorer, State
 from fedrec.privacy.mechanisms import Outlook, ReleaseRequest
 
@@ -190,7 +190,7 @@ def _checked_content(parts: tuple[np.ndarray, ...], shape: tuple[int, int]) -> s
 
 def scoring_round(model: Recommender, *, k: int = 10) -> ScoringRound:
     """The round that scores a model of these settings."""
-    reference = f"{type(model).__module__}:{type(model).__qualname__}"
+    reference = reference_of(model)
     return ScoringRound(ScoringSettings(reference, json.dumps(settings_of(model), sort_keys=True), k))
 
 

@@ -18,6 +18,7 @@ from fedrec.models.recommender import (
     LocalModel,
     Recommender,
     RoundKind,
+    sampled_gradients,
 )
 from fedrec.privacy.draws import Draws
 
@@ -131,11 +132,10 @@ def contribute_on_grid(
 def _gradients(
     model: Recommender, plan: RoundPlan, histories: sparse.csr_matrix, draws: Draws | None
 ) -> tuple[Gradients, int]:
-    """Gradients of the sampled shoppers, and how many there are: each by her own coin, whoever else is in the table."""
+    """Of `sampled_gradients`, where the model has such."""
     if not isinstance(model, GradientModel) or draws is None:
         raise ConfigError(f"model {model.name!r} has no gradient steps, or none of its shoppers can be sampled")
-    rows = np.flatnonzero(draws.of("sample").coins(plan.spec.sampling_rate))
-    return model.gradients(plan.spec, histories[rows], draws.of("gradient").take(rows)), len(rows)
+    return sampled_gradients(model, plan.spec, histories, draws)
 
 
 def is_finite(values: np.ndarray) -> bool:

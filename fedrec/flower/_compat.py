@@ -17,15 +17,8 @@ NODE_UNAVAILABLE = ErrorCode.NODE_UNAVAILABLE
 CLIENT_APP_FAILED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
 
-def set_identity(run_id: int) -> None:
+def set_identity(run_id: int, node_id: int = COORDINATOR_NODE_ID) -> None:
     """Say who this process is; ``Message(...)`` refuses to be built without it."""
-    TaskIdentity.run_id = run_id
-    TaskIdentity.task_id = 1
-    TaskIdentity.node_id = COORDINATOR_NODE_ID
-
-
-def set_node_identity(run_id: int, node_id: int) -> None:
-    """Say that this process is a shop's, about to answer in a run."""
     TaskIdentity.run_id = run_id
     TaskIdentity.task_id = 1
     TaskIdentity.node_id = node_id

@@ -16,14 +16,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedrec.errors import ProtocolError
 from fedrec.flower import _compat, _link_compat
 from fedrec.flower.exchange import no_content, unavailable
 from fedrec.flower.fleet import INSTANCE_HEADER
@@ -130,7 +128,7 @@ class Agent:
             self._on_change(self.traffic)
 
     def _reply(self, message: Message, context: Context, node: int) -> Message:
-        _compat.set_node_identity(message.metadata.run_id, node)
+        _compat.set_identity(message.metadata.run_id, node)
         kind = message.metadata.message_type
         try:
             reply = self._app(message, context)
@@ -169,18 +167,6 @@ class _Beating:
                 self._client.beat()
             except httpx.HTTPError:  # the answer itself will meet it too
                 return
-
-
-def read_authority(path: Path) -> bytes:
-    """The federation's authority, PEM.
-
-    Raises:
-        ProtocolError: it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ProtocolError(f"{path}: the federation's certificate cannot be read ({error.strerror})") from error
 
 
 def _goodbye(client: _link_compat.FleetClient, *, is_last: bool) -> None:

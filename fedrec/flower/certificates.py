@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedrec.errors import StoreError
+from fedrec.secure_aggregation.keys import write_new
 
 AUTHORITY_DAYS = 3650
 CERTIFICATE_DAYS = 397
@@ -161,11 +161,7 @@ def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
 def _write(path: Path, data: bytes, mode: int) -> None:
     """A new file; one that is there is not overwritten."""
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with open(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(path, data, mode)
     except FileExistsError as error:
         raise StoreError(f"{path}: is there already; it is not overwritten") from error
     except OSError as error:

@@ -12,13 +12,12 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Message
-from safetensors.numpy import save
 
 from fedrec.errors import (
     BadMessage,
@@ -50,7 +49,7 @@ from fedrec.flower.exchange import (
 )
 from fedrec.flower.fleet import Fleet, fleet_app, serve
 from fedrec.flower.offering import make_offer
-from fedrec.flower.server_app import ServerRun, run_rounds
+from fedrec.flower.server_app import ServerRun, run_rounds, write_rounds, write_shared
 from fedrec.models.recommender import PublicInputs, Recommender, State
 from fedrec.role_config import COORDINATOR_FILE, RoundsSection, coordinator_toml, read_coordinator
 from fedrec.secure_aggregation.keys import IdentityKey, PublicKey
@@ -280,17 +279,15 @@ class Deployment:
         run = ServerRun(
             coordinator,
             checkpoints,
-            deadline_s=self.settings.rounds.deadline_s,
+            deadline_s=deadline_s,
             stop=self.stop,
             inbox=inbox,
             patience_s=self.settings.rounds.patience_s,
-            greet=_Greeter(self, fleet, (run_dir / OFFER_FILE).read_bytes(), anchors),
+            greet=_Greeter((run_dir / OFFER_FILE).read_bytes(), anchors),
         )
 
         def on_round(record: RoundRecord, _: State) -> None:
-            write_atomically(
-                run_dir / "rounds.json", json.dumps([asdict(one) for one in run.rounds], indent=1).encode()
-            )
+            write_rounds(run_dir, run)
             anchors.exchange(anchors.greeted)
             self._show(
                 round=record.index + 1,
@@ -306,9 +303,7 @@ class Deployment:
         self._wait(fleet, terms, min(self.settings.rounds.start_s, BACK_S) if is_resumed else None)
         self._show(phase="rounds", online=list(fleet.online()))
         run_rounds(run, fleet.grid(), fleet.nodes)
-        folder = run_dir / "model"
-        folder.mkdir(exist_ok=True)
-        write_atomically(folder / "shared.safetensors", save(coordinator.state))
+        write_shared(run_dir, coordinator.state)
         anchors.exchange(anchors.greeted)
         return coordinator.state
 
@@ -394,9 +389,7 @@ class _Anchors:
             asked = json.dumps({"receipts": receipts, "heads": heads}).encode()
             messages[shop] = Message(bytes_to_record(asked), self.fleet.nodes[shop], ANCHOR_MESSAGE)
         answered = set()
-        for reply in exchange(
-            self.fleet.grid(), messages, deadline_s=self.deadline_s, stop=self.stop, read=bytes_from_record
-        ):
+        for reply in self.ask(messages):
             if reply.data is None:
                 _log.warning("shop %s gave no ledger head: %s", reply.shop, reply.refusal or "not connected")
                 self.refused |= {reply.shop} if reply.refusal else set()
@@ -419,6 +412,10 @@ class _Anchors:
                 _log.warning("shop %s: its ledger head is refused: %s", reply.shop, error)
                 self.refused.add(reply.shop)
         return answered
+
+    def ask(self, messages: Mapping[str, Message]) -> Iterator[Reply]:
+        """One exchange before or between rounds."""
+        return exchange(self.fleet.grid(), messages, deadline_s=self.deadline_s, stop=self.stop, read=bytes_from_record)
 
     def _of_peer(self, shop: str, peer: PublicKey | None = None) -> list[Receipt]:
         """Receipts of neighbours for the shop's heads; of the one on this roster alone, if it is named."""
@@ -453,38 +450,26 @@ def _is_signed(signed: SignedHead, key: PublicKey) -> bool:
 class _Greeter:
     """Before a shop's first message of the run, and after it came back: the offer, then its ledger's heads."""
 
-    deployment: Deployment
-    fleet: Fleet
     offer: bytes
     anchors: _Anchors
     refused: set[str] = field(default_factory=set)
 
     def __call__(self, shops: set[str]) -> set[str]:
         """Which of them may be asked: they agreed to the run, and their ledgers are not behind."""
-        started = self.fleet.take_started()
+        fleet = self.anchors.fleet
+        started = fleet.take_started()
         self.anchors.greeted -= started
         self.refused -= started  # what a person has changed there takes a new start
         if new := shops - self.anchors.greeted - self.refused:
             content = bytes_to_record(self.offer)
-            messages = {shop: Message(content, self.fleet.nodes[shop], OFFER_MESSAGE) for shop in sorted(new)}
-            replies = self._ask(messages)
-            self.refused |= {reply.shop for reply in replies if reply.refusal}
-            agreed = {reply.shop for reply in replies if reply.data is not None}
+            messages = {shop: Message(content, fleet.nodes[shop], OFFER_MESSAGE) for shop in sorted(new)}
+            agreed = set()
+            for reply in self.anchors.ask(messages):
+                if reply.refusal:
+                    _log.warning("shop %s did not agree to the run: %s", reply.shop, reply.refusal)
+                    self.refused.add(reply.shop)
+                elif reply.data is not None:
+                    agreed.add(reply.shop)
             self.anchors.greeted |= self.anchors.exchange(agreed) if agreed else set()
             self.refused |= self.anchors.refused & agreed
         return shops & self.anchors.greeted
-
-    def _ask(self, messages: Mapping[str, Message]) -> list[Reply]:
-        replies = list(
-            exchange(
-                self.fleet.grid(),
-                messages,
-                deadline_s=self.anchors.deadline_s,
-                stop=self.deployment.stop,
-                read=bytes_from_record,
-            )
-        )
-        for reply in replies:
-            if reply.refusal:
-                _log.warning("shop %s did not agree to the run: %s", reply.shop, reply.refusal)
-        return replies

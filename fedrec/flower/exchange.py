@@ -99,10 +99,7 @@ class Reply:
 
 def plan_to_record(plan: RoundPlan) -> RecordDict:
     """The plan as a message's content."""
-    inputs = ArrayRecord()
-    for name, array in plan.spec.inputs.items():
-        inputs[name] = Array(array.dtype.name, array.shape, _RAW, array.tobytes())
-    return RecordDict({"plan": ConfigRecord({"header": plan.header}), "inputs": inputs})
+    return RecordDict({"plan": ConfigRecord({"header": plan.header}), "inputs": _array_record(plan.spec.inputs)})
 
 
 def plan_from_record(content: RecordDict) -> RoundPlan:
@@ -202,10 +199,7 @@ def bytes_from_record(content: RecordDict) -> bytes:
 
 def model_to_record(run_id: str, state: Mapping[str, np.ndarray]) -> RecordDict:
     """A finished run's shared arrays."""
-    arrays = ArrayRecord()
-    for name, array in state.items():
-        arrays[name] = Array(array.dtype.name, array.shape, _RAW, np.ascontiguousarray(array).tobytes())
-    return RecordDict({"model": ConfigRecord({"run": run_id}), "arrays": arrays})
+    return RecordDict({"model": ConfigRecord({"run": run_id}), "arrays": _array_record(state)})
 
 
 def model_from_record(content: RecordDict) -> tuple[str, dict[str, np.ndarray]]:
@@ -448,6 +442,14 @@ def _only_bytes(record: object, name: str) -> bytes:
     if not isinstance(value, bytes):
         raise BadMessage("a record without the bytes that are due")
     return value
+
+
+def _array_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
+    """Arrays as raw typed buffers."""
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        record[name] = Array(array.dtype.name, array.shape, _RAW, array.tobytes())
+    return record
 
 
 def _array(array: Array) -> np.ndarray:

@@ -11,7 +11,7 @@ import pandas as pd
 from fedrec.errors import ConfigError
 from fedrec.federation.enrolment import Enrolment, Offer
 from fedrec.federation.terms import Terms
-from fedrec.models import load_model, private_model, private_schedule, settings_of
+from fedrec.models import load_model, private_model, private_schedule, reference_of, settings_of
 from fedrec.privacy.mechanisms import Schedule, outlook
 from fedrec.privacy.settings import PrivacySettings, usual_min_shops
 from fedrec.privacy.spec import PrivacySpec
@@ -52,9 +52,8 @@ def make_offer(settings: CoordinatorSettings, enrolments: Mapping[str, Enrolment
     offer = Offer("", {}, terms.to_json(), {shop: key.raw.hex() for shop, key in keys.items()}, items)
     if spec is not None:
         model = private_model(model, outlook(schedule, spec, len(roster)), offer.public_inputs())
-    reference = f"{type(model).__module__}:{type(model).__qualname__}"
     plain = json.loads(json.dumps(offer.terms))  # tuples become lists, as a shop will read them
-    return Offer(reference, settings_of(model), plain, offer.roster, items)
+    return Offer(reference_of(model), settings_of(model), plain, offer.roster, items)
 
 
 def _usual(num_shops: int, settings: CoordinatorSettings) -> int:

@@ -384,22 +384,30 @@ def open_run_from_run_dir(context: Context, prepare: Prepare | None = None) -> S
     checkpoints = Checkpoints(run_dir / "checkpoint.safetensors")
     checkpoints.resume(coordinator)
     run = ServerRun(coordinator, checkpoints)
-    run.on_round = lambda record, _: _write_rounds(run_dir, run)
+    run.on_round = lambda record, _: write_rounds(run_dir, run)
     return run
 
 
-def _write_rounds(run_dir: Path, run: ServerRun) -> None:
+def write_rounds(run_dir: Path, run: ServerRun) -> None:
+    """Write the records of the finished rounds, ``rounds.json``."""
     write_atomically(run_dir / "rounds.json", json.dumps([asdict(record) for record in run.rounds], indent=1).encode())
+
+
+def write_shared(run_dir: Path, state: State) -> Path:
+    """Write a finished run's shared arrays, ``model/shared.safetensors``; where they are."""
+    path = run_dir / "model" / "shared.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, save(state))
+    return path
 
 
 def _finish_in_run_dir(run: ServerRun) -> None:
     if run.checkpoints is None:
         return
-    folder = run.checkpoints.path.parent / "model"
-    folder.mkdir(exist_ok=True)
-    write_atomically(folder / "shared.safetensors", save(run.coordinator.state))
-    _write_rounds(folder.parent, run)
-    print(f"{len(run.rounds)} rounds finished; shared arrays in {folder / 'shared.safetensors'}")
+    run_dir = run.checkpoints.path.parent
+    path = write_shared(run_dir, run.coordinator.state)
+    write_rounds(run_dir, run)
+    print(f"{len(run.rounds)} rounds finished; shared arrays in {path}")
     print(f"guarantee: {run.coordinator.terms.guarantee}")
 
 

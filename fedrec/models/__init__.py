@@ -80,6 +80,11 @@ def settings_of(model: Recommender) -> dict[str, Any]:
     return {field.name: getattr(holder, field.name) for field in fields(holder) if field.init}
 
 
+def reference_of(model: Recommender) -> str:
+    """``module:Class`` of a model; with `settings_of` another process builds the same one from it."""
+    return f"{type(model).__module__}:{type(model).__qualname__}"
+
+
 def can_be_private(model: Any) -> bool:
     """Whether a model (or its class) has a private variant: `fedrec.models.recommender.PrivateVariant`."""
     return all(callable(getattr(model, method, None)) for method in _PRIVATE_METHODS)

@@ -45,6 +45,7 @@ from fedrec.models.recommender import (
     RoundKind,
     RoundSpec,
     State,
+    sampled_gradients,
 )
 from fedrec.privacy.mechanisms import Outlook, ReleaseRequest
 from fedrec.training.adaptive_clip import (
@@ -173,10 +174,8 @@ class PrivateNeural(NeuralModel):
         numbers = itertools.count()
 
         def plain_sum(step: RoundSpec) -> np.ndarray:
-            of_step = draws.of(f"step {next(numbers)}")
-            rows = np.flatnonzero(of_step.of("sample").coins(step.sampling_rate))
-            gradients = self.gradients(step, histories[rows], of_step.of("gradient").take(rows))
-            return gradients.total(np.ones(len(rows)))
+            gradients, num_sampled = sampled_gradients(self, step, histories, draws.of(f"step {next(numbers)}"))
+            return gradients.total(np.ones(num_sampled))
 
         if not histories.shape[0]:
             return np.zeros(spec.layout.size)

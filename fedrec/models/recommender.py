@@ -110,6 +110,17 @@ class PublicInputs:
     items: np.ndarray
     content: sparse.csr_matrix | None = None
 
+    @classmethod
+    def of(cls, items: np.ndarray, features: sparse.csr_matrix | None, catalogue: Any) -> PublicInputs:
+        """The item space of some items of a catalogue.
+
+        Args:
+            items: str, (num_items,); keys, all of them in the catalogue.
+            features: of the catalogue's items, in its order; None without item text.
+            catalogue: index of its keys, a `pandas.Index`.
+        """
+        return cls(items, None if features is None else features[catalogue.get_indexer(items)].tocsr())
+
     @property
     def num_items(self) -> int:
         """Size of the item space."""
@@ -258,6 +269,19 @@ class GradientModel(Protocol):
             draws: randomness of these shoppers; a gradient depends on the spec, her row and her draws alone.
         """
         ...
+
+
+def sampled_gradients(
+    model: GradientModel, spec: RoundSpec, histories: sparse.csr_matrix, draws: Draws
+) -> tuple[Gradients, int]:
+    """Gradients of the sampled shoppers, and how many there are: each by her own coin, whoever else is in the table.
+
+    Args:
+        histories: CSR, (num_shoppers, num_items); of all shoppers.
+        draws: randomness of these shoppers in this step.
+    """
+    rows = np.flatnonzero(draws.of("sample").coins(spec.sampling_rate))
+    return model.gradients(spec, histories[rows], draws.of("gradient").take(rows)), len(rows)
 
 
 @runtime_checkable

@@ -128,11 +128,7 @@ class IdentityKey:
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(handle, "wb") as file:
-                file.write(pem)
-                file.flush()
-                os.fsync(file.fileno())
+            write_new(path, pem, 0o600)
         except FileExistsError as error:
             raise StoreError(f"{path}: there is a key already; it is not overwritten") from error
         except OSError as error:
@@ -144,3 +140,17 @@ class IdentityKey:
         Source: RFC 8032, section 5.1.6.
         """
         return self._key.sign(message)
+
+
+def write_new(path: str | Path, data: bytes, mode: int) -> None:
+    """Write a file that is not there yet; it is on disk, and was never open to others than ``mode`` says.
+
+    Raises:
+        FileExistsError: it is there; it is not overwritten.
+        OSError: it cannot be written.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with open(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

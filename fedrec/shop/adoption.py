@@ -17,12 +17,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from scipy import sparse
 
-from fedrec.data.shops import ShopData, final_rows
+from fedrec.data.shops import ShopData
 from fedrec.errors import BadMessage, ConfigError, StoreError
 from fedrec.evaluation.metrics import hit_matrix, ndcg, relevant_counts
 from fedrec.evaluation.ranking import top_items
 from fedrec.federation.run_record import write_atomically
-from fedrec.models import load_model, settings_of
+from fedrec.models import load_model, reference_of, settings_of
 from fedrec.models.recommender import PublicInputs, Recommender, Scorer, State, train_alone
 from fedrec.models.whole_space import WholeSpace, has_whole_space, released_factor, whole_space_scorer
 from fedrec.shop.personalise import (
@@ -186,11 +186,6 @@ def scorer_of(
     return _load(folder / version).scorer(rows, shop_public, settings)
 
 
-def serving_rows(data: ShopData) -> sparse.csr_matrix:
-    """All that the shop knows of its shoppers, for the model that it serves."""
-    return final_rows(data.train, data.validation, data.fold_in)
-
-
 def _figures(scorer: Scorer, data: ShopData) -> np.ndarray:
     """float64: NDCG@50 of each shopper with validation items."""
     asked = np.flatnonzero(np.diff(data.validation.indptr))
@@ -216,7 +211,7 @@ def _keep(folder: Path, version: Version) -> None:
     write_atomically(folder / "items.safetensors", save({name: np.ascontiguousarray(a) for name, a in arrays.items()}))
     about = {
         "format": _FORMAT,
-        "class": f"{type(version.model).__module__}:{type(version.model).__qualname__}",
+        "class": reference_of(version.model),
         "settings": settings_of(version.model),
         "items": [str(item) for item in version.public.items.tolist()],
         "num_features": None if content is None else content.shape[1],

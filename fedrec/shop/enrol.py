@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from scipy import sparse
 
 from fedrec.data import sources
@@ -96,13 +95,11 @@ def read_own_data(
     events = Events(table.assign(shop=np.full(len(table), shop, dtype=object)).astype({"shop": "category"}))
     items = loaded.items
     split = _held_back(events, validation, seed)
-    _, shops = build_shops(split, items)
-    data = replace(shops[0], name=shop)
-    data = replace(data, validation=data.test, test=sparse.csr_matrix(data.test.shape, dtype=np.float32))
+    _, (built,) = build_shops(split, items)
+    nothing = sparse.csr_matrix(built.test.shape, dtype=np.float32)
     features = content_features(items.table["title"], items.table["category"])
-    if features is None:
-        return data, PublicInputs(data.items)
-    return data, PublicInputs(data.items, features[items.table.index.get_indexer(pd.Index(data.items))].tocsr())
+    public = PublicInputs.of(built.items, features, items.table.index)
+    return replace(built, validation=built.test, test=nothing), public
 
 
 def _held_back(events: Events, validation: str, seed: int) -> Split:

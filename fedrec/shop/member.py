@@ -11,10 +11,11 @@ ledger that others keep were compared with it.
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -275,7 +276,8 @@ class Member:
         terms, model, public = offer.read_terms(), offer.read_model(), offer.public_inputs()
         place = {key: position for position, key in enumerate(public.items.tolist())}
         positions = np.array([place.get(str(key), -1) for key in self.data.items.tolist()], np.int64)
-        rows = _shared(self._contributed(is_private=terms.privacy is not None), positions, public.num_items)
+        contributed = self._contributed(is_private=terms.privacy is not None)
+        rows = replace(self.data, positions=positions).shared(contributed, public.num_items)
         masking = None
         if terms.secure is not None:
             path = self._masks_of(terms.run_id)
@@ -310,8 +312,6 @@ def read_invitation(folder: Path) -> Invitation:
     Raises:
         StoreError: the folder has none.
     """
-    import datetime
-
     try:
         data = (Path(folder) / INVITATION_FILE).read_bytes()
     except OSError as error:
@@ -329,12 +329,3 @@ def check_secrets(folder: Path) -> None:
         is_secret = path.suffix in (".key", ".masking", ".sqlite")
         if is_secret and os.name == "posix" and path.stat().st_mode & 0o077:
             raise StoreError(f"{path}: can be read by others; chmod 600 {path}, and consider it known")
-
-
-def _shared(rows: sparse.csr_matrix, positions: np.ndarray, num_items: int) -> sparse.csr_matrix:
-    coo = rows.tocoo()
-    columns = positions[coo.col]
-    keep = columns >= 0
-    return sparse.csr_matrix(
-        (coo.data[keep], (coo.row[keep], columns[keep])), shape=(rows.shape[0], num_items), dtype=np.float32
-    )

@@ -23,7 +23,7 @@ from fedrec.federation.run_record import write_atomically
 from fedrec.federation.secure_round import Step
 from fedrec.federation.shop_side import Contribution, contribute, contribute_on_grid
 from fedrec.federation.terms import Terms
-from fedrec.models import load_model, settings_of
+from fedrec.models import load_model, reference_of, settings_of
 from fedrec.models.recommender import LocalStepsModel, PublicInputs, Recommender, RoundKind
 from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.privacy.ledger import Budget, Ledger
@@ -274,7 +274,7 @@ def write_shop_files(
     """
     if terms.privacy is not None and ledger_url == IN_MEMORY:
         raise ConfigError("privacy ledgers in memory cannot be shared with other processes: give a database")
-    reference = f"{type(model).__module__}:{type(model).__qualname__}"
+    reference = reference_of(model)
     load_model(reference, settings_of(model))  # refused here, where the reason can be seen, not in every process
     folder = Path(run_dir) / FILES_FOLDER
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from fedrec.errors import BadAssumption, ConfigError, RoundRefused
-from fedrec.federation.enrolment import Offer, roster_fingerprint
+from fedrec.federation.enrolment import SHOP_NAME, Offer, roster_fingerprint
 from fedrec.privacy.ledger_entries import Budget, Period
 from fedrec.privacy.spec import Mode
 from fedrec.secure_aggregation.keys import PublicKey
@@ -127,8 +127,6 @@ def check_name(name: str) -> str:
     Raises:
         ConfigError: it cannot be one.
     """
-    from fedrec.federation.enrolment import SHOP_NAME
-
     if not SHOP_NAME.fullmatch(name):
         raise ConfigError(f"name {name!r}: letters, digits, '.', '_' and '-', at most 60, no blank in front")
     return name

@@ -19,7 +19,7 @@ from fedrec.data.shops import final_rows
 from fedrec.data.split import Part
 from fedrec.errors import DataError, StoreError
 from fedrec.federation.run_record import write_atomically
-from fedrec.models import load_model, settings_of
+from fedrec.models import load_model, reference_of, settings_of
 from fedrec.models.content import content_features
 from fedrec.models.popularity import PopularityScorer, take
 from fedrec.models.recommender import PublicInputs, Recommender, Scorer, State, train_alone
@@ -110,7 +110,7 @@ def open_shop(run_dir: Path, shop: str) -> ServedShop:
         return table
 
     trained = final_rows(matrix(Part.TRAIN), matrix(Part.VALIDATION), matrix(Part.FOLD_IN))
-    public_of = partial(_public, features, catalogue.index)
+    public_of = partial(PublicInputs.of, features=features, catalogue=catalogue.index)
     return ServedShop(
         name=shop,
         scorer=_scorer(about, state, shop, public_of, items, trained),
@@ -149,12 +149,8 @@ def _scorer(
     return Components(trained, rows, public).blend(about["blends"][shop])
 
 
-def _public(features: sparse.csr_matrix | None, index: pd.Index, items: np.ndarray) -> PublicInputs:
-    return PublicInputs(items, None if features is None else features[index.get_indexer(pd.Index(items))].tocsr())
-
-
 def _model_record(model: Recommender) -> dict[str, Any]:
-    return {"class": f"{type(model).__module__}:{type(model).__qualname__}", "settings": settings_of(model)}
+    return {"class": reference_of(model), "settings": settings_of(model)}
 
 
 def _read_model(run_dir: Path) -> tuple[dict[str, Any], State]:

@@ -15,7 +15,7 @@ import numpy as np
 from fedrec.config import SimulationSettings
 from fedrec.evaluation.metrics import hit_matrix, ndcg, relevant_counts
 from fedrec.evaluation.ranking import top_items
-from fedrec.models import load_model, settings_of
+from fedrec.models import load_model, reference_of, settings_of
 from fedrec.models.popularity import PopularityScorer, take
 from fedrec.models.recommender import Recommender, Scorer, State
 from fedrec.models.whole_space import ReleasedFactor, has_whole_space, whole_space_scorer
@@ -323,7 +323,7 @@ class Search:
 
 def with_settings(model: Recommender, **changes: Any) -> Recommender:
     """The model with some of its settings changed."""
-    reference = f"{type(model).__module__}:{type(model).__qualname__}"
+    reference = reference_of(model)
     return load_model(reference, {**settings_of(model), **changes})
 
 

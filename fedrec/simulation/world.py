@@ -148,16 +148,10 @@ def prepare(settings: SimulationSettings) -> World:
     items = loaded.items
     features = content_features(items.table["title"], items.table["category"])
     positions = items.table.index
-    shop_public = tuple(_public(shop.items, features, positions) for shop in shops)
+    shop_public = tuple(PublicInputs.of(shop.items, features, positions) for shop in shops)
     account = _account(settings, loaded, split, shops, shared_items)
-    public = _public(shared_items, features, positions)
+    public = PublicInputs.of(shared_items, features, positions)
     return World(items, public, shops, shop_public, split, account, WholeSpace(public))
-
-
-def _public(keys: np.ndarray, features: sparse.csr_matrix | None, index: Any) -> PublicInputs:
-    if features is None:
-        return PublicInputs(keys)
-    return PublicInputs(keys, features[index.get_indexer(keys)].tocsr())
 
 
 def _split(settings: SimulationSettings, loaded: Loaded) -> Split:

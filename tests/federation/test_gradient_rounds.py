@@ -26,6 +26,8 @@ from fedrec.privacy.spec import Mode, PrivacySpec
 from fedrec.shop.node import shop_nodes
 from fedrec.training.dp_sgd import ShopperGradients
 
+from .no_noise import NoNoise
+
 NUM_ITEMS, NUM_SHOPPERS, NUM_SHOPS = 60, 300, 3
 PUBLIC = PublicInputs(np.array([f"item-{place:02d}" for place in range(NUM_ITEMS)]))
 ROSTER = tuple(f"shop-{place}" for place in range(NUM_SHOPS))
@@ -51,19 +53,6 @@ def private(model, spec=SPEC):
     schedule = private_schedule(model, spec, NUM_SHOPS)
     terms = Terms(ROSTER, spec.min_shops, "run", privacy=spec, schedule=schedule)
     return private_model(model, outlook(schedule, spec, NUM_SHOPS), PUBLIC), terms
-
-
-class NoNoise:
-    """Zeros in place of noise, to see what stands beneath it."""
-
-    def __init__(self, purpose):
-        pass
-
-    def integers(self, sd_units, size):
-        return np.zeros(size, np.int64)
-
-    def erase(self):
-        pass
 
 
 def plans(trained, terms, **changes):

@@ -33,6 +33,8 @@ from fedrec.simulation.audit import crafted_events, histories, item_positions
 from fedrec.simulation.audit_claim import AuditSettings
 from fedrec.testing.planted import train_federated
 
+from .no_noise import NoNoise
+
 NUM_ITEMS, SIZES = 60, (120, 90, 40)
 DECLARED = (100, 90, 40)
 PUBLIC = PublicInputs(np.array([f"item-{place:02d}" for place in range(NUM_ITEMS)]))
@@ -63,19 +65,6 @@ def private(model, spec=SPEC, roster=ROSTER, declared=DECLARED):
 
 def seeded(purpose):
     return SeededNoiseForTests(5, purpose)
-
-
-class NoNoise:
-    """Zeros in place of noise, to see what stands beneath it."""
-
-    def __init__(self, purpose):
-        pass
-
-    def integers(self, sd_units, size):
-        return np.zeros(size, np.int64)
-
-    def erase(self):
-        pass
 
 
 def rounds(trained, terms, rows=None, **changes):

@@ -32,6 +32,8 @@ from fedrec.privacy.noise import SecureNoise
 from fedrec.privacy.spec import Mode, PrivacySpec
 from fedrec.shop.node import ShopNode, shop_nodes
 
+from .no_noise import NoNoise
+
 ROSTER = ("north", "south", "west")
 SPEC = PrivacySpec(
     epsilon=3.0, delta=1e-5, mode=Mode.DISTRIBUTED, public_shoppers=100, max_shoppers=1000, min_shops=3, colluders=1
@@ -54,19 +56,6 @@ def shops(terms=TERMS, public=PUBLIC, **changes):
     rng = np.random.default_rng(3)
     tables = [sparse.csr_matrix((rng.random((n, public.num_items)) < 0.6).astype(np.float32)) for n in (5, 1, 8)]
     return shop_nodes(Popularity(), public, terms, tables, **changes)
-
-
-class NoNoise:
-    """Zeros in place of noise, to see what stands beneath it."""
-
-    def __init__(self, purpose: str) -> None:
-        self.is_erased = False
-
-    def integers(self, sd_units: float, size: int) -> np.ndarray:
-        return np.zeros(size, np.int64)
-
-    def erase(self) -> None:
-        self.is_erased = True
 
 
 def test_sums_on_the_grid_arrive_within_a_unit_a_shopper_and_half_a_step_a_shop_where_the_noise_is_off():

@@ -229,7 +229,7 @@ def received(link: Link, shop: str, asked: dict[str, Message]) -> Message:
     link.grid.push_messages(asked.values())
     message = client.receive()
     assert message is not None
-    _compat.set_node_identity(message.metadata.run_id, node)
+    _compat.set_identity(message.metadata.run_id, node)
     return message
 
 
@@ -357,7 +357,7 @@ def test_what_a_dead_agent_did_not_answer_is_lost_and_its_successor_does_not_get
 
 def half_sent(link: Link, client: _link_compat.FleetClient, message: Message, node: int) -> None:
     """Begin an upload and leave it."""
-    _compat.set_node_identity(message.metadata.run_id, node)
+    _compat.set_identity(message.metadata.run_id, node)
     whole = answer_to(message)
     assert pushed(link, whole, whole, "ant").status_code == 200
     _compat.set_identity(link.fleet.run_id)
@@ -375,7 +375,7 @@ def test_a_half_uploaded_reply_of_an_agent_that_died_does_not_hang(link, comes_b
     if comes_back:
         client.connect()
         message = client.receive()
-        _compat.set_node_identity(message.metadata.run_id, node)
+        _compat.set_identity(message.metadata.run_id, node)
         client.send(answer_to(message, b"whole"))
         _compat.set_identity(link.fleet.run_id)
         (reply,) = link.grid.pull_messages(ids)
@@ -419,7 +419,7 @@ def test_a_message_given_up_at_the_deadline_is_forgotten_and_its_late_answer_dro
     assert [one.data for one in exchange(link.grid, link.ask(shops=("ant",)), deadline_s=3, read=data_of)] == [None]
     assert link.is_empty()
     taker.join(timeout=10)
-    _compat.set_node_identity(found[-1].metadata.run_id, node)
+    _compat.set_identity(found[-1].metadata.run_id, node)
     client.send(answer_to(found[-1]))  # it does not matter any more
     client.confirm(found[-1])
     assert client.receive() is None

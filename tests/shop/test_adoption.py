@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 
+from fedrec.data.shops import final_rows
 from fedrec.errors import BadMessage, ConfigError, StoreError
 from fedrec.models.ease import Ease
 from fedrec.models.recommender import PublicInputs, train_alone
-from fedrec.shop.adoption import LOCAL, current_version, judge_and_keep, roll_back, scorer_of, serving_rows, versions
+from fedrec.shop.adoption import LOCAL, current_version, judge_and_keep, roll_back, scorer_of, versions
 from fedrec.shop.personalise import PersonalisationSettings
 
 from .town import ITEMS, NUM_ITEMS, small_shop
@@ -144,7 +145,7 @@ def test_a_kept_version_scores_as_the_model_that_was_judged(tmp_path):
     scores = scorer.scores(data.train)
     assert scores.shape == (12, NUM_ITEMS)
     np.testing.assert_array_equal(scores, again.scores(data.train))
-    assert serving_rows(data).sum() == data.train.sum() + data.validation.sum()
+    assert final_rows(data.train, data.validation, data.fold_in).sum() == data.train.sum() + data.validation.sum()
 
 
 def test_a_broken_version_says_what_to_do(tmp_path):
