@@ -1,7 +1,9 @@
-"""A town of enrolled shops for the tests of a deployed shop."""
+"""A town of enrolled shops for the tests of a deployed shop, and empty stores for those of the store."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from fedrec.flower.keys import new_node_key
 from fedrec.role_config import SHOP_FILE, shop_toml
 from fedrec.shop.enrol import enrol
 
+from .postgres import binaries, cluster
 from .town import ITEMS, SHOPS, Town
 
 
@@ -36,3 +39,29 @@ def town(tmp_path: Path) -> Town:
     for shop in SHOPS:
         found.change(shop, roster=found.fingerprint())
     return found
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Iterator[str]]:
+    """URLs of empty places in a PostgreSQL of our own."""
+    programs = binaries()
+    if programs is None:
+        pytest.skip("no PostgreSQL here: install the package postgresql")
+    psycopg = pytest.importorskip("psycopg")
+    with cluster(programs) as url:
+
+        def places() -> Iterator[str]:
+            for number in itertools.count():
+                with psycopg.connect(url, autocommit=True) as connection:
+                    connection.execute(f"CREATE SCHEMA store{number}")
+                yield f"{url}&options=-csearch_path%3Dstore{number}"
+
+        yield places()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of an empty store: every test that asks for it runs on both databases."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'store.sqlite'}"
+    return str(next(request.getfixturevalue("postgres")))

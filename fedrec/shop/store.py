@@ -1,0 +1,267 @@
+"""What a shop knows: its shoppers' events and its items, in one database.
+
+Several processes may have it open: the server that writes what happens, the agent that trains from it, and commands.
+What one of them wrote the others find behind the sequence number that they saw last.
+
+**Guarantee:** an event that `Store.append_events` has accepted is on disk when it returns; one of an erased shopper
+from before her erasure is not taken again, from whatever file it comes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from fedrec.errors import StoreError
+from fedrec.shop.store_database import Database, Transaction
+from fedrec.shop.store_rows import (
+    Appended,
+    Event,
+    EventKind,
+    Item,
+    ItemChange,
+    StoredEvent,
+    check_id,
+    check_not_ahead,
+)
+
+EventRow = tuple[str, str, str, str, float | None, float, str | None]
+"""event_id, shopper, item, kind, value, timestamp, list_id."""
+
+_KINDS = {kind.value: kind for kind in EventKind}
+_EVENT_NAMES = ("event_id", "shopper", "item", "kind", "value", "timestamp", "list_id")
+_APPEND = f"""INSERT INTO events ({", ".join(_EVENT_NAMES)}) VALUES ({", ".join(f":{name}" for name in _EVENT_NAMES)})
+ON CONFLICT (event_id) DO NOTHING"""
+_STORED = f"SELECT sequence, {', '.join(_EVENT_NAMES)} FROM events"
+_HISTORY = f"{_STORED} WHERE shopper = :shopper ORDER BY timestamp DESC, sequence DESC LIMIT :limit"
+_AFTER = f"{_STORED} WHERE sequence > :after ORDER BY sequence LIMIT :limit"
+_DAILY = """SELECT item, kind, {day} AS day, count(*) FROM events
+WHERE timestamp >= :since GROUP BY item, kind, day"""
+
+_ITEM = "SELECT sequence, key, title, category, price, stock, is_hidden, created, is_deleted FROM items"
+_PUT_ITEM = """INSERT INTO items (key, sequence, title, category, price, stock, is_hidden, is_deleted, created)
+VALUES (:key, :sequence, :title, :category, :price, :stock, :is_hidden, 0, :created) ON CONFLICT (key) DO UPDATE
+SET sequence = excluded.sequence, title = excluded.title, category = excluded.category, price = excluded.price,
+stock = excluded.stock, is_hidden = excluded.is_hidden, is_deleted = 0,
+created = CASE WHEN :keeps_created = 1 THEN items.created ELSE excluded.created END"""
+_HIDE_ITEM = "UPDATE items SET sequence = :next, is_hidden = :is_hidden WHERE key = :key AND is_deleted = 0"
+_DELETE_ITEM = """UPDATE items SET sequence = :next, title = '', category = '', price = NULL, stock = NULL,
+is_deleted = 1 WHERE key = :key AND is_deleted = 0"""
+
+_PUT_SECRET = "INSERT INTO facts (name, number, secret) VALUES ('hash key', 0, :secret) ON CONFLICT (name) DO NOTHING"
+_SECRET = "SELECT secret FROM facts WHERE name = 'hash key'"
+_GENERATION = "SELECT number FROM facts WHERE name = 'generation'"
+
+
+class _Batch:
+    """Events of one call, on their way to the disk."""
+
+    def __init__(self, rows: Sequence[EventRow], *, is_forced: bool) -> None:
+        self.rows, self.is_forced = rows, is_forced
+        self.result: Appended | None = None
+
+
+class Store:
+    """One shop's store; safe to use from several threads.
+
+    Args:
+        url: ``sqlite:///file`` or ``postgresql://…``; made, or brought to the current schema, where it is not.
+    Raises:
+        ConfigError, StoreError: see `Database`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._database = Database(url)
+        self._queue: deque[_Batch] = deque()
+        self._turn = threading.Lock()
+        self._erased: dict[bytes, float] = {}
+        self._erased_of: int | None = None
+        if not self._database.read(_SECRET):
+            with self._database.writing() as transaction:
+                transaction.change(_PUT_SECRET, secret=secrets.token_bytes(32))
+        self._hash_key = bytes(self._database.read(_SECRET)[0][0])
+
+    @classmethod
+    def open(cls, url: str) -> Store:
+        """Open a store, or make it; see `Store`."""
+        return cls(url)
+
+    def __repr__(self) -> str:
+        return f"Store({self._database.name!r})"
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._database.close()
+
+    def append_events(self, events: Iterable[Event], *, is_forced: bool = False) -> Appended:
+        """Store events; those of ids that are there already are left out.
+
+        Args:
+            events: checked; what the store knows of their items does not matter.
+            is_forced: take events of erased shoppers from before their erasure, too.
+        Raises:
+            DataError: an event has not happened yet.
+            StoreError: the database cannot be written; none of the events is in it.
+        Guarantee: what is accepted is on disk when this returns.
+        """
+        now, rows = time.time(), []
+        for one in events:
+            check_not_ahead(one.timestamp, now)
+            rows.append((one.event_id, one.shopper, one.item, one.kind.value, one.value, one.timestamp, one.list_id))
+        return self.append_rows(rows, is_forced=is_forced)
+
+    def append_rows(self, rows: Sequence[EventRow], *, is_forced: bool = False) -> Appended:
+        """`append_events` for rows that were checked already, as `Event` and `check_not_ahead` check them."""
+        batch = _Batch(rows, is_forced=is_forced)
+        self._queue.append(batch)
+        with self._turn:  # who gets here first writes what all others wait for: one flush for many calls
+            if batch.result is None:
+                self._write_queue()
+        if batch.result is None:
+            raise StoreError(f"{self._database.name}: the store could not be written; nothing was accepted")
+        return batch.result
+
+    def history(self, shopper: str, *, limit: int = 1000) -> list[StoredEvent]:
+        """A shopper's newest events, newest last; of the same time in the order of arrival."""
+        rows = self._database.read(_HISTORY, shopper=shopper, limit=limit)
+        return [_stored(row) for row in reversed(rows)]
+
+    def events_after(self, sequence: int, limit: int = 10_000) -> list[StoredEvent]:
+        """Events that arrived after that one, in order; 0 = from the first."""
+        return [_stored(row) for row in self._database.read(_AFTER, after=sequence, limit=limit)]
+
+    def last_sequence(self) -> int:
+        """Of the newest event; 0 = there is none."""
+        return int(self._database.read("SELECT coalesce(max(sequence), 0) FROM events")[0][0])
+
+    def num_events(self) -> int:
+        """How many there are."""
+        return int(self._database.read("SELECT count(*) FROM events")[0][0])
+
+    def shoppers(self) -> list[str]:
+        """All shoppers with events, sorted."""
+        return [shopper for (shopper,) in self._database.read("SELECT DISTINCT shopper FROM events ORDER BY shopper")]
+
+    def daily_counts(self, since: float = 0.0) -> list[tuple[str, EventKind, int, int]]:
+        """How often each item was viewed, bought, …: (item, kind, day since 1970, events).
+
+        Args:
+            since: seconds since 1970 UTC; older events don't count.
+        """
+        rows = self._database.read(_DAILY.format(day=self._database.day_of("timestamp")), since=since)
+        return [(item, _KINDS[kind], day, count) for item, kind, day, count in rows]
+
+    def put_items(self, items: Iterable[Item]) -> int:
+        """Store items, in place of what was known of them; how many.
+
+        An item without ``created`` keeps the time at which the store first heard of it.
+        """
+        now = time.time()
+        with self._database.writing() as transaction:
+            first = _last_change(transaction)
+            rows = [
+                {
+                    "key": item.key,
+                    "sequence": sequence,
+                    "title": item.title,
+                    "category": item.category,
+                    "price": item.price,
+                    "stock": item.stock,
+                    "is_hidden": int(item.is_hidden),
+                    "created": now if item.created is None else item.created,
+                    "keeps_created": int(item.created is None),
+                }
+                for sequence, item in enumerate(items, start=first + 1)
+            ]
+            transaction.change_all(_PUT_ITEM, rows)
+        return len(rows)
+
+    def hide_items(self, keys: Iterable[str], *, is_hidden: bool = True) -> int:
+        """List items no more, or again; how many of them there are."""
+        return self._change_items(keys, _HIDE_ITEM, is_hidden=int(is_hidden))
+
+    def delete_items(self, keys: Iterable[str]) -> int:
+        """Sell items no more; how many of them there were. Their events stay, their texts go."""
+        return self._change_items(keys, _DELETE_ITEM)
+
+    def item(self, key: str) -> Item | None:
+        """What is known of an item; None = nothing, or it was deleted."""
+        rows = self._database.read(f"{_ITEM} WHERE key = :key AND is_deleted = 0", key=key)
+        return _change(rows[0]).item if rows else None
+
+    def items_after(self, sequence: int, limit: int = 10_000) -> list[ItemChange]:
+        """Items that changed after that change, in order, as they are now; 0 = all."""
+        query = f"{_ITEM} WHERE sequence > :after ORDER BY sequence LIMIT :limit"
+        return [_change(row) for row in self._database.read(query, after=sequence, limit=limit)]
+
+    def generation(self) -> int:
+        """Rises with every erasure: what was kept of shoppers or counts outside of the store is then out of date."""
+        return int(self._database.read(_GENERATION)[0][0])
+
+    def _change_items(self, keys: Iterable[str], sql: str, **values: Any) -> int:
+        num_changed = 0
+        with self._database.writing() as transaction:
+            first = _last_change(transaction)
+            for key in keys:
+                num_changed += transaction.change(
+                    sql, key=check_id("item", key), next=first + num_changed + 1, **values
+                )
+        return num_changed
+
+    def _write_queue(self) -> None:
+        """Write everything that waits, in one transaction; results are set once it is on disk."""
+        batches = []
+        while self._queue:
+            batches.append(self._queue.popleft())
+        results = []
+        with self._database.writing() as transaction:
+            for batch in batches:
+                rows = batch.rows if batch.is_forced else self._without_erased(transaction, batch.rows)
+                accepted = transaction.change_all(_APPEND, [dict(zip(_EVENT_NAMES, row, strict=True)) for row in rows])
+                results.append(Appended(accepted, len(rows) - accepted, len(batch.rows) - len(rows)))
+        for batch, result in zip(batches, results, strict=True):
+            batch.result = result
+
+    def _without_erased(self, transaction: Transaction, rows: Sequence[EventRow]) -> Sequence[EventRow]:
+        """Rows but those of erased shoppers from before their erasure."""
+        generation = transaction.read(_GENERATION)[0][0]
+        if generation != self._erased_of:
+            found = transaction.read("SELECT shopper_hash, erased_at FROM tombstones")
+            self._erased = {bytes(shopper_hash): erased_at for shopper_hash, erased_at in found}
+            self._erased_of = generation
+        if not self._erased:
+            return rows
+        until = {shopper: self._erased.get(self._hash(shopper), -1.0) for shopper in {row[1] for row in rows}}
+        return [row for row in rows if row[5] > until[row[1]]]
+
+    def _hash(self, shopper: str) -> bytes:
+        """What stays of an erased shopper: it says who she was only to who has the key and guesses her id."""
+        return hashlib.blake2b(shopper.encode(), key=self._hash_key, digest_size=16).digest()
+
+
+def _last_change(transaction: Transaction) -> int:
+    return int(transaction.read("SELECT coalesce(max(sequence), 0) FROM items")[0][0])
+
+
+def _stored(row: Sequence[Any]) -> StoredEvent:
+    sequence, event_id, shopper, item, kind, value, timestamp, list_id = row
+    return StoredEvent(sequence, event_id, shopper, item, _KINDS[kind], value, timestamp, list_id)
+
+
+def _change(row: Sequence[Any]) -> ItemChange:
+    sequence, key, title, category, price, stock, is_hidden, created, is_deleted = row
+    return ItemChange(sequence, Item(key, title, category, price, stock, bool(is_hidden), created), bool(is_deleted))
+
+
+__all__ = ["EventRow", "Store"]

@@ -1,0 +1,262 @@
+"""Connections to a shop's store: SQLite by file, PostgreSQL by URL, the same statements for both.
+
+Any number of threads read, each on a connection of its own; writers take turns, in this process by a lock and between
+processes by the database's. What is committed is flushed to disk: it survives the end of the process and a loss of
+power.
+
+What differs between the two databases is here and in the words of `fedrec.shop.store_schema`: how a connection is
+prepared, how a write transaction begins, how seconds become days, and how deleted rows leave the files.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from fedrec.errors import ConfigError, StoreError
+from fedrec.shop.store_schema import CURRENT_VERSION, statements_since
+
+LOCK_WAIT_S = 5.0
+_MAX_IDLE = 64
+_CACHE_KIB = 65_536
+_MAX_LOG_BYTES = 1 << 26
+
+
+class Transaction:
+    """What a writer may do; parameters are written as :name."""
+
+    def __init__(self, cursor: Any, text: Callable[[str], str]) -> None:
+        self._cursor, self._text = cursor, text
+
+    def read(self, sql: str, **values: Any) -> list[Any]:
+        """All rows of a query."""
+        self._cursor.execute(self._text(sql), values)
+        rows: list[Any] = self._cursor.fetchall()
+        return rows
+
+    def change(self, sql: str, **values: Any) -> int:
+        """How many rows a statement changed."""
+        self._cursor.execute(self._text(sql), values)
+        return int(self._cursor.rowcount)
+
+    def change_all(self, sql: str, rows: Sequence[Mapping[str, Any]]) -> int:
+        """How many rows a statement changed, repeated for each of rows."""
+        if not rows:
+            return 0
+        self._cursor.executemany(self._text(sql), rows)
+        return int(self._cursor.rowcount)
+
+
+class Database:
+    """One shop's database.
+
+    Args:
+        url: ``sqlite:///file`` or ``postgresql://…``.
+    Raises:
+        ConfigError: the URL or its driver does not work.
+        StoreError: the database cannot be opened, is newer than this fedrec, or can be read by others.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            address = sa.make_url(url)
+            self.name = address.render_as_string(hide_password=True)
+            if address.get_backend_name() not in ("sqlite", "postgresql"):
+                raise ConfigError(f"{self.name}: a store is SQLite or PostgreSQL; {_FORMS}")
+            self.is_sqlite = address.get_backend_name() == "sqlite"
+            if self.is_sqlite and address.database in (None, "", ":memory:"):
+                raise ConfigError(f"{self.name}: a store in memory would be lost; {_FORMS}")
+            if address.drivername == "postgresql":
+                address = address.set(drivername="postgresql+psycopg")
+            engine = sa.create_engine(address, **({"paramstyle": "named"} if self.is_sqlite else {}))
+        except sa.exc.ArgumentError as error:
+            raise ConfigError(f"the store's URL cannot be read; {_FORMS}") from error
+        except ImportError as error:
+            raise ConfigError(f"{self.name}: the driver {error.name} is not installed; {_INSTALL}") from error
+        self._dialect = engine.dialect
+        self.path = Path(str(address.database)) if self.is_sqlite else None
+        arguments, self._options = self._dialect.create_connect_args(address)
+        self._arguments = tuple(arguments)
+        assert self._dialect.dbapi is not None
+        self._errors: type[Exception] = self._dialect.dbapi.Error
+        self._texts: dict[str, str] = {}
+        self._idle: deque[Any] = deque()
+        self._writer: Any = None
+        self._writer_lock = threading.RLock()
+        self._is_closed = False
+        if self.path is not None:
+            _make_private(self.path)
+            self._use_write_ahead_log()
+        self._migrate()
+
+    def read(self, sql: str, **values: Any) -> list[Any]:
+        """All rows of a query, whose parameters are written as :name.
+
+        Raises:
+            StoreError: the database cannot be read.
+        """
+        with self._plain_errors():
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                connection = self._connect()
+            try:
+                rows: list[Any] = connection.execute(self._text(sql), values).fetchall()
+            except self._errors:
+                connection.close()
+                raise
+            if self._is_closed or len(self._idle) >= _MAX_IDLE:
+                connection.close()
+            else:
+                self._idle.append(connection)
+            return rows
+
+    @contextmanager
+    def writing(self) -> Iterator[Transaction]:
+        """What writes in a transaction that no other writer overlaps; on disk when the block ends.
+
+        Raises:
+            StoreError: the database cannot be written; nothing of the block is in it.
+        """
+        with self._writer_lock, self._plain_errors():
+            if self._writer is None:
+                self._writer = self._connect()
+            cursor = self._writer.cursor()
+            try:
+                cursor.execute("BEGIN IMMEDIATE" if self.is_sqlite else "BEGIN")
+                if not self.is_sqlite:  # so that events become visible in the order of their sequence
+                    cursor.execute("SELECT pg_advisory_xact_lock(hashtext('fedrec store ' || current_schema()))")
+                yield Transaction(cursor, self._text)
+                cursor.execute("COMMIT")
+            except BaseException:
+                self._forget_writer()
+                raise
+            finally:
+                cursor.close()
+
+    def forget_deleted(self) -> None:
+        """Give deleted rows' pages back, so that no byte of them stays in the database's files."""
+        with self._writer_lock, self._plain_errors():
+            if self._writer is None:
+                self._writer = self._connect()
+            statements = ("PRAGMA wal_checkpoint(TRUNCATE)",) if self.is_sqlite else ("VACUUM events",)
+            for statement in statements:
+                self._writer.execute(statement).close()
+
+    def day_of(self, timestamp: str) -> str:
+        """SQL of the whole days since 1970 in a column of seconds."""
+        return (
+            f"CAST({timestamp} / 86400 AS INTEGER)"
+            if self.is_sqlite
+            else f"CAST(floor({timestamp} / 86400) AS INTEGER)"
+        )
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._is_closed = True
+        with self._writer_lock:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+        while self._idle:
+            self._idle.pop().close()
+
+    def _text(self, sql: str) -> str:
+        """A statement with its parameters as the driver takes them."""
+        if (text := self._texts.get(sql)) is None:
+            text = self._texts[sql] = str(sa.text(sql).compile(dialect=self._dialect))
+        return text
+
+    def _connect(self) -> Any:
+        if self._is_closed:
+            raise StoreError(f"{self.name}: the store was closed")
+        if not self.is_sqlite:
+            connection = self._dialect.connect(*self._arguments, **self._options, autocommit=True)
+            connection.execute(f"SET lock_timeout = {int(LOCK_WAIT_S * 1000)}")
+            return connection
+        options = {**self._options, "timeout": LOCK_WAIT_S, "check_same_thread": False, "isolation_level": None}
+        connection = self._dialect.connect(*self._arguments, **options)
+        for name, value in _PRAGMAS.items():
+            connection.execute(f"PRAGMA {name} = {value}").close()
+        return connection
+
+    def _use_write_ahead_log(self) -> None:
+        """Readers and the writer then don't wait for each other; SQLite does not wait for this lock by itself."""
+        deadline = time.monotonic() + LOCK_WAIT_S
+        while self.read("PRAGMA journal_mode")[0][0] != "wal":
+            try:
+                self.read("PRAGMA journal_mode = WAL")
+            except StoreError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+
+    def _forget_writer(self) -> None:
+        """A connection in an unknown state is closed, which rolls back."""
+        writer, self._writer = self._writer, None
+        writer.close()
+
+    def _version(self) -> int:
+        """Of the schema; 0 = an empty database."""
+        if self.is_sqlite:
+            there = self.read("SELECT 1 FROM sqlite_master WHERE name = 'schema_version'")
+        else:
+            there = self.read("SELECT 1 WHERE to_regclass('schema_version') IS NOT NULL")
+        return int(self.read("SELECT max(version) FROM schema_version")[0][0]) if there else 0
+
+    def _migrate(self) -> None:
+        if self._version() == CURRENT_VERSION:
+            return
+        with self.writing() as transaction:  # another process may have done it meanwhile
+            for statement in statements_since(self._version(), self._dialect.name):
+                transaction.change(statement)
+
+    @contextmanager
+    def _plain_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except self._errors as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            hint = next((hint for word, hint in _HINTS.items() if word in reason), "")
+            raise StoreError(f"{self.name}: the store cannot be used ({reason}){hint}") from error
+
+
+_FORMS = "write it as sqlite:///store.sqlite or postgresql://user@host/name"
+_INSTALL = 'pip install "fedrec[postgres]"'
+_PRAGMAS = {
+    "synchronous": "FULL",
+    "fullfsync": "ON",
+    "secure_delete": "ON",
+    "cache_size": -_CACHE_KIB,
+    "journal_size_limit": _MAX_LOG_BYTES,
+}
+_HINTS = {
+    "locked": f"; another process has written for longer than {LOCK_WAIT_S:.0f} s: wait, or stop it",
+    "lock timeout": f"; another process has written for longer than {LOCK_WAIT_S:.0f} s: wait, or stop it",
+    "full": "; free some disk space",
+    "malformed": "; restore it from a backup",
+    "not a database": "; give a store's file, or restore it from a backup",
+}
+
+
+def _make_private(path: Path) -> None:
+    """Make the file where it is missing, for this user alone.
+
+    Raises:
+        StoreError: it can be read by others, or not be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        if os.name == "posix" and path.stat().st_mode & 0o077:
+            raise StoreError(f"{path}: can be read by others; chmod 600 {path}, and consider it known")
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be opened ({error.strerror})") from error
