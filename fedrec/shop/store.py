@@ -55,6 +55,8 @@ is_deleted = 1 WHERE key = :key AND is_deleted = 0"""
 
 _PUT_SECRET = "INSERT INTO facts (name, number, secret) VALUES ('hash key', 0, :secret) ON CONFLICT (name) DO NOTHING"
 _SECRET = "SELECT secret FROM facts WHERE name = 'hash key'"
+_MARK = """SELECT (SELECT coalesce(max(sequence), 0) FROM events), (SELECT coalesce(max(sequence), 0) FROM items),
+(SELECT number FROM facts WHERE name = 'generation')"""
 _GENERATION = "SELECT number FROM facts WHERE name = 'generation'"
 
 
@@ -208,6 +210,14 @@ class Store:
     def generation(self) -> int:
         """Rises with every erasure: what was kept of shoppers or counts outside of the store is then out of date."""
         return int(self._database.read(_GENERATION)[0][0])
+
+    def mark(self) -> object:
+        """Compares unequal to an earlier one once anything was written since, by whatever process.
+
+        Cheap enough to ask before every answer: microseconds on SQLite, one query on PostgreSQL.
+        """
+        version = self._database.version_of_data()
+        return tuple(self._database.read(_MARK)[0]) if version is None else version
 
     def _change_items(self, keys: Iterable[str], sql: str, **values: Any) -> int:
         num_changed = 0

@@ -91,6 +91,8 @@ class Database:
         self._idle: deque[Any] = deque()
         self._writer: Any = None
         self._writer_lock = threading.RLock()
+        self._watcher: Any = None
+        self._watcher_lock = threading.Lock()
         self._is_closed = False
         if self.path is not None:
             _make_private(self.path)
@@ -142,6 +144,21 @@ class Database:
             finally:
                 cursor.close()
 
+    def version_of_data(self) -> int | None:
+        """Another number after every commit of anybody, in microseconds; None: this database has no such number.
+
+        Raises:
+            StoreError: the database cannot be read.
+        Source: SQLite's documentation of ``PRAGMA data_version``: it differs on one connection when another one, of
+            this process or another, has committed.
+        """
+        if not self.is_sqlite:
+            return None
+        with self._watcher_lock, self._plain_errors():
+            if self._watcher is None:
+                self._watcher = self._connect()
+            return int(self._watcher.execute("PRAGMA data_version").fetchone()[0])
+
     def forget_deleted(self) -> None:
         """Give deleted rows' pages back, so that no byte of them stays in the database's files."""
         with self._writer_lock, self._plain_errors():
@@ -166,6 +183,10 @@ class Database:
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
+        with self._watcher_lock:
+            if self._watcher is not None:
+                self._watcher.close()
+                self._watcher = None
         while self._idle:
             self._idle.pop().close()
 

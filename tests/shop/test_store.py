@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
@@ -205,3 +206,19 @@ def test_urls_that_are_no_store_are_refused() -> None:
 def test_printing_a_store_or_an_event_shows_no_shopper_and_no_password(store: Store) -> None:
     store.append_events([seen()])
     assert "ann" not in repr(seen()) + repr(store)
+
+
+def test_the_mark_moves_with_every_write_of_anybody(store_url: str, store: Store) -> None:
+    marks = [store.mark()]
+    assert store.mark() == marks[0]
+    with Store.open(store_url) as other:
+        for write in (
+            lambda: store.append_events([seen()]),
+            lambda: other.append_events([seen("bob")]),
+            lambda: store.put_items([Item("tea")]),
+            lambda: other.hide_items(["tea"]),
+        ):
+            write()
+            marks.append(store.mark())
+            assert store.mark() == marks[-1]
+    assert all(before != after for before, after in pairwise(marks))
