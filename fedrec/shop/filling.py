@@ -1,0 +1,192 @@
+"""Filling a list from its stages: filters, boosts, diversity, pins, places reserved for new items, explanations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fedrec.errors import ConfigError
+from fedrec.shop.diversity import spread_out
+from fedrec.shop.ranked import Contribution, Explanation, ListedItem, Query, Source
+from fedrec.shop.serving_model import Attribution
+from fedrec.shop.shelf import Shelf
+from fedrec.shop.stages import NEVER, Stage
+from fedrec.shop.taste import TasteSettings
+
+_POOL = 100
+_MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9))
+
+
+@dataclass(frozen=True)
+class ListSettings:
+    """How lists are made.
+
+    Attributes:
+        taste: what events say.
+        max_history: her last items that count, at most; >= 1.
+        new_share: of every list's places, reserved for items that the model does not know; in [0, 0.5], 0 = none.
+        max_contributions: named in an explanation; >= 1.
+    """
+
+    taste: TasteSettings = field(default_factory=TasteSettings)
+    max_history: int = 200
+    new_share: float = 0.1
+    max_contributions: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("max_history", "max_contributions"):
+            if not getattr(self, name) >= 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}: give a whole number of at least 1")
+        if not 0 <= self.new_share <= 0.5:
+            raise ConfigError(f"new_share = {self.new_share}: give a share from 0 to 0.5")
+
+
+@dataclass(slots=True, repr=False)
+class Place:
+    """An item on a list in the making; ``stage`` None = pinned."""
+
+    item: int
+    score: float
+    boost: float
+    source: Source
+    stage: Stage | None
+
+
+def best(scores: np.ndarray, count: int, seed: int | None = None) -> np.ndarray:
+    """int64: the ``count`` best places, best first, `NEVER` left out; fewer where there are no more.
+
+    Equal scores are in order of place, or at random by ``seed``; a longer list begins with the shorter one.
+    """
+    size = len(scores)
+    if count >= size:
+        places = np.flatnonzero(scores > NEVER)
+    else:
+        least = np.partition(scores, size - count)[size - count]
+        places = np.flatnonzero(scores >= least) if least > NEVER else np.flatnonzero(scores > NEVER)
+    ties = places if seed is None else _mixed(places, seed)
+    return places[np.lexsort((ties, -scores[places]))[:count]]
+
+
+def fill(
+    stages: Sequence[Stage], new: Stage, query: Query, *, shelf: Shelf, is_allowed: np.ndarray, settings: ListSettings
+) -> list[Place]:
+    """A list from its beginning to the last place asked for.
+
+    Args:
+        stages: in this order, until the list is full.
+        new: ranks the items that reserved places are for.
+        is_allowed: bool, (num_items,); used up.
+    """
+    count = query.offset + query.n
+    pinned = [place for place in dict.fromkeys(shelf.positions(query.pin).tolist()) if is_allowed[place]]
+    is_allowed[pinned] = False
+    listed = [Place(place, 0.0, 0.0, Source.PINNED, None) for place in pinned]
+    reserved = _ranked(new, query, int(count * settings.new_share), shelf, is_allowed.copy())
+    rest: list[Place] = []
+    for stage in stages:
+        if len(rest) >= count:
+            break
+        rest += _ranked(stage, query, count - len(rest), shelf, is_allowed)
+        is_allowed[[place.item for place in rest]] = False
+    return _interleaved(listed, rest, reserved, settings.new_share, count)
+
+
+def _interleaved(
+    listed: list[Place], rest: list[Place], reserved: list[Place], new_share: float, count: int
+) -> list[Place]:
+    """Every reserved place gets a new item, while there are any; nothing is listed twice."""
+    seen = {place.item for place in listed}
+    ordinary, fresh = iter(rest), iter(reserved)
+
+    def following(places: object) -> Place | None:
+        for place in places:  # type: ignore[attr-defined]
+            if place.item not in seen:
+                seen.add(place.item)
+                return place
+        return None
+
+    while len(listed) < count:
+        at = len(listed)
+        is_reserved = int((at + 1) * new_share) > int(at * new_share)
+        sources = (fresh, ordinary) if is_reserved else (ordinary, fresh)
+        found = following(sources[0]) or following(sources[1])
+        if found is None:
+            break
+        listed.append(found)
+    return listed[:count]
+
+
+def _ranked(stage: Stage, query: Query, count: int, shelf: Shelf, is_allowed: np.ndarray) -> list[Place]:
+    """A stage's best allowed items."""
+    if count == 0:
+        return []
+    scores = stage.scores()
+    boosts = _boosts(query.boost, scores, shelf)
+    for place, value in boosts.items():
+        scores[place] += value
+    scores[~is_allowed] = NEVER
+    if query.diversity > 0:
+        pool = best(scores, max(_POOL, 2 * count), query.seed)
+        places = pool[spread_out(scores[pool], shelf.words.between(pool, pool), query.diversity, count)]
+    else:
+        places = best(scores, count, query.seed)
+    found = zip(places.tolist(), scores[places].tolist(), stage.sources(places), strict=True)
+    return [Place(place, score, boosts.get(place, 0.0), source, stage) for place, score, source in found]
+
+
+def _boosts(boost: Mapping[str, float], scores: np.ndarray, shelf: Shelf) -> dict[int, float]:
+    """By position, in units of the scores."""
+    places = {key: shelf.position(key) for key in boost}
+    known = {place: boost[key] for key, place in places.items() if place >= 0}
+    if not known:
+        return {}
+    spread = float(scores[scores > NEVER].std()) if (scores > NEVER).any() else 0.0
+    return {place: value * (spread or 1.0) for place, value in known.items()}
+
+
+def as_listed(places: Sequence[Place], first: int, shelf: Shelf, settings: ListSettings | None) -> list[ListedItem]:
+    """The answer's items.
+
+    Args:
+        first: position of the first in the whole list.
+        settings: of the explanations; None = none were asked for.
+    """
+    explained = [None] * len(places) if settings is None else _explained(places, shelf, settings.max_contributions)
+    return [
+        ListedItem(shelf.keys[place.item], place.score, place.source, first + at, explanation)
+        for at, (place, explanation) in enumerate(zip(places, explained, strict=True))
+    ]
+
+
+def _explained(places: Sequence[Place], shelf: Shelf, limit: int) -> list[Explanation | None]:
+    explanations: list[Explanation | None] = [None] * len(places)
+    for stage in {id(place.stage): place.stage for place in places}.values():
+        at = [number for number, place in enumerate(places) if place.stage is stage]
+        if stage is None:
+            for number in at:
+                explanations[number] = Explanation(0.0, 0.0, (), 0.0, Attribution.EXACT)
+            continue
+        items = np.array([places[number].item for number in at], np.int64)
+        parts = stage.parts(items)
+        order = np.argsort(-np.abs(parts.contributions), axis=1, kind="stable")[:, :limit]
+        history = stage.history
+        for row, number in enumerate(at):
+            values = parts.contributions[row]
+            named = [place for place in order[row].tolist() if values[place] != 0]
+            contributions = tuple(
+                Contribution(shelf.keys[item], str(shelf.titles[item]), float(values[place]))
+                for place, item in zip(named, history[named].tolist(), strict=True)
+            )
+            others = float(values.sum() - values[named].sum())
+            base = float(parts.base[row])
+            explanations[number] = Explanation(base, places[number].boost, contributions, others, parts.attribution)
+    return explanations
+
+
+def _mixed(places: np.ndarray, seed: int) -> np.ndarray:
+    """uint64: one random key for each place, the same for the same seed."""
+    keys = (places.astype(np.uint64) + np.array([seed % 2**32], np.uint64) * _MIX[1]) * _MIX[0]
+    keys ^= keys >> np.uint64(29)
+    return keys * _MIX[1]
