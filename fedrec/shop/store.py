@@ -1,4 +1,4 @@
-"""What a shop knows: its shoppers' events and its items, in one database.
+"""What a shop knows: its shoppers' events, its items, lists that it showed and keys of its API, in one database.
 
 Several processes may have it open: the server that writes what happens, the agent that trains from it, and commands.
 What one of them wrote the others find behind the sequence number that they saw last.
@@ -9,22 +9,28 @@ from before her erasure is not taken again, from whatever file it comes.
 
 from __future__ import annotations
 
-import hashlib
-import secrets
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from fedrec.errors import StoreError
 from fedrec.shop.store_database import Database, Transaction
+from fedrec.shop.store_erasure import GENERATION, Erasures
+from fedrec.shop.store_keys import Keys
 from fedrec.shop.store_rows import (
     Appended,
+    ClickThrough,
+    Erasure,
     Event,
     EventKind,
+    Impression,
     Item,
     ItemChange,
+    Key,
+    KeyScope,
     StoredEvent,
     check_id,
     check_not_ahead,
@@ -33,6 +39,7 @@ from fedrec.shop.store_rows import (
 EventRow = tuple[str, str, str, str, float | None, float, str | None]
 """event_id, shopper, item, kind, value, timestamp, list_id."""
 
+_ALL = 2**31
 _KINDS = {kind.value: kind for kind in EventKind}
 _EVENT_NAMES = ("event_id", "shopper", "item", "kind", "value", "timestamp", "list_id")
 _APPEND = f"""INSERT INTO events ({", ".join(_EVENT_NAMES)}) VALUES ({", ".join(f":{name}" for name in _EVENT_NAMES)})
@@ -53,11 +60,13 @@ _HIDE_ITEM = "UPDATE items SET sequence = :next, is_hidden = :is_hidden WHERE ke
 _DELETE_ITEM = """UPDATE items SET sequence = :next, title = '', category = '', price = NULL, stock = NULL,
 is_deleted = 1 WHERE key = :key AND is_deleted = 0"""
 
-_PUT_SECRET = "INSERT INTO facts (name, number, secret) VALUES ('hash key', 0, :secret) ON CONFLICT (name) DO NOTHING"
-_SECRET = "SELECT secret FROM facts WHERE name = 'hash key'"
-_MARK = """SELECT (SELECT coalesce(max(sequence), 0) FROM events), (SELECT coalesce(max(sequence), 0) FROM items),
-(SELECT number FROM facts WHERE name = 'generation')"""
-_GENERATION = "SELECT number FROM facts WHERE name = 'generation'"
+_SHOW = """INSERT INTO impressions (list_id, shopper, list, version, arm, timestamp)
+VALUES (:list_id, :shopper, :list, :version, :arm, :timestamp) ON CONFLICT (list_id) DO NOTHING"""
+_CLICK_THROUGH = """SELECT {day} AS day, list, version, arm, count(*), sum(CASE WHEN EXISTS
+(SELECT 1 FROM events WHERE events.list_id = impressions.list_id) THEN 1 ELSE 0 END) FROM impressions
+WHERE timestamp >= :since GROUP BY day, list, version, arm ORDER BY day, list, version, arm"""
+_MARK = f"""SELECT (SELECT coalesce(max(sequence), 0) FROM events), (SELECT coalesce(max(sequence), 0) FROM items),
+({GENERATION})"""
 
 
 class _Batch:
@@ -73,25 +82,28 @@ class Store:
 
     Args:
         url: ``sqlite:///file`` or ``postgresql://…``; made, or brought to the current schema, where it is not.
+        tombstones: file of who was erased; None = beside SQLite's file (``store.tombstones``), and none for PostgreSQL.
     Raises:
-        ConfigError, StoreError: see `Database`.
+        ConfigError, StoreError: see `Database` and `Erasures`.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tombstones: Path | None = None) -> None:
         self._database = Database(url)
+        if tombstones is None and self._database.path is not None:
+            tombstones = self._database.path.with_suffix(".tombstones")
+        try:
+            self._erasures = Erasures(self._database, tombstones)
+        except BaseException:
+            self._database.close()
+            raise
+        self._keys = Keys(self._database)
         self._queue: deque[_Batch] = deque()
         self._turn = threading.Lock()
-        self._erased: dict[bytes, float] = {}
-        self._erased_of: int | None = None
-        if not self._database.read(_SECRET):
-            with self._database.writing() as transaction:
-                transaction.change(_PUT_SECRET, secret=secrets.token_bytes(32))
-        self._hash_key = bytes(self._database.read(_SECRET)[0][0])
 
     @classmethod
-    def open(cls, url: str) -> Store:
+    def open(cls, url: str, tombstones: Path | None = None) -> Store:
         """Open a store, or make it; see `Store`."""
-        return cls(url)
+        return cls(url, tombstones)
 
     def __repr__(self) -> str:
         return f"Store({self._database.name!r})"
@@ -173,17 +185,10 @@ class Store:
         with self._database.writing() as transaction:
             first = _last_change(transaction)
             rows = [
-                {
-                    "key": item.key,
-                    "sequence": sequence,
-                    "title": item.title,
-                    "category": item.category,
-                    "price": item.price,
-                    "stock": item.stock,
-                    "is_hidden": int(item.is_hidden),
-                    "created": now if item.created is None else item.created,
-                    "keeps_created": int(item.created is None),
-                }
+                (
+                    *(item.key, sequence, item.title, item.category, item.price, item.stock, int(item.is_hidden)),
+                    *(now if item.created is None else item.created, int(item.created is None)),
+                )
                 for sequence, item in enumerate(items, start=first + 1)
             ]
             transaction.change_all(_PUT_ITEM, rows)
@@ -209,7 +214,70 @@ class Store:
 
     def generation(self) -> int:
         """Rises with every erasure: what was kept of shoppers or counts outside of the store is then out of date."""
-        return int(self._database.read(_GENERATION)[0][0])
+        return int(self._database.read(GENERATION)[0][0])
+
+    def add_impressions(self, impressions: Iterable[Impression]) -> int:
+        """Store lists that were shown; how many of them are new, and of nobody who was erased since."""
+        rows = [(one.list_id, one.shopper, one.list_name, one.version, one.arm, one.timestamp) for one in impressions]
+        with self._database.writing() as transaction:
+            return transaction.change_all(_SHOW, self._erasures.without_erased(transaction, rows, 1, 5))
+
+    def click_through(self, since: float = 0.0) -> list[ClickThrough]:
+        """Lists shown and clicked, by day, list, model version and arm.
+
+        Args:
+            since: seconds since 1970 UTC; lists shown before don't count.
+        """
+        sql = _CLICK_THROUGH.format(day=self._database.day_of("timestamp"))
+        return [ClickThrough(*row[:4], *map(int, row[4:])) for row in self._database.read(sql, since=since)]
+
+    def drop_impressions(self, before: float) -> int:
+        """Forget lists shown before a time, seconds since 1970 UTC; how many."""
+        with self._database.writing() as transaction:
+            return transaction.change("DELETE FROM impressions WHERE timestamp < :before", before=before)
+
+    def export_shopper(self, shopper: str) -> dict[str, Any]:
+        """All that the store holds of a shopper, as JSON values."""
+        lists = (
+            "SELECT list_id, list, version, arm, timestamp FROM impressions WHERE shopper = :shopper ORDER BY timestamp"
+        )
+        names = ("list_id", "list", "version", "arm", "timestamp")
+        return {
+            "shopper": shopper,
+            "events": [
+                {name: value for name, value in row._asdict().items() if name not in ("sequence", "shopper")}
+                for row in self.history(shopper, limit=_ALL)
+            ],
+            "impressions": [dict(zip(names, row, strict=True)) for row in self._database.read(lists, shopper=shopper)],
+            "erased_at": self._erasures.when(shopper),
+        }
+
+    def erase_shopper(self, shopper: str) -> Erasure:
+        """Delete all that the store holds of a shopper, for good; see `fedrec.shop.store_erasure`.
+
+        Events of hers that happen afterwards are taken: she came back. Models that were trained before are what they
+        are until they are trained again.
+
+        Raises:
+            StoreError: nothing was erased.
+        """
+        return self._erasures.erase(shopper)
+
+    def new_key(self, shop: str, name: str, scope: KeyScope) -> tuple[Key, str]:
+        """A new key of the API, and its secret, which nobody sees again; see `Keys.add`."""
+        return self._keys.add(shop, name, scope)
+
+    def key_of(self, secret: str) -> Key | None:
+        """The valid key of a secret; None = there is none."""
+        return self._keys.of(secret)
+
+    def keys(self) -> list[Key]:
+        """Valid and revoked keys, the oldest first."""
+        return self._keys.all()
+
+    def revoke_key(self, key_id: str) -> None:
+        """Make a key invalid for ever; see `Keys.revoke`."""
+        self._keys.revoke(key_id)
 
     def mark(self) -> object:
         """Compares unequal to an earlier one once anything was written since, by whatever process.
@@ -237,27 +305,13 @@ class Store:
         results = []
         with self._database.writing() as transaction:
             for batch in batches:
-                rows = batch.rows if batch.is_forced else self._without_erased(transaction, batch.rows)
-                accepted = transaction.change_all(_APPEND, [dict(zip(_EVENT_NAMES, row, strict=True)) for row in rows])
+                rows: Sequence[tuple[Any, ...]] = batch.rows
+                if not batch.is_forced:
+                    rows = self._erasures.without_erased(transaction, batch.rows, 1, 5)
+                accepted = transaction.change_all(_APPEND, rows)
                 results.append(Appended(accepted, len(rows) - accepted, len(batch.rows) - len(rows)))
         for batch, result in zip(batches, results, strict=True):
             batch.result = result
-
-    def _without_erased(self, transaction: Transaction, rows: Sequence[EventRow]) -> Sequence[EventRow]:
-        """Rows but those of erased shoppers from before their erasure."""
-        generation = transaction.read(_GENERATION)[0][0]
-        if generation != self._erased_of:
-            found = transaction.read("SELECT shopper_hash, erased_at FROM tombstones")
-            self._erased = {bytes(shopper_hash): erased_at for shopper_hash, erased_at in found}
-            self._erased_of = generation
-        if not self._erased:
-            return rows
-        until = {shopper: self._erased.get(self._hash(shopper), -1.0) for shopper in {row[1] for row in rows}}
-        return [row for row in rows if row[5] > until[row[1]]]
-
-    def _hash(self, shopper: str) -> bytes:
-        """What stays of an erased shopper: it says who she was only to who has the key and guesses her id."""
-        return hashlib.blake2b(shopper.encode(), key=self._hash_key, digest_size=16).digest()
 
 
 def _last_change(transaction: Transaction) -> int:

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,28 +30,34 @@ _CACHE_KIB = 65_536
 _MAX_LOG_BYTES = 1 << 26
 
 
+Text = tuple[str, Sequence[str]]
+"""A statement as the driver takes it, and its parameters in the order in which they appear."""
+
+
 class Transaction:
     """What a writer may do; parameters are written as :name."""
 
-    def __init__(self, cursor: Any, text: Callable[[str], str]) -> None:
+    def __init__(self, cursor: Any, text: Callable[[str], Text]) -> None:
         self._cursor, self._text = cursor, text
 
     def read(self, sql: str, **values: Any) -> list[Any]:
         """All rows of a query."""
-        self._cursor.execute(self._text(sql), values)
+        text, names = self._text(sql)
+        self._cursor.execute(text, [values[name] for name in names])
         rows: list[Any] = self._cursor.fetchall()
         return rows
 
     def change(self, sql: str, **values: Any) -> int:
         """How many rows a statement changed."""
-        self._cursor.execute(self._text(sql), values)
+        text, names = self._text(sql)
+        self._cursor.execute(text, [values[name] for name in names])
         return int(self._cursor.rowcount)
 
-    def change_all(self, sql: str, rows: Sequence[Mapping[str, Any]]) -> int:
-        """How many rows a statement changed, repeated for each of rows."""
+    def change_all(self, sql: str, rows: Sequence[Sequence[Any]]) -> int:
+        """How many rows a statement changed, repeated for each of rows: its parameters as they appear in it."""
         if not rows:
             return 0
-        self._cursor.executemany(self._text(sql), rows)
+        self._cursor.executemany(self._text(sql)[0], rows)
         return int(self._cursor.rowcount)
 
 
@@ -76,7 +82,7 @@ class Database:
                 raise ConfigError(f"{self.name}: a store in memory would be lost; {_FORMS}")
             if address.drivername == "postgresql":
                 address = address.set(drivername="postgresql+psycopg")
-            engine = sa.create_engine(address, **({"paramstyle": "named"} if self.is_sqlite else {}))
+            engine = sa.create_engine(address, paramstyle="qmark" if self.is_sqlite else "format")
         except sa.exc.ArgumentError as error:
             raise ConfigError(f"the store's URL cannot be read; {_FORMS}") from error
         except ImportError as error:
@@ -87,7 +93,7 @@ class Database:
         self._arguments = tuple(arguments)
         assert self._dialect.dbapi is not None
         self._errors: type[Exception] = self._dialect.dbapi.Error
-        self._texts: dict[str, str] = {}
+        self._texts: dict[str, Text] = {}
         self._idle: deque[Any] = deque()
         self._writer: Any = None
         self._writer_lock = threading.RLock()
@@ -96,8 +102,12 @@ class Database:
         self._is_closed = False
         if self.path is not None:
             _make_private(self.path)
+        try:
             self._use_write_ahead_log()
-        self._migrate()
+            self._migrate()
+        except BaseException:
+            self.close()
+            raise
 
     def read(self, sql: str, **values: Any) -> list[Any]:
         """All rows of a query, whose parameters are written as :name.
@@ -105,13 +115,14 @@ class Database:
         Raises:
             StoreError: the database cannot be read.
         """
+        text, names = self._text(sql)
         with self._plain_errors():
             try:
                 connection = self._idle.pop()
             except IndexError:
                 connection = self._connect()
             try:
-                rows: list[Any] = connection.execute(self._text(sql), values).fetchall()
+                rows: list[Any] = connection.execute(text, [values[name] for name in names]).fetchall()
             except self._errors:
                 connection.close()
                 raise
@@ -138,11 +149,10 @@ class Database:
                     cursor.execute("SELECT pg_advisory_xact_lock(hashtext('fedrec store ' || current_schema()))")
                 yield Transaction(cursor, self._text)
                 cursor.execute("COMMIT")
+                cursor.close()
             except BaseException:
                 self._forget_writer()
                 raise
-            finally:
-                cursor.close()
 
     def version_of_data(self) -> int | None:
         """Another number after every commit of anybody, in microseconds; None: this database has no such number.
@@ -159,14 +169,19 @@ class Database:
                 self._watcher = self._connect()
             return int(self._watcher.execute("PRAGMA data_version").fetchone()[0])
 
-    def forget_deleted(self) -> None:
-        """Give deleted rows' pages back, so that no byte of them stays in the database's files."""
+    def forget_deleted(self) -> bool:
+        """Take what was deleted out of the database's files; False = not yet, since a reader still needs it.
+
+        SQLite overwrites deleted rows with zeros (secure_delete) and cuts its log off here; PostgreSQL frees their
+        space for new rows, and its own log and backups keep them for as long as they are kept.
+        """
         with self._writer_lock, self._plain_errors():
             if self._writer is None:
                 self._writer = self._connect()
-            statements = ("PRAGMA wal_checkpoint(TRUNCATE)",) if self.is_sqlite else ("VACUUM events",)
-            for statement in statements:
-                self._writer.execute(statement).close()
+            if self.is_sqlite:
+                return not self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            self._writer.execute("VACUUM events, impressions").close()
+            return True
 
     def day_of(self, timestamp: str) -> str:
         """SQL of the whole days since 1970 in a column of seconds."""
@@ -190,10 +205,10 @@ class Database:
         while self._idle:
             self._idle.pop().close()
 
-    def _text(self, sql: str) -> str:
-        """A statement with its parameters as the driver takes them."""
+    def _text(self, sql: str) -> Text:
         if (text := self._texts.get(sql)) is None:
-            text = self._texts[sql] = str(sa.text(sql).compile(dialect=self._dialect))
+            compiled = sa.text(sql).compile(dialect=self._dialect)
+            text = self._texts[sql] = str(compiled), getattr(compiled, "positiontup", None) or ()
         return text
 
     def _connect(self) -> Any:
@@ -212,7 +227,7 @@ class Database:
     def _use_write_ahead_log(self) -> None:
         """Readers and the writer then don't wait for each other; SQLite does not wait for this lock by itself."""
         deadline = time.monotonic() + LOCK_WAIT_S
-        while self.read("PRAGMA journal_mode")[0][0] != "wal":
+        while self.is_sqlite and self.read("PRAGMA journal_mode")[0][0] != "wal":
             try:
                 self.read("PRAGMA journal_mode = WAL")
             except StoreError:

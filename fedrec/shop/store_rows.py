@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
 from fedrec.errors import DataError
@@ -165,6 +165,96 @@ class Appended:
     erased: int = 0
 
 
+class KeyScope(IntEnum):
+    """What a key allows; each also what is before it."""
+
+    READ = 1
+    WRITE = 2
+    ADMIN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key of the shop's API, without its secret.
+
+    Attributes:
+        id: by which it is listed and revoked; no secret.
+        name: what it is for, in the shop's words.
+        scope: what it allows.
+        created: seconds since 1970 UTC.
+        revoked: the same; None = it is valid.
+    """
+
+    id: str
+    name: str
+    scope: KeyScope
+    created: float
+    revoked: float | None = None
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Impression:
+    """A list that was shown; an event that carries its id is a click on it.
+
+    Attributes:
+        list_id: of this one answer.
+        list_name: home, similar, …
+        version: of the model behind it.
+        arm: of a comparison of models; "" = none.
+        timestamp: seconds since 1970 UTC.
+        shopper: None = nobody known.
+    """
+
+    list_id: str
+    list_name: str
+    version: str
+    arm: str
+    timestamp: float
+    shopper: str | None = None
+
+    def __post_init__(self) -> None:
+        check_id("list_id", self.list_id)
+        if self.shopper is not None:
+            check_id("shopper", self.shopper)
+        _check_time("timestamp", self.timestamp)
+
+    def __repr__(self) -> str:
+        return f"Impression({self.list_name!r})"
+
+
+class ClickThrough(NamedTuple):
+    """Lists of one name, version and arm on one day.
+
+    Attributes:
+        day: since 1970 UTC.
+        shown: lists.
+        clicked: lists with at least one click.
+    """
+
+    day: int
+    list_name: str
+    version: str
+    arm: str
+    shown: int
+    clicked: int
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """What was erased of a shopper.
+
+    Attributes:
+        num_events, num_impressions: rows that are gone.
+        erased_at: seconds since 1970 UTC; what she did until then is not taken again.
+        is_wiped: no byte of her rows is left in the database's files (SQLite); False = not yet, since somebody reads.
+    """
+
+    num_events: int
+    num_impressions: int
+    erased_at: float
+    is_wiped: bool
+
+
 def read_kind(kind: str) -> EventKind:
     """The kind of that name.
 
@@ -231,19 +321,3 @@ def _check_text(name: str, value: str) -> None:
         raise DataError(f"{name}: give text of at most {MAX_TEXT_LENGTH} characters")
     if not value.isprintable() and any(unicodedata.category(one) in ("Cc", "Cs") for one in value):
         raise DataError(f"{name}: has control characters; leave them out")
-
-
-__all__ = [
-    "MAX_AHEAD_S",
-    "NEGATIVE_KINDS",
-    "Appended",
-    "Event",
-    "EventKind",
-    "Item",
-    "ItemChange",
-    "StoredEvent",
-    "check_id",
-    "check_not_ahead",
-    "content_id",
-    "read_kind",
-]

@@ -34,6 +34,15 @@ _MIGRATIONS: dict[int, tuple[str, ...]] = {
         "CREATE TABLE tombstones (shopper_hash {bytes} PRIMARY KEY, erased_at {real} NOT NULL)",
         "INSERT INTO facts (name, number) VALUES ('generation', 0)",
     ),
+    2: (
+        """CREATE TABLE keys (id {text} PRIMARY KEY, name {text} NOT NULL, scope SMALLINT NOT NULL,
+        hash {bytes} NOT NULL UNIQUE, created {real} NOT NULL, revoked {real})""",
+        """CREATE TABLE impressions (list_id {text} PRIMARY KEY, shopper {text}, list {text} NOT NULL,
+        version {text} NOT NULL, arm {text} NOT NULL, timestamp {real} NOT NULL)""",
+        "CREATE INDEX impressions_by_shopper ON impressions (shopper) WHERE shopper IS NOT NULL",
+        "CREATE INDEX impressions_by_time ON impressions (timestamp)",
+        "CREATE INDEX events_by_list ON events (list_id) WHERE list_id IS NOT NULL",
+    ),
 }
 CURRENT_VERSION = max(_MIGRATIONS)
 VERSION_TABLE = "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY, at {real} NOT NULL)"
