@@ -70,27 +70,28 @@ def best(scores: np.ndarray, count: int, seed: int | None = None) -> np.ndarray:
 
 
 def fill(
-    stages: Sequence[Stage], new: Stage, query: Query, *, shelf: Shelf, is_allowed: np.ndarray, settings: ListSettings
+    stages: Sequence[Stage], new: Stage, new_share: float, query: Query, *, shelf: Shelf, is_allowed: np.ndarray
 ) -> list[Place]:
     """A list from its beginning to the last place asked for.
 
     Args:
         stages: in this order, until the list is full.
         new: ranks the items that reserved places are for.
+        new_share: of all places, reserved.
         is_allowed: bool, (num_items,); used up.
     """
     count = query.offset + query.n
     pinned = [place for place in dict.fromkeys(shelf.positions(query.pin).tolist()) if is_allowed[place]]
     is_allowed[pinned] = False
     listed = [Place(place, 0.0, 0.0, Source.PINNED, None) for place in pinned]
-    reserved = _ranked(new, query, int(count * settings.new_share), shelf, is_allowed.copy())
+    reserved = _ranked(new, query, int(count * new_share), shelf, is_allowed.copy())
     rest: list[Place] = []
     for stage in stages:
         if len(rest) >= count:
             break
         rest += _ranked(stage, query, count - len(rest), shelf, is_allowed)
         is_allowed[[place.item for place in rest]] = False
-    return _interleaved(listed, rest, reserved, settings.new_share, count)
+    return _interleaved(listed, rest, reserved, new_share, count)
 
 
 def _interleaved(
@@ -146,14 +147,14 @@ def _boosts(boost: Mapping[str, float], scores: np.ndarray, shelf: Shelf) -> dic
     return {place: value * (spread or 1.0) for place, value in known.items()}
 
 
-def as_listed(places: Sequence[Place], first: int, shelf: Shelf, settings: ListSettings | None) -> list[ListedItem]:
+def as_listed(places: Sequence[Place], first: int, shelf: Shelf, max_contributions: int) -> list[ListedItem]:
     """The answer's items.
 
     Args:
         first: position of the first in the whole list.
-        settings: of the explanations; None = none were asked for.
+        max_contributions: named in an explanation; 0 = no explanations.
     """
-    explained = [None] * len(places) if settings is None else _explained(places, shelf, settings.max_contributions)
+    explained = _explained(places, shelf, max_contributions) if max_contributions else [None] * len(places)
     return [
         ListedItem(shelf.keys[place.item], place.score, place.source, first + at, explanation)
         for at, (place, explanation) in enumerate(zip(places, explained, strict=True))

@@ -13,14 +13,19 @@ query and the shopper's own history alone: no trends, no pairs of the shop's own
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
 
+import numpy as np
+
+from fedrec.errors import DataError
 from fedrec.shop.alignment import Alignment
 from fedrec.shop.filling import ListSettings, as_listed, fill
 from fedrec.shop.ranked import Query, RankedList, Source
 from fedrec.shop.serving_model import InsideShop, ServingModel
-from fedrec.shop.shelf import Shelf
-from fedrec.shop.stages import ByContent, ByModel, ByValue, NewItems, Stage
-from fedrec.shop.taste import HistoryEvent, Taste, taste_for, taste_of
+from fedrec.shop.shelf import NOT_HERE, Shelf
+from fedrec.shop.stages import NEVER, ByContent, ByModel, ByValue, NewItems, Stage
+from fedrec.shop.taste import NOBODY, HistoryEvent, Taste, taste_for, taste_of
 from fedrec.shop.trends import Trends
 
 
@@ -66,6 +71,79 @@ class Lists:
         taste = taste_for(keys, self.shelf).latest(self.settings.max_history)
         return self._for_taste(taste, query, Source.SESSION)
 
+    def cart(self, keys: Iterable[str], query: Query, events: Iterable[HistoryEvent] = ()) -> RankedList:
+        """What goes with a cart, by the model; its items are not listed.
+
+        Args:
+            events: of the shopper where she is known: what she had or disliked is left out, and says nothing more.
+        """
+        taste = taste_for(keys, self.shelf)
+        hers = taste_of(events, self.shelf, self.settings.taste)
+        taste = replace(taste, had=hers.had, against=hers.against)
+        return self._for_taste(taste.latest(self.settings.max_history), query, Source.SESSION)
+
+    def similar(self, key: str, query: Query) -> RankedList:
+        """Items that the model links to one item, then those with words and categories like its own.
+
+        Raises:
+            DataError: the shop has no such item.
+        """
+        return self._around(key, query, [])
+
+    def bought_together(self, key: str, query: Query) -> RankedList:
+        """What shoppers of this item bought with it, then what is similar to it.
+
+        Raises:
+            DataError: the shop has no such item.
+        """
+        item = self._place(key)
+        pairs, place = self.model.pairs, int(self.alignment.to_model[item])
+        if pairs is None or place < 0:
+            return self._around(key, query, [])
+        together = pairs.sums(np.array([place]), np.ones(1))
+        return self._around(key, query, [self._positive(together, Source.BOUGHT_TOGETHER)])
+
+    def popular(self, query: Query) -> RankedList:
+        """What most shoppers want."""
+        return self._filled([self._popularity()], NOBODY, query, 0.0)
+
+    def trending(self, query: Query) -> RankedList:
+        """What most shoppers want lately, then what is popular; without trends that alone."""
+        if self.trends is None:
+            return self.popular(query)
+        values = self.trends.trending(self.shelf.num_items)
+        lately = ByValue(np.where(values > 0, values, NEVER), Source.TRENDING)
+        return self._filled([lately, self._popularity()], NOBODY, query, 0.0)
+
+    def newest(self, query: Query) -> RankedList:
+        """What came last."""
+        return self._filled([ByValue(self.shelf.created, Source.NEWEST)], NOBODY, query, 0.0)
+
+    def _place(self, key: str) -> int:
+        place = self.shelf.position(key)
+        if place == NOT_HERE:
+            raise DataError("there is no such item in the catalogue")
+        return place
+
+    def _around(self, key: str, query: Query, first: list[Stage]) -> RankedList:
+        """The stages given, then items similar to one."""
+        item = self._place(key)
+        stages, one = first, np.array([item])
+        if self.alignment.is_known[item]:
+            place = self.alignment.to_model[one]
+            lift = self.model.scores(place, np.ones(1)) - self._scores_of_nobody
+            stages = [*stages, self._positive(lift, Source.SIMILAR)]
+        stages = [*stages, ByContent(self.shelf, one, np.ones(1)), self._popularity()]
+        return self._filled(stages, replace(NOBODY, kept_out=one), query, 0.0)
+
+    @cached_property
+    def _scores_of_nobody(self) -> np.ndarray:
+        return self.model.scores(np.empty(0, np.int64), np.empty(0))
+
+    def _positive(self, values: np.ndarray, source: Source) -> Stage:
+        """A stage of the model's items with values above 0."""
+        return ByValue(self.alignment.on_shelf(np.where(values > 0, values, NEVER), NEVER), source)
+
     def _for_taste(self, taste: Taste, query: Query, source: Source) -> RankedList:
         stages: list[Stage] = []
         is_known = self.alignment.is_known[taste.items]
@@ -74,7 +152,7 @@ class Lists:
             stages.append(ByModel(self.model, self.alignment, source, history, strengths))
         if len(taste.items):
             stages.append(ByContent(self.shelf, taste.items, taste.strengths))
-        return self._filled([*stages, self._popularity()], taste, query)
+        return self._filled([*stages, self._popularity()], taste, query, self.settings.new_share)
 
     def _popularity(self) -> Stage:
         """The shop's own, or the model's where there is none or it must not be shown."""
@@ -82,14 +160,17 @@ class Lists:
             return ByValue(self.alignment.on_shelf(self.model.popularity, 0.0), Source.POPULAR)
         return ByValue(self.trends.popular(self.shelf.num_items), Source.POPULAR)
 
-    def _filled(self, stages: Sequence[Stage], taste: Taste, query: Query) -> RankedList:
+    def _filled(self, stages: Sequence[Stage], taste: Taste, query: Query, new_share: float) -> RankedList:
         is_allowed = self.shelf.mask(query.wanted).copy()
         is_allowed[self.shelf.positions(query.exclude)] = False
         is_allowed[taste.against] = False
+        is_allowed[taste.kept_out] = False
         if not query.include_bought:
             is_allowed[taste.had] = False
         new = NewItems(self.shelf, self.alignment, taste.items, taste.strengths)
-        places = fill(stages, new, query, shelf=self.shelf, is_allowed=is_allowed, settings=self.settings)
-        settings = self.settings if query.explain else None
-        items = as_listed(places[query.offset :], query.offset, self.shelf, settings)
-        return RankedList(tuple(items), stages[0].source, self.model.served)
+        places = fill(stages, new, new_share, query, shelf=self.shelf, is_allowed=is_allowed)
+        limit = self.settings.max_contributions if query.explain else 0
+        items = as_listed(places[query.offset :], query.offset, self.shelf, limit)
+        sources = {place.source for place in places}
+        reason = next((stage.source for stage in stages if stage.source in sources), stages[-1].source)
+        return RankedList(tuple(items), reason, self.model.served)

@@ -89,6 +89,11 @@ class ServingModel(Protocol):
         ...
 
     @property
+    def pairs(self) -> Neighbours | None:
+        """What was bought together in this shop, by its own raw counts; None = not to be served."""
+        ...
+
+    @property
     def served(self) -> Served:
         """What answers say of it."""
         ...
@@ -140,12 +145,14 @@ class ItemItem:
         popularity: float64, (num_items,).
         terms: at least one.
         served: what answers say.
+        pairs: see `ServingModel`.
     """
 
     items: np.ndarray
     popularity: np.ndarray
     terms: tuple[Term, ...]
     served: Served
+    pairs: Neighbours | None = None
 
     def scores(self, history: np.ndarray, strengths: np.ndarray) -> np.ndarray:
         """As `ServingModel.scores`."""
@@ -199,12 +206,14 @@ class Dense:
         popularity: float64, (num_items,).
         scorer: over ``items``; strengths are the values of its histories.
         served: what answers say.
+        pairs: see `ServingModel`.
     """
 
     items: np.ndarray
     popularity: np.ndarray
     scorer: Scorer
     served: Served
+    pairs: Neighbours | None = None
 
     def scores(self, history: np.ndarray, strengths: np.ndarray) -> np.ndarray:
         """As `ServingModel.scores`."""
@@ -236,8 +245,14 @@ class Dense:
 
 
 def serving_model(
-    scorer: Scorer, items: np.ndarray, popularity: np.ndarray, served: Served, *, max_weights: int = MAX_WEIGHTS
-) -> ServingModel:
+    scorer: Scorer,
+    items: np.ndarray,
+    popularity: np.ndarray,
+    served: Served,
+    *,
+    pairs: Neighbours | None = None,
+    max_weights: int = MAX_WEIGHTS,
+) -> ItemItem | Dense:
     """Make a scorer ready to serve: `ItemItem` if it is linear, else `Dense`.
 
     Args:
@@ -249,9 +264,9 @@ def serving_model(
         raise ConfigError(f"max_weights = {max_weights}: give a whole number of at least 1")
     parts = scorer.parts if isinstance(scorer, BlendedScorer) else ((1.0, scorer),)
     if not all(isinstance(part, ItemItemScorer | PopularityScorer | ContentScorer) for _, part in parts):
-        return Dense(items, popularity, scorer, served)
+        return Dense(items, popularity, scorer, served, pairs)
     terms = tuple(_term(weight, part, len(items), max_weights) for weight, part in parts)
-    return ItemItem(items, popularity, terms, served)
+    return ItemItem(items, popularity, terms, served, pairs)
 
 
 def _term(weight: float, scorer: Scorer, num_items: int, max_weights: int) -> Term:

@@ -41,8 +41,8 @@ class ShelfItem(Protocol):
     def is_hidden(self) -> bool: ...
 
     @property
-    def created(self) -> float:
-        """Seconds since 1970."""
+    def created(self) -> float | None:
+        """Seconds since 1970; None = unknown, older than all."""
         ...
 
 
@@ -146,7 +146,7 @@ class Shelf:
             "price": [np.nan if item.price is None else item.price for item in rows],
             "is_out_of_stock": [item.stock is not None and item.stock <= 0 for item in rows],
             "is_hidden": [item.is_hidden for item in rows],
-            "created": [item.created for item in rows],
+            "created": [item.created or 0.0 for item in rows],
         }
         arrays: dict[str, Any] = {}
         for name, values in changed.items():

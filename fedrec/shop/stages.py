@@ -108,10 +108,10 @@ class ByContent:
 
 @dataclass(frozen=True, repr=False)
 class ByValue:
-    """The same for everybody: popularity, trends, age.
+    """The same for everybody: popularity, trends, age, what goes with an item.
 
     Attributes:
-        values: float64, (num_items,), finite.
+        values: float64, (num_items,); `NEVER` = not listed.
     """
 
     values: np.ndarray

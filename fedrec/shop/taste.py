@@ -60,12 +60,14 @@ class Taste:
         strengths: float64, > 0, (len(items),).
         had: int64; hers already.
         against: int64; never to be listed.
+        kept_out: int64; not to be listed here and now: what a session shows or a cart holds.
     """
 
     items: np.ndarray
     strengths: np.ndarray
     had: np.ndarray
     against: np.ndarray
+    kept_out: np.ndarray = field(default_factory=lambda: _positions(()))
 
     def __repr__(self) -> str:
         return f"Taste({len(self.items)} items)"
@@ -77,6 +79,13 @@ class Taste:
             if len(self.items) <= limit
             else replace(self, items=self.items[-limit:], strengths=self.strengths[-limit:])
         )
+
+
+def strength_of(event: HistoryEvent, settings: TasteSettings) -> float:
+    """What one event says for its item, in [0, 1]; one against it says 0."""
+    if event.kind == "rating" and (event.value is None or event.value < settings.good_rating):
+        return 0.0
+    return settings.strengths.get(event.kind, 0.0)
 
 
 def taste_of(events: Iterable[HistoryEvent], shelf: Shelf, settings: TasteSettings) -> Taste:
@@ -95,9 +104,7 @@ def taste_of(events: Iterable[HistoryEvent], shelf: Shelf, settings: TasteSettin
         if place == NOT_HERE:
             continue
         kind = event.kind
-        strength = settings.strengths.get(kind, 0.0)
-        if kind == "rating" and (event.value is None or event.value < settings.good_rating):
-            strength = 0.0
+        strength = strength_of(event, settings)
         if kind in settings.had:
             had.add(place)
         if kind in settings.against:
@@ -113,8 +120,12 @@ def taste_of(events: Iterable[HistoryEvent], shelf: Shelf, settings: TasteSettin
 def taste_for(keys: Iterable[str], shelf: Shelf) -> Taste:
     """An anonymous session's, or a cart's: these items alone, each with full strength, none of them to be listed."""
     items = np.array(list(dict.fromkeys(shelf.positions(keys).tolist())), np.int64)
-    return Taste(items, np.ones(len(items)), items, np.empty(0, np.int64))
+    return replace(NOBODY, items=items, strengths=np.ones(len(items)), kept_out=items)
 
 
 def _positions(places: Iterable[int]) -> np.ndarray:
     return np.array(list(places), np.int64)
+
+
+NOBODY = Taste(_positions(()), np.empty(0), _positions(()), _positions(()))
+"""No history at all."""

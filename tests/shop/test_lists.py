@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrec.errors import ConfigError
+from fedrec.errors import ConfigError, DataError
 from fedrec.shop.filling import ListSettings
 from fedrec.shop.lists import Lists
+from fedrec.shop.neighbours import Neighbours
 from fedrec.shop.ranked import Query, Source
 from fedrec.shop.shelf import Wanted
-from fedrec.shop.trends import Trends
+from fedrec.shop.trends import Trends, TrendSettings
 
-from .shelves import Event, bought, letters, linear, shelf_of
+from .shelves import JOINT, Event, Item, bought, letters, linear, shelf_of
 
 WEIGHTS = [  # row = bought
     [0, 5, 3, 0, 0, -2],
@@ -117,16 +120,63 @@ def test_trends_take_the_place_of_the_models_popularity():
 
 def test_a_shelf_that_grows_keeps_what_was_known():
     here = lists()
-    later = here.with_shelf(here.shelf.with_items(list(_items("gh"))))
+    later = here.with_shelf(here.shelf.with_items([Item("g"), Item("h")]))
     assert later.home(bought("a"), Query(n=3)).keys == ["b", "c", "e"]
     assert later.home(bought("a"), Query(n=9)).keys[-2:] == ["g", "h"]
     assert here.home(bought("a"), Query(n=9)).keys == ["b", "c", "e", "d", "f"]
 
 
-def _items(keys: str) -> list[object]:
-    from .shelves import Item
+def test_a_session_and_a_cart_do_not_list_what_they_hold():
+    assert lists().session(["a"], Query(n=3, include_bought=True)).keys == ["b", "c", "e"]
+    found = lists().cart(["a", "d"], Query(n=3))
+    assert found.keys == ["b", "c", "e"]  # c: 3 by a, 1 by d
+    assert [one.score for one in found.items] == pytest.approx([5.002, 4.003, 0.005])
+    hers = [*bought("b"), Event("c", "dislike")]
+    assert lists().cart(["a", "d"], Query(n=3), hers).keys == ["e", "f"]
 
-    return [Item(key) for key in keys]
+
+def test_similar_items_by_hand():
+    words = ["lamp", "pot", "pot", "pot", "lamp", "pot"]
+    here = Lists(shelf_of(6, title=words), linear(WEIGHTS, POPULARITY), NO_NEW)
+    found = here.similar("a", Query(n=6))
+    assert found.keys == ["b", "c", "e", "f", "d"]
+    assert [one.source for one in found.items] == ["similar", "similar", "content", "popular", "popular"]
+    assert found.items[0].score == pytest.approx(5.0)
+    assert found.reason is Source.SIMILAR
+    with pytest.raises(DataError, match="no such item"):
+        here.similar("zz", Query())
+
+
+def test_bought_together_is_by_the_shops_own_pairs_where_they_may_be_served():
+    model = linear(WEIGHTS, POPULARITY)
+    pairs = Neighbours.strongest([np.eye(6)[::-1]], 6)  # a with f, b with e, c with d
+    here = Lists(shelf_of(6), replace(model, pairs=pairs), NO_NEW)
+    found = here.bought_together("a", Query(n=3))
+    assert found.keys == ["f", "b", "c"]
+    assert [one.source for one in found.items] == ["bought_together", "similar", "similar"]
+    assert lists().bought_together("a", Query(n=3)).reason is Source.SIMILAR
+
+
+def test_popular_trending_and_newest():
+    trends = Trends(TrendSettings(half_life_s=10.0))
+    trends.add(np.array([2, 2, 2, 3, 3]), np.ones(5), np.array([0.0, 0, 0, 30, 30]), now=30.0)
+    here = Lists(shelf_of(6, created=[3, 1, 4, 6, 5, 9]), linear(WEIGHTS, POPULARITY), NO_NEW, trends)
+    assert here.popular(Query(n=2)).keys == ["c", "d"]
+    late = here.trending(Query(n=3))
+    assert late.keys == ["d", "c", "a"]
+    assert [one.source for one in late.items] == ["trending", "trending", "popular"]
+    assert [one.score for one in late.items] == pytest.approx([2.0, 3 / 8, 0.0])
+    assert here.newest(Query(n=3)).keys == ["f", "d", "e"]
+
+
+def test_under_joint_dp_trends_are_not_looked_at():
+    trends = Trends()
+    trends.add(np.array([2]), np.ones(1), np.zeros(1), now=0.0)
+    here = Lists(shelf_of(6), linear(WEIGHTS, POPULARITY, served=JOINT), NO_NEW, trends)
+    for found in (here.home([], Query(n=2)), here.popular(Query(n=2)), here.trending(Query(n=2))):
+        assert found.keys == ["f", "e"]
+        assert found.reason is Source.POPULAR
+        assert found.served.inside_shop == "joint_dp"
 
 
 KEYS = st.sampled_from(letters(12))

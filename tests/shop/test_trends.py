@@ -1,0 +1,62 @@
+"""Trends pass, and count a shopper once for an item."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedrec.shop.diversity import spread_out
+from fedrec.shop.trends import Trends, TrendSettings
+
+DAY = 86_400.0
+
+
+def test_an_event_counts_half_after_a_half_life():
+    trends = Trends(TrendSettings(half_life_s=DAY))
+    trends.add(np.array([0, 1, 1]), np.array([1.0, 1.0, 0.5]), np.array([2 * DAY, DAY, 0.0]), now=2 * DAY)
+    assert trends.popular(3).tolist() == [1.0, 1.5, 0.0]
+    assert trends.trending(3) == pytest.approx([1.0, 0.5 + 0.125, 0.0])
+
+
+def test_the_order_survives_a_year_without_restart():
+    trends = Trends(TrendSettings(half_life_s=3600.0))
+    trends.add(np.array([0]), np.ones(1), np.zeros(1), now=0.0)
+    for day in (1, 300, 365):
+        trends.add(np.array([1]), np.ones(1), np.array([day * DAY]), now=day * DAY)
+    now = trends.trending(2)
+    assert np.isfinite(now).all()
+    assert now[1] > now[0]
+    assert trends.popular(2).tolist() == [1.0, 3.0]
+
+
+def test_what_claims_to_be_of_the_future_counts_as_of_now():
+    trends = Trends(TrendSettings(half_life_s=DAY))
+    trends.add(np.array([0, 1]), np.ones(2), np.array([1e300, 5.0]), now=5.0)
+    assert trends.trending(2).tolist() == [1.0, 1.0]
+
+
+def test_a_history_counts_the_strongest_event_of_a_shopper_and_item():
+    trends = Trends(TrendSettings(half_life_s=DAY))
+    shoppers, items = np.array([7, 7, 7, 8, 8]), np.array([2, 2, 0, 2, 2])
+    strengths, times = np.array([0.2, 1.0, 0.2, 0.2, 0.2]), np.array([DAY, 0.0, DAY, 0.0, DAY])
+    trends.add_histories(shoppers, items, strengths, times, now=DAY)
+    assert trends.popular(3) == pytest.approx([0.2, 0.0, 1.2])
+    assert trends.trending(3) == pytest.approx([0.2, 0.0, 0.5 + 0.2])
+
+
+def test_an_erased_shopper_is_taken_back():
+    trends = Trends(TrendSettings(half_life_s=DAY))
+    trends.add(np.array([0, 1]), np.array([1.0, 0.5]), np.array([0.0, DAY]), now=DAY)
+    trends.add(np.array([1]), np.array([-0.5]), np.array([DAY]), now=2 * DAY)
+    assert trends.popular(2).tolist() == [1.0, 0.0]
+    assert trends.trending(2)[1] == 0.0
+
+
+def test_diversity_by_hand():
+    relevance = np.array([1.0, 0.9, 0.5, 0.0])
+    similarity = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], float)
+    assert spread_out(relevance, similarity, 0.0, 4).tolist() == [0, 1, 2, 3]
+    # second place: 0.7 x 0.9 - 0.3 x 1 = 0.33 against 0.7 x 0.5 = 0.35
+    assert spread_out(relevance, similarity, 0.3, 3).tolist() == [0, 2, 1]
+    assert spread_out(relevance, similarity, 1.0, 9).tolist() == [0, 2, 3, 1]
+    assert spread_out(np.empty(0), np.empty((0, 0)), 0.3, 3).tolist() == []
