@@ -102,3 +102,20 @@ class BadMessage(ProtocolError):
 
 class StoreError(FedrecError):
     """A file or database of fedrec's own cannot be read or written."""
+
+
+class RequestRefused(FedrecError):
+    """A shop's API refused a request.
+
+    Attributes:
+        status: of HTTP.
+        errors: what was wrong where, (place, message) each.
+    """
+
+    def __init__(self, message: str, *, status: int, errors: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(message)
+        self.status, self.errors = status, errors
+
+
+class ShopUnreachable(FedrecError):
+    """A shop's API did not answer."""

@@ -38,7 +38,7 @@ LOCAL = "local"
 """The version that every shop begins with: its own model, trained on nothing but its own events."""
 
 LOCAL_MODEL = "ease"
-_CURRENT = "current.json"
+CURRENT_FILE = "current.json"
 _ABOUT = "model.json"
 _ARRAYS = "shared.safetensors"
 _FORMAT = 1
@@ -144,6 +144,12 @@ def current_version(folder: Path) -> str:
     return str(_read_current(folder).get("current", LOCAL))
 
 
+def replaced_versions(folder: Path) -> list[str]:
+    """Versions that were served before, the last one first; each once."""
+    replaced = [str(entry["instead_of"]) for entry in reversed(_history(folder)) if entry.get("is_adopted")]
+    return list(dict.fromkeys(replaced))
+
+
 def roll_back(folder: Path, version: str | None = None) -> str:
     """Serve another version again: the one before, or the one named; returns it.
 
@@ -242,7 +248,7 @@ def _history(folder: Path) -> list[dict[str, Any]]:
 
 
 def _read_current(folder: Path) -> dict[str, Any]:
-    path = folder / _CURRENT
+    path = folder / CURRENT_FILE
     if not path.exists():
         return {}
     try:
@@ -253,4 +259,4 @@ def _read_current(folder: Path) -> dict[str, Any]:
 
 def _write_current(folder: Path, version: str, history: list[dict[str, Any]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / _CURRENT, json.dumps({"current": version, "history": history}, indent=1).encode())
+    write_atomically(folder / CURRENT_FILE, json.dumps({"current": version, "history": history}, indent=1).encode())

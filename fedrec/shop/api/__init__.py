@@ -1,0 +1,1 @@
+"""The shop's recommend API: the only room of a shop that knows HTTP."""

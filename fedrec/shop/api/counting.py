@@ -1,0 +1,84 @@
+"""Keeps count of what the shop's shoppers want, in a thread of its own: nobody's answer waits for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from fedrec.shop.shelf import NOT_HERE, Shelf
+from fedrec.shop.store import Store
+from fedrec.shop.store_rows import StoredEvent
+from fedrec.shop.taste import TasteSettings
+from fedrec.shop.trends import Trends, TrendSettings
+
+_PAGE = 5_000
+
+
+class Counting:
+    """Popularity and trends of one shop, from its events."""
+
+    def __init__(self, store: Store, taste: TasteSettings, settings: TrendSettings) -> None:
+        self._store, self._taste, self._settings = store, taste, settings
+        self._thread = ThreadPoolExecutor(1, "counting")
+
+    def begin(self, shelf: Shelf, until: int) -> Future[Trends]:
+        """Count all events so far.
+
+        Args:
+            shelf: whose positions count.
+            until: sequence of the last event.
+        """
+        return self._thread.submit(self._all, shelf, until)
+
+    def add(self, trends: Trends, events: Sequence[StoredEvent], shelf: Shelf) -> None:
+        """Count these too, soon."""
+        self._thread.submit(self._add, trends, events, shelf)
+
+    def close(self) -> None:
+        """Stop; what was not counted is in the store."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _all(self, shelf: Shelf, until: int) -> Trends:
+        codes: dict[str, int] = {}
+        rows: list[np.ndarray] = []
+        after = 0
+        while after < until and (page := self._store.events_after(after, _PAGE)):
+            after = page[-1].sequence
+            found = [
+                (codes.setdefault(one.shopper, len(codes)), shelf.position(one.item), strength, one.timestamp)
+                for one in page
+                if one.sequence <= until and (strength := _strength(one, self._taste)) > 0
+            ]
+            rows.append(np.array(found, np.float64).reshape(-1, 4))
+        table = np.concatenate(rows) if rows else np.empty((0, 4))
+        table = table[table[:, 1] != NOT_HERE]
+        trends = Trends(self._settings)
+        shoppers, items = table[:, 0].astype(np.int64), table[:, 1].astype(np.int64)
+        trends.add_histories(shoppers, items, table[:, 2], table[:, 3], now=time.time())
+        return trends
+
+    def _add(self, trends: Trends, events: Sequence[StoredEvent], shelf: Shelf) -> None:
+        rows = []
+        for one in events:
+            place, strength = shelf.position(one.item), _strength(one, self._taste)
+            if place == NOT_HERE or strength <= 0:
+                continue
+            before = (
+                _strength(other, self._taste)
+                for other in self._store.history(one.shopper)
+                if other.item == one.item and other.sequence < one.sequence
+            )
+            if (more := strength - max(before, default=0.0)) > 0:
+                rows.append((place, more, one.timestamp))
+        if rows:
+            places, strengths, timestamps = (np.array(column) for column in zip(*rows, strict=True))
+            trends.add(places, strengths, timestamps, now=time.time())
+
+
+def _strength(event: StoredEvent, taste: TasteSettings) -> float:
+    if event.kind == "rating" and (event.value is None or event.value < taste.good_rating):
+        return 0.0
+    return taste.strengths.get(event.kind, 0.0)

@@ -1,0 +1,69 @@
+"""Lists as they were answered, until somebody's event or item makes them another."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+
+MOST_SUBJECTS = 20_000
+MOST_QUERIES = 8
+"""Of one subject."""
+
+KEPT_S = 60.0
+"""A list is computed again after so long, whatever happened: popularity moves on."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptList:
+    """An answer, but its list id.
+
+    Attributes:
+        name: which list.
+        body: JSON after the id.
+        reason, version, arm: for metrics and impressions.
+        made: monotonic seconds.
+    """
+
+    name: str
+    body: bytes
+    reason: str
+    version: str
+    arm: str
+    made: float
+
+
+class KeptLists:
+    """By subject (a list's name and a shopper, an item, or nothing), then by query; the longest unused go first."""
+
+    def __init__(self) -> None:
+        self._subjects: OrderedDict[tuple[str, str], dict[bytes, KeptList]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._subjects)
+
+    def get(self, name: str, subject: str, query: bytes) -> KeptList | None:
+        """An unchanged list, or None."""
+        queries = self._subjects.get((name, subject))
+        found = None if queries is None else queries.get(query)
+        if found is None or time.monotonic() - found.made > KEPT_S:
+            return None
+        self._subjects.move_to_end((name, subject))
+        return found
+
+    def put(self, subject: str, query: bytes, one: KeptList) -> None:
+        """Keep a list."""
+        queries = self._subjects.setdefault((one.name, subject), {})
+        if len(queries) >= MOST_QUERIES:
+            queries.clear()
+        queries[query] = one
+        if len(self._subjects) > MOST_SUBJECTS:
+            self._subjects.popitem(last=False)
+
+    def drop(self, name: str, subject: str) -> None:
+        """All of a subject's."""
+        self._subjects.pop((name, subject), None)
+
+    def clear(self) -> None:
+        """All."""
+        self._subjects.clear()

@@ -1,0 +1,433 @@
+"""One shop being served: its store, its catalogue, the model of the moment, and the lists that nobody's event changed.
+
+All of it lives on the server's event loop but for opening models, writing and counting, which threads do; what they
+make is put in place between two requests. Other processes' events, items and erasures are seen by the store's mark,
+which is read before every answer; other processes' models by the file that says which is current.
+
+**Guarantee:** a list is computed from what the store held when it was asked for. One that is answered again without
+computing is dropped by the shopper's next event, by any change of an item, by an erasure and by a new model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import suppress
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import orjson
+from starlette.concurrency import run_in_threadpool
+
+from fedrec.errors import FedrecError, StoreError
+from fedrec.shop.adoption import current_version, roll_back, versions
+from fedrec.shop.api.arms import CURRENT_ARM, OTHER_ARM, Opened, OpenModel, arm_of, files_of, open_models
+from fedrec.shop.api.counting import Counting
+from fedrec.shop.api.kept_lists import KeptList, KeptLists
+from fedrec.shop.api.metrics import ShopMetrics
+from fedrec.shop.api.problems import ApiError
+from fedrec.shop.api.schemas import ListQuery
+from fedrec.shop.lists import Lists
+from fedrec.shop.ranked import ListedItem, Query, RankedList
+from fedrec.shop.serving_settings import ServingSettings
+from fedrec.shop.shelf import NOT_HERE, Shelf, Wanted
+from fedrec.shop.store import Store
+from fedrec.shop.store_rows import Impression
+from fedrec.shop.trends import Trends
+
+_log = logging.getLogger("fedrec.shop.api")
+_PAGE = 2_000
+_WATCH_S = 0.5
+_MOST_IMPRESSIONS = 100_000
+
+
+class ListName(StrEnum):
+    """The lists there are."""
+
+    HOME = "home"
+    SESSION = "session"
+    CART = "cart"
+    SIMILAR = "similar"
+    TOGETHER = "bought-together"
+    POPULAR = "popular"
+    TRENDING = "trending"
+    NEW = "new"
+
+
+class LiveShop:
+    """A shop of this process."""
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        store: Store,
+        settings: ServingSettings,
+        *,
+        open_model: OpenModel,
+        split_key: bytes = b"",
+    ) -> None:
+        """Open the catalogue and the model.
+
+        Args:
+            name: of the shop.
+            folder: of its models.
+            store: the shop's; closed with the shop.
+            settings: from the shop's file.
+            open_model: reads a model.
+            split_key: secret of at most 64 bytes, the same at every start; needed for a split.
+        Raises:
+            StoreError: the store cannot be read, or no model can be served.
+        """
+        self.name, self.settings, self.store, self.metrics = name, settings, store, ShopMetrics()
+        self._folder, self._open_model, self._split_key = folder, open_model, split_key
+        self._kept = KeptLists()
+        self._impressions: list[Impression] = []
+        self._counting = Counting(store, settings.lists.taste, settings.trends)
+        self._trends: Trends | None = None
+        self._counted: Future[Trends] | None = None
+        self._mark: object = None
+        self._generation, self._events_seen, self._items_seen = store.generation(), store.last_sequence(), 0
+        self._is_behind = False
+        self._shelf = Shelf()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._files = files_of(folder, settings.split)
+        self._take_items()
+        self._opened = self._open(None)
+        self._arms = self._lists_of(self._opened)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why another model is served than should be; None = it is not."""
+        return self._opened.trouble
+
+    def start(self) -> None:
+        """Begin to watch for models, to write impressions and to count; on the event loop."""
+        self._counted = self._counting.begin(self._shelf, self._events_seen)
+        self._tasks = [asyncio.create_task(self._repeat(what)) for what in (self._watch, self._write_impressions)]
+
+    async def close(self) -> None:
+        """Write what is left and close the store."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with suppress(StoreError):
+            await self._write_impressions()
+        self._counting.close()
+        self.store.close()
+
+    def unchanged(self, name: ListName, subject: str, query: bytes) -> bytes | None:
+        """A list as it was answered before; None = it must be computed.
+
+        Args:
+            subject: a shopper, an item, or "".
+            query: as it was sent.
+        Raises:
+            StoreError: nobody can say whether it is unchanged.
+        """
+        self._catch_up()
+        found = None if self._is_behind else self._kept.get(name, subject, query)
+        return None if found is None else self._shown(found, subject, is_unchanged=True)
+
+    def listed(self, name: ListName, subject: str, wanted: ListQuery, query: bytes) -> bytes:
+        """A list of a shopper, an item or nobody, as JSON; after `unchanged` found none.
+
+        Raises:
+            ApiError: 404, an unknown item.
+            StoreError: her events cannot be read.
+        """
+        arm = self._arm_of(subject) if name is ListName.HOME else CURRENT_ARM
+        lists, asked = self._arms[arm], query_of(wanted)
+        if name in (ListName.SIMILAR, ListName.TOGETHER) and lists.shelf.position(subject) == NOT_HERE:
+            raise ApiError(404, "there is no such item")
+        if name is ListName.HOME:
+            ranked = lists.home(self.store.history(subject), asked)
+        elif name is ListName.SIMILAR:
+            ranked = lists.similar(subject, asked)
+        elif name is ListName.TOGETHER:
+            ranked = lists.bought_together(subject, asked)
+        else:
+            of_all: dict[ListName, Callable[[Query], RankedList]] = {
+                ListName.POPULAR: lists.popular,
+                ListName.TRENDING: lists.trending,
+                ListName.NEW: lists.newest,
+            }
+            ranked = of_all[name](asked)
+        kept = self._as_kept(name, ranked, arm)
+        self._kept.put(subject, query, kept)
+        return self._shown(kept, subject if name is ListName.HOME else None)
+
+    def listed_for(self, name: ListName, items: Iterable[str], shopper: str | None, wanted: ListQuery) -> bytes:
+        """A list for a session or a cart, as JSON.
+
+        Args:
+            shopper: whose cart; None = unknown.
+        """
+        self._catch_up()
+        arm = CURRENT_ARM if shopper is None else self._arm_of(shopper)
+        lists, asked = self._arms[arm], query_of(wanted)
+        if name is ListName.SESSION:
+            ranked = lists.session(items, asked)
+        else:
+            ranked = lists.cart(items, asked, events=() if shopper is None else self.store.history(shopper))
+        return self._shown(self._as_kept(name, ranked, arm), shopper)
+
+    def export(self, shopper: str) -> dict[str, Any] | None:
+        """All that the shop holds of a shopper, None = nothing; in a thread."""
+        found = self.store.export_shopper(shopper)
+        return found if any(found[name] for name in ("events", "impressions", "erased_at")) else None
+
+    def erase(self, shopper: str) -> dict[str, Any]:
+        """Forget a shopper; in a thread.
+
+        Returns:
+            What was erased, and what past releases may still tell.
+        """
+        erased = self.store.erase_shopper(shopper)
+        served = self._arms[CURRENT_ARM].model.served
+        return {
+            "num_events": erased.num_events,
+            "num_impressions": erased.num_impressions,
+            "erased_at": datetime.fromtimestamp(erased.erased_at, UTC).isoformat(timespec="seconds"),
+            "is_wiped": erased.is_wiped,
+            "epsilon_outside": served.epsilon_outside,
+            "past_releases": _PAST[served.epsilon_outside is None, served.epsilon_outside == 0],
+        }
+
+    def models(self) -> dict[str, Any]:
+        """As `fedrec.shop.api.schemas.ModelsOut`; in a thread."""
+        served = self._arms[CURRENT_ARM].model.served.version
+        current, split = current_version(self._folder), self.settings.split
+        found = versions(self._folder)
+        return {
+            "served": served,
+            "current": current,
+            "trouble": self.trouble,
+            "versions": [{"version": one, "is_current": one == current, "is_served": one == served} for one in found],
+            "split": {} if split is None else {current: 1 - split.share, split.version: split.share},
+        }
+
+    def roll_back(self, version: str | None) -> dict[str, Any]:
+        """Serve another version from now on; in a thread. The watcher opens it."""
+        try:
+            roll_back(self._folder, version)
+        except FedrecError as error:
+            raise ApiError(409, str(error)) from error
+        return self.models()
+
+    def privacy(self) -> dict[str, Any]:
+        """As `fedrec.shop.api.schemas.PrivacyOut`; in a thread."""
+        served = self._arms[CURRENT_ARM].model.served
+        return {
+            "mode": served.mode,
+            "epsilon_outside": served.epsilon_outside,
+            "inside_shop": served.inside_shop,
+            "ledger": _ledger(self._folder.parent),
+        }
+
+    def click_through(self) -> list[dict[str, Any]]:
+        """As `fedrec.shop.api.schemas.ArmOut`; in a thread."""
+        return [
+            {
+                "day": datetime.fromtimestamp(row.day * 86_400, UTC).date().isoformat(),
+                "list_name": row.list_name,
+                "version": row.version,
+                "arm": row.arm,
+                "shown": row.shown,
+                "clicked": row.clicked,
+            }
+            for row in self.store.click_through()
+        ]
+
+    def metrics_text(self) -> bytes:
+        """For Prometheus; in a thread."""
+        shown: dict[tuple[str, str], tuple[int, int]] = {}
+        for row in self.store.click_through():
+            before = shown.get((row.version, row.arm), (0, 0))
+            shown[row.version, row.arm] = before[0] + row.shown, before[1] + row.clicked
+        figures = {
+            "items": float(self._shelf.num_items),
+            "events": float(self.store.num_events()),
+            "impressions_waiting": float(len(self._impressions)),
+            **{f"ledger_{name}": value for name, value in _ledger(self._folder.parent).items()},
+        }
+        served = self._arms[CURRENT_ARM].model.served.version
+        return self.metrics.text(figures, shown, version=served, is_well=self.trouble is None)
+
+    def _as_kept(self, name: ListName, ranked: RankedList, arm: str) -> KeptList:
+        titles = self._shelf.titles
+        place = self._shelf.place
+        served = ranked.served
+        about = {
+            "list_name": name,
+            "reason": ranked.reason,
+            "model_version": served.version,
+            "mode": served.mode,
+            "epsilon_outside": served.epsilon_outside,
+            "inside_shop": served.inside_shop,
+            "items": [_line(one, titles[place[one.item]]) for one in ranked.items],
+        }
+        body = b"," + orjson.dumps(about)[1:]
+        return KeptList(name, body, ranked.reason, served.version, arm, time.monotonic())
+
+    def _shown(self, kept: KeptList, shopper: str | None, *, is_unchanged: bool = False) -> bytes:
+        """A list's JSON with an id of its own, which is noted."""
+        list_id = secrets.token_hex(8)
+        arm = kept.arm if self.settings.split else ""
+        if len(self._impressions) < _MOST_IMPRESSIONS:
+            self._impressions.append(Impression(list_id, kept.name, kept.version, arm, time.time(), shopper or None))
+        self.metrics.listed(kept.name, kept.reason, kept.version, arm, is_unchanged=is_unchanged)
+        return b'{"list_id":"' + list_id.encode() + b'"' + kept.body
+
+    def _arm_of(self, shopper: str) -> str:
+        if self.settings.split is None or OTHER_ARM not in self._arms:
+            return CURRENT_ARM
+        return arm_of(shopper, self.settings.split, self._split_key)
+
+    def _catch_up(self) -> None:
+        """See what was written since the last answer."""
+        mark = self.store.mark()
+        if mark == self._mark and not self._is_behind:
+            return
+        self._mark = mark
+        events = self.store.events_after(self._events_seen, _PAGE)
+        self._is_behind = len(events) == _PAGE
+        if events:
+            self._events_seen = events[-1].sequence
+            for shopper in {one.shopper for one in events}:
+                self._kept.drop(ListName.HOME, shopper)
+            if self._trends is not None:
+                self._counting.add(self._trends, events, self._shelf)
+        if self._take_items():
+            self._arms = {arm: lists.with_shelf(self._shelf) for arm, lists in self._arms.items()}
+            self._kept.clear()
+        generation = self.store.generation()
+        if generation != self._generation:
+            self._generation = generation
+            self._kept.clear()
+            self._counted = self._counting.begin(self._shelf, self._events_seen)
+
+    def _take_items(self) -> bool:
+        """Whether the catalogue changed."""
+        before = self._items_seen
+        while changes := self.store.items_after(self._items_seen):
+            self._items_seen = changes[-1].sequence
+            self._shelf = self._shelf.with_items(one.item for one in changes)
+            self._shelf = self._shelf.with_hidden(one.item.key for one in changes if one.is_deleted)
+        return self._items_seen != before
+
+    def _open(self, before: Opened | None) -> Opened:
+        catalogue = [
+            key for key, hidden in zip(self._shelf.keys, self._shelf.is_hidden.tolist(), strict=False) if not hidden
+        ]
+        return open_models(self._folder, self.settings.split, before, catalogue=catalogue, open_model=self._open_model)
+
+    def _lists_of(self, opened: Opened) -> dict[str, Lists]:
+        found = {
+            arm: Lists(self._shelf, model, self.settings.lists, self._trends) for arm, model in opened.models.items()
+        }
+        for lists in found.values():  # warm before anybody asks
+            lists.popular(Query(explain=True))
+        return found
+
+    async def _watch(self) -> None:
+        """Put in place what threads have made: another model, or counts."""
+        if self._counted is not None and self._counted.done():
+            self._trends, self._counted = self._counted.result(), None
+            self._put(self._opened, await run_in_threadpool(self._lists_of, self._opened))
+        files = files_of(self._folder, self.settings.split)
+        if files != self._files:
+            opened = await run_in_threadpool(self._open, self._opened)
+            self._put(opened, await run_in_threadpool(self._lists_of, opened))
+            self._files = files
+
+    def _put(self, opened: Opened, arms: dict[str, Lists]) -> None:
+        self._opened = opened
+        self._arms = {arm: lists.with_shelf(self._shelf) for arm, lists in arms.items()}
+        self._kept.clear()
+
+    async def _write_impressions(self) -> None:
+        if self._impressions:
+            waiting, self._impressions = self._impressions, []
+            try:
+                await run_in_threadpool(self.store.add_impressions, waiting)
+            except StoreError:
+                self._impressions = [*waiting, *self._impressions][:_MOST_IMPRESSIONS]
+                raise
+
+    async def _repeat(self, what: Callable[[], Any]) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            try:
+                await what()
+            except FedrecError as error:
+                _log.warning("shop %s: %s", self.name, error)
+
+
+def query_of(wanted: ListQuery) -> Query:
+    """What the lists are asked.
+
+    Raises:
+        ApiError: 422, a boost that cannot be read.
+    """
+    boost = {}
+    for one in wanted.boost:
+        key, _, value = one.rpartition("=")
+        try:
+            boost[key] = float(value)
+        except ValueError:
+            boost[key] = float("nan")
+        if not key or not abs(boost[key]) <= _MOST_BOOST:
+            raise ApiError(422, f"boost: give item=number, the number from -{_MOST_BOOST:g} to {_MOST_BOOST:g}")
+    return Query(
+        n=wanted.n,
+        offset=wanted.offset,
+        wanted=Wanted(
+            frozenset(wanted.category),
+            frozenset(wanted.not_category),
+            wanted.price_min,
+            wanted.price_max,
+            wanted.in_stock,
+        ),
+        exclude=frozenset(wanted.exclude),
+        include_bought=wanted.include_bought,
+        diversity=wanted.diversity,
+        boost=boost,
+        pin=wanted.pin,
+        explain=wanted.explain,
+        seed=wanted.seed,
+    )
+
+
+_MOST_BOOST = 1_000.0
+_PAST = {
+    (True, False): "models that left the shop before hold her events; no promise bounds what they tell",
+    (False, True): "nothing ever left the shop",
+    (
+        False,
+        False,
+    ): "models that left the shop before were noised: they tell of her what epsilon_outside allows, and no more",
+}
+
+
+def _line(one: ListedItem, title: str) -> dict[str, Any]:
+    line = {"position": one.position, "item": one.item, "title": title, "score": one.score, "source": one.source}
+    if one.explanation is not None:
+        line["explanation"] = one.explanation
+    return line
+
+
+def _ledger(folder: Path) -> dict[str, float]:
+    """What the agent said last about the shop's budget; empty where there is no agent."""
+    path = folder / "status.json"
+    try:
+        return dict(json.loads(path.read_bytes())["ledger"]) if path.exists() else {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path}: cannot be read ({type(error).__name__})") from error

@@ -1,0 +1,164 @@
+"""Who may ask what: keys, scopes, rates, sizes.
+
+**Guarantee:** a request without a valid key learns nothing, not even which shops there are: a wrong shop, a wrong
+secret and no key at all get the same answer. The key chooses the shop; no parameter can name another one. Secrets are
+kept and compared as hashes and are in no log line.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fedrec.shop.api.live_shop import LiveShop
+from fedrec.shop.api.problems import ApiError, problem, unexpected
+from fedrec.shop.store_rows import KeyScope
+
+KEY_AGE_S = 2.0
+"""A key that another process revoked works for at most that long."""
+
+_MOST_KEYS = 4096
+_UNAUTHORIZED = "give a key of a shop that is served here: Authorization: Bearer fr_..."
+
+
+@dataclass
+class Grant:
+    """A key that was found valid, and what is left of its rate.
+
+    Attributes:
+        shop: the one that the key opens.
+        key_id, scope: of the key.
+        checked: when the store said so, monotonic seconds.
+        tokens, filled: token bucket: requests left, and when they were counted.
+    """
+
+    shop: LiveShop
+    key_id: str
+    scope: KeyScope
+    checked: float
+    tokens: float
+    filled: float
+
+
+class Guard:
+    """Admits requests."""
+
+    def __init__(self, shops: Mapping[str, LiveShop]) -> None:
+        """Args:
+        shops: by name, at least one.
+        """
+        self._shops = shops
+        self._grants: OrderedDict[bytes, Grant] = OrderedDict()
+
+    def admit(self, scope: Scope, needed: KeyScope) -> Grant:
+        """The key of a request, one request spent.
+
+        Args:
+            scope: of the request; the shop is noted in it for the metrics.
+            needed: least scope.
+        Raises:
+            ApiError: 401 no valid key, 403 too small a scope, 429 too many requests.
+        """
+        now = time.monotonic()
+        header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        digest = sha256(header).digest()
+        grant = self._grants.get(digest)
+        if grant is None or now - grant.checked > KEY_AGE_S:
+            grant = self._look_up(header, digest, now)
+        scope["fedrec.shop"] = grant.shop
+        if grant.scope < needed:
+            raise ApiError(403, f"this key has scope {grant.scope.name.lower()}; give one with {needed.name.lower()}")
+        if rate := grant.shop.settings.requests_per_s:
+            grant.tokens = min(2 * rate, grant.tokens + (now - grant.filled) * rate)
+            grant.filled = now
+            if grant.tokens < 1:
+                wait_s = str(max(1, round((1 - grant.tokens) / rate)))
+                raise ApiError(
+                    429, f"more than {rate:g} requests a second with this key", headers={"Retry-After": wait_s}
+                )
+            grant.tokens -= 1
+        return grant
+
+    def forget(self, key_id: str) -> None:
+        """Look a key up again at its next use."""
+        for digest in [digest for digest, grant in self._grants.items() if grant.key_id == key_id]:
+            del self._grants[digest]
+
+    def _look_up(self, header: bytes, digest: bytes, now: float) -> Grant:
+        before = self._grants.pop(digest, None)
+        secret = header[7:].decode("ascii", "replace") if header[:7].lower() == b"bearer " else ""
+        named = [shop for name, shop in self._shops.items() if secret.startswith(f"fr_{name}_")]
+        for shop in named or list(self._shops.values())[:1]:  # a look-up in any case: time does not tell shops apart
+            key = shop.store.key_of(secret)
+            if key is not None and named:
+                if before is not None:
+                    before.checked, before.scope = now, key.scope
+                grant = before or Grant(shop, key.id, key.scope, now, 2 * shop.settings.requests_per_s, now)
+                self._grants[digest] = grant
+                if len(self._grants) > _MOST_KEYS:
+                    self._grants.popitem(last=False)
+                return grant
+        raise ApiError(401, _UNAUTHORIZED, headers={"WWW-Authenticate": "Bearer"})
+
+
+class Edge:
+    """Around everything: a bound on bodies, headers that every answer has, times, and no error that gets out.
+
+    **Guarantee:** no body longer than its bound is ever held, declared or not.
+    """
+
+    def __init__(self, app: ASGIApp, *, most_body_bytes: int) -> None:
+        self._app, self._most_body_bytes = app, most_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status, read = time.perf_counter(), 0, 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"].append((b"x-content-type-options", b"nosniff"))
+            await send(message)
+
+        async def receiving() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self._most_body_bytes:
+                raise HTTPException(413, self._too_long)
+            return message
+
+        try:
+            if _declared(scope) > self._most_body_bytes:
+                await problem(413, self._too_long)(scope, receive, sending)
+            else:
+                await self._app(scope, receiving, sending)
+        except Exception as error:
+            if status:
+                raise
+            await unexpected(error)(scope, receive, sending)
+        finally:
+            shop: LiveShop | None = scope.get("fedrec.shop")
+            if shop is not None:
+                route = getattr(scope.get("route"), "path_format", "")
+                shop.metrics.answered(scope["method"], route, status, time.perf_counter() - started)
+
+    @property
+    def _too_long(self) -> str:
+        return f"a body of at most {self._most_body_bytes:,} bytes"
+
+
+def _declared(scope: Scope) -> int:
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value) if value.isdigit() else 0
+    return 0
