@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile # many tests wait for processes of their own
 
 .PHONY: demo demo-deployment test check bench clean
 .DEFAULT_GOAL := help
@@ -24,13 +25,13 @@ demo-deployment: $(STAMP) ## a coordinator and five shops as processes, two of t
 	$(BIN)/python server/demo_deployment.py
 
 test: $(STAMP) ## all tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(STAMP) ## format, lint, types, then all tests
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 bench: $(STAMP) ## the benchmarks, each beside its reference
 	@for script in simulations/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
