@@ -12,6 +12,10 @@ class ConfigError(FedrecError):
     """A setting is unknown, missing or out of range."""
 
 
+class NotPositiveDefinite(ConfigError):
+    """Statistics that no linear model can be solved from with this regularisation."""
+
+
 class DataError(FedrecError):
     """Events, items or a split cannot be used as given."""
 

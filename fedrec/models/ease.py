@@ -15,7 +15,7 @@ import numpy as np
 from scipy import sparse
 from scipy.linalg import lapack
 
-from fedrec.errors import ConfigError
+from fedrec.errors import ConfigError, NotPositiveDefinite
 from fedrec.models.co_occurrence import blocks, packed_diagonal, unpack_lower
 from fedrec.models.item_item import ItemItemModel, ItemItemScorer, add_similarity, check_item_item, scaled_content
 from fedrec.models.private_item_item import (
@@ -177,7 +177,7 @@ def _solve(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros((0, 0), np.float32), np.zeros(0)
     factor, failed = lapack.dpotrf(gram, lower=1, overwrite_a=1, clean=0)
     if failed:
-        raise ConfigError(
+        raise NotPositiveDefinite(
             "the co-occurrence statistics are not positive definite; choose a larger regularisation, "
             "or train again if the arrays come from a file"
         )

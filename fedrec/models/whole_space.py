@@ -21,11 +21,13 @@ import numpy as np
 from scipy import sparse
 from scipy.linalg import cho_factor, cho_solve, lapack
 
+from fedrec.errors import NotPositiveDefinite
 from fedrec.models.co_occurrence import blocks, unpack
 from fedrec.models.ease import Ease, PrivateEase
 from fedrec.models.item_item import ItemItemScorer, add_similarity, scaled_content
 from fedrec.models.popularity import binary_rows
 from fedrec.models.private_rules import popularity_share
+from fedrec.models.rare_pairs import gram_without_rare_pairs, solve_without
 from fedrec.models.recommender import PublicInputs, Recommender, State
 
 MOST_ITEMS = 8_000
@@ -160,6 +162,8 @@ def whole_space_scorer(
     histories: sparse.csr_matrix,
     public: PublicInputs,
     released: ReleasedFactor | None = None,
+    *,
+    least_shoppers: int = 1,
 ) -> ItemItemScorer:
     """A shop's model over its own catalogue, solved over the whole item space.
 
@@ -168,10 +172,11 @@ def whole_space_scorer(
         histories: float32 CSR, (num_shoppers, num_shop_items); the shop's training rows.
         public: the shop's own item space.
         released: what the federation released; None = the shop alone.
+        least_shoppers: own pairs of fewer shoppers are left out, see `fedrec.models.rare_pairs`.
     """
     rows = binary_rows(histories)
     scaled = _scaled(rows)
-    weights = _weights(space.resolvent(released, scaled.shape[0]), positions, scaled, released)
+    weights = _weights(space.resolvent(released, scaled.shape[0]), positions, scaled, released, least_shoppers)
     covered = np.arange(public.num_items, dtype=np.int64)
     return ItemItemScorer(
         public,
@@ -204,7 +209,11 @@ def _scaled(rows: sparse.csr_matrix) -> sparse.csr_matrix:
 
 
 def _weights(
-    resolvent: np.ndarray, positions: np.ndarray, rows: sparse.csr_matrix, released: ReleasedFactor | None
+    resolvent: np.ndarray,
+    positions: np.ndarray,
+    rows: sparse.csr_matrix,
+    released: ReleasedFactor | None,
+    least_shoppers: int = 1,
 ) -> np.ndarray:
     """B float32 (c, c), zero diagonal: -P / diag P with P = M^-1 at the shop's items, up to a scale."""
     inverse = _at(resolvent, positions, positions)
@@ -213,7 +222,15 @@ def _weights(
         linked = _at(resolvent, positions, released.items) @ factor  # (c, k)
         inner = factor.T @ (_at(resolvent, released.items, released.items) @ factor)
         inverse -= _correction(linked, inner)
-    if rows.shape[0] <= len(positions):
+    if least_shoppers > 1 and rows.shape[0]:
+        before = _inverse(inverse.astype(np.float32))
+
+        def solve(given_back: float) -> np.ndarray:
+            own = gram_without_rare_pairs(rows, least_shoppers=least_shoppers, given_back=given_back)
+            return _inverse(before + own.astype(np.float32) / RIDGE)
+
+        inverse = solve_without(solve)
+    elif rows.shape[0] <= len(positions):
         linked = np.asarray(rows @ inverse).T  # (c, n)
         inverse -= _correction(linked, np.asarray(rows @ linked))
     else:
@@ -254,7 +271,9 @@ def _inverse(matrix: np.ndarray) -> np.ndarray:
 
     The ridge keeps the condition number low (97 on MovieLens-100K, where double precision moves no weight by 1e-6).
     """
-    factor, _ = lapack.spotrf(matrix, lower=1, clean=0)
+    factor, failed = lapack.spotrf(matrix, lower=1, clean=0)
+    if failed:
+        raise NotPositiveDefinite("the shop's statistics are not positive definite: count pairs of fewer shoppers, too")
     inverse, _ = lapack.spotri(factor, lower=1, overwrite_c=1)
     for start, stop in blocks(len(inverse)):
         inverse[start:stop, stop:] = inverse[stop:, start:stop].T

@@ -23,21 +23,13 @@ from fedrec.evaluation.metrics import hit_matrix, ndcg, relevant_counts
 from fedrec.evaluation.ranking import top_items
 from fedrec.federation.run_record import write_atomically
 from fedrec.models import load_model, reference_of, settings_of
-from fedrec.models.recommender import PublicInputs, Recommender, Scorer, State, train_alone
-from fedrec.models.whole_space import WholeSpace, has_whole_space, released_factor, whole_space_scorer
-from fedrec.shop.personalise import (
-    DECISION_K,
-    PRIVATE_GLOBAL_SHARE,
-    Components,
-    PersonalisationSettings,
-    decide,
-    mixed_scorer,
-)
+from fedrec.models.recommender import PublicInputs, Recommender, Scorer, State
+from fedrec.shop.personalise import DECISION_K, PersonalisationSettings, decide
+from fedrec.shop.version import Version, local_scorer
 
 LOCAL = "local"
 """The version that every shop begins with: its own model, trained on nothing but its own events."""
 
-LOCAL_MODEL = "ease"
 CURRENT_FILE = "current.json"
 _ABOUT = "model.json"
 _ARRAYS = "shared.safetensors"
@@ -65,35 +57,6 @@ class Adoption:
     num_shoppers: int
 
 
-@dataclass(frozen=True, repr=False)
-class Version:
-    """A model that the shop can serve; `LOCAL` needs none of this."""
-
-    model: Recommender
-    state: State
-    public: PublicInputs
-    positions: np.ndarray
-
-    def scorer(self, rows: sparse.csr_matrix, shop_public: PublicInputs, settings: PersonalisationSettings) -> Scorer:
-        """The model with the shop's own statistics added.
-
-        Args:
-            rows: float32 CSR, (num_shoppers, num_shop_items), to personalise on.
-            shop_public: the shop's item space.
-            settings: how much of it is the shop's own.
-        """
-        is_private = "released" in self.state
-        share = PRIVATE_GLOBAL_SHARE if is_private else settings.global_share(rows.shape[0])
-        whole = WholeSpace(self.public)
-        trained = {
-            "mixed": lambda: mixed_scorer(self.model, self.state, self.positions, rows, shop_public, global_share=share)
-        }
-        if is_private and has_whole_space(self.model) and whole.is_small_enough:
-            factor = released_factor(self.model, self.state)
-            trained["wide"] = lambda: whole_space_scorer(whole, self.positions, rows, shop_public, factor)
-        return (parts := Components(trained, rows, shop_public)).blend(parts.private_blend())
-
-
 def judge_and_keep(
     folder: Path,
     run_id: str,
@@ -105,6 +68,8 @@ def judge_and_keep(
     positions: np.ndarray,
     shop_public: PublicInputs,
     settings: PersonalisationSettings,
+    mode: str = "none",
+    is_joint_dp: bool = False,
 ) -> Adoption:
     """Judge a model, keep it on disk, and make it current if it is better.
 
@@ -113,13 +78,16 @@ def judge_and_keep(
         state: the final shared arrays.
         public: the federation's item space.
         positions: int64, (num_shop_items,): place in it, -1 = known here alone.
+        mode: how it was trained, see `Version`.
+        is_joint_dp: the shop's lists may not depend on other shoppers' raw events, so neither may the choice of the
+            model: one that was trained under a promise is taken without a test, any other is not.
     Raises:
         BadMessage: the arrays are not this model's, or not finite.
     """
     for entry in _history(folder):
         if "is_adopted" in entry and entry["run_id"] == run_id:  # handed out again after the coordinator's restart
             return Adoption(**{field.name: entry[field.name] for field in fields(Adoption)})
-    candidate = Version(model, state, public, positions)
+    candidate = Version(model, state, public, positions, mode)
     if any(not np.isfinite(array).all() for array in state.values() if array.dtype.kind == "f"):
         raise BadMessage(f"the model of run {run_id!r} has values that are not finite")
     try:
@@ -132,6 +100,9 @@ def judge_and_keep(
     is_adopted, reason = choice.joins, choice.reason
     if choice.p_value is None and len(new) and new.mean() < now.mean() - new.std() / np.sqrt(len(new)):
         is_adopted, reason = False, f"{choice.reason}, but scores worse by more than chance allows"
+    if is_joint_dp:
+        is_adopted = mode != "none"
+        reason = f"serving is joint_dp: {'taken' if is_adopted else 'trained without a promise, not taken'} untested"
     _keep(folder / run_id, candidate)
     adoption = Adoption(run_id, is_adopted, reason, _mean(now), _mean(new), len(new))
     entry = {**asdict(adoption), "instead_of": served}
@@ -187,9 +158,22 @@ def scorer_of(
         StoreError: its files cannot be read.
     """
     if version == LOCAL:
-        model = load_model(LOCAL_MODEL)
-        return model.fit(train_alone(model, rows, shop_public), shop_public)
-    return _load(folder / version).scorer(rows, shop_public, settings)
+        return local_scorer(rows, shop_public, settings)
+    return load_version(folder, version, shop_public).scorer(rows, shop_public, settings)
+
+
+def load_version(folder: Path, version: str, shop_public: PublicInputs) -> Version:
+    """A version that was kept, for the shop's catalogue as it is now.
+
+    Raises:
+        StoreError: its files cannot be read.
+    """
+    return _load(folder / version).at(shop_public.items)
+
+
+def modes(folder: Path) -> dict[str, str]:
+    """How each kept version was trained."""
+    return {version: _load(folder / version).mode for version in versions(folder) if version != LOCAL}
 
 
 def _figures(scorer: Scorer, data: ShopData) -> np.ndarray:
@@ -221,6 +205,7 @@ def _keep(folder: Path, version: Version) -> None:
         "settings": settings_of(version.model),
         "items": [str(item) for item in version.public.items.tolist()],
         "num_features": None if content is None else content.shape[1],
+        "mode": version.mode,
     }
     write_atomically(folder / _ABOUT, json.dumps(about, allow_nan=False).encode())
 
@@ -238,7 +223,7 @@ def _load(folder: Path) -> Version:
             parts = (arrays["data"], arrays["indices"], arrays["indptr"])
             content = sparse.csr_matrix(parts, shape=(len(items), about["num_features"]))
         model = load_model(about["class"], about["settings"])
-        return Version(model, state, PublicInputs(items, content), arrays["positions"])
+        return Version(model, state, PublicInputs(items, content), arrays["positions"], about["mode"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise StoreError(f"{folder}: no readable model ({type(error).__name__}); go back to another version") from error
 

@@ -72,11 +72,14 @@ class PersonalisationSettings:
         significance: level of the one-sided paired test against "no gain", in (0, 1).
         min_validation_shoppers: with fewer a shop cannot test, and joins (frozen on other data sets: leaving each of
             five sets out in turn chose 50 four times and 100 once).
+        own_statistics_min_shoppers: in a deployed shop its own pairs of items that fewer shoppers bought both of do not
+            count (`fedrec.models.rare_pairs`); >= 1. A simulation compares models and counts all.
     """
 
     half_share_shoppers: float = 1000.0
     significance: float = 0.10
     min_validation_shoppers: int = 50
+    own_statistics_min_shoppers: int = 3
 
     def __post_init__(self) -> None:
         if not 0 < self.half_share_shoppers < np.inf:
@@ -85,6 +88,9 @@ class PersonalisationSettings:
             raise ConfigError(f"significance = {self.significance}: give a level between 0 and 1")
         if not self.min_validation_shoppers >= 0:
             raise ConfigError(f"min_validation_shoppers = {self.min_validation_shoppers}: give 0 or more")
+
+        if not self.own_statistics_min_shoppers >= 1:
+            raise ConfigError(f"own_statistics_min_shoppers = {self.own_statistics_min_shoppers}: give 1 or more")
 
     def global_share(self, num_shoppers: int) -> float:
         """Weight of the global statistics in the mixed model of a shop with so many shoppers, in (0, 1]."""
