@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedrec.config import ModelSection, explain, read_toml
 from fedrec.data.sources import DataSettings
@@ -18,9 +18,15 @@ from fedrec.privacy.spec import Mode
 from fedrec.shop.member import MemberSettings
 from fedrec.shop.personalise import PersonalisationSettings
 from fedrec.shop.policy import Policy, check_name
+from fedrec.shop.store_rows import NEGATIVE_KINDS, TRAINING_KINDS, EventKind
+
+if TYPE_CHECKING:
+    from fedrec.shop.store import Store
 
 COORDINATOR_FILE = "coordinator.toml"
 SHOP_FILE = "shop.toml"
+TOMBSTONES_FILE = "store.tombstones"
+_OF_FILES = ("events", "url", "query", "items", "columns", "item_key")
 Name = Annotated[str, AfterValidator(check_name)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -104,12 +110,16 @@ class CoordinatorSettings(_Section):
 
 
 class ShopDataSection(_Section):
-    """Where the shop's events come from; see `fedrec.data.sources.DataSettings`.
+    """Where the events come from that the shop trains on; see `fedrec.data.sources.DataSettings`.
 
     Attributes:
+        store: the shop's own store; then no file, URL or query.
+        train_on: kinds of the store's events that say that a shopper has an item.
         validation: ``leave-last`` or ``random-share``: which events a new model is judged on; ``none`` judges nothing.
     """
 
+    store: bool = False
+    train_on: Annotated[frozenset[EventKind], Field(min_length=1)] = TRAINING_KINDS
     events: str | None = None
     url: str | None = None
     query: str | None = None
@@ -119,24 +129,55 @@ class ShopDataSection(_Section):
     min_rating: float | None = None
     validation: Literal["leave-last", "random-share", "none"] = "leave-last"
 
+    @model_validator(mode="after")
+    def _one_source(self) -> ShopDataSection:
+        if self.store and (given := [name for name in _OF_FILES if getattr(self, name)]):
+            raise ValueError(f"store = true takes no {given[0]}; import files with fedrec shop import")
+        if wrong := self.train_on & NEGATIVE_KINDS:
+            raise ValueError(f"train_on: {min(wrong)} says that a shopper does not have an item")
+        return self
+
     def data_settings(self) -> DataSettings:
-        """What to read."""
+        """What to read where it is not the store."""
         wanted = {field.name for field in dataclasses.fields(DataSettings)}
         return DataSettings(**{name: value for name, value in self if name in wanted})
 
 
+class StoreSection(_Section):
+    """Where what happens in the shop is kept.
+
+    Attributes:
+        url: ``sqlite:///FILE`` or ``postgresql://…``.
+    """
+
+    url: str = "sqlite:///store.sqlite"
+
+
 class ShopSettings(_Section):
-    """``shop.toml``."""
+    """``shop.toml``.
+
+    Attributes:
+        public_shoppers: declared when the shop joins a federation; 0 = it is in none.
+    """
 
     name: Name
-    public_shoppers: Annotated[int, Field(ge=1)]
+    public_shoppers: Annotated[int, Field(ge=0)] = 0
     metrics_port: Port = 7481
-    data: ShopDataSection
+    data: ShopDataSection = ShopDataSection(store=True)
+    store: StoreSection = StoreSection()
     policy: Policy = Policy()
     personalisation: PersonalisationSettings = PersonalisationSettings()
 
     def member(self) -> MemberSettings:
-        """All but the data."""
+        """All but the data.
+
+        Raises:
+            ConfigError: the shop is in no federation.
+        """
+        if not self.public_shoppers:
+            raise ConfigError(
+                f"shop {self.name} is in no federation: public_shoppers is 0; join with fedrec shop enrol"
+            )
         return MemberSettings(self.name, self.public_shoppers, self.policy, self.personalisation)
 
 
@@ -159,9 +200,25 @@ def read_shop(folder: Path) -> ShopSettings:
         ConfigError: as `read_coordinator`.
     """
     path = folder / SHOP_FILE
-    values = read_toml(path, "make one with fedrec shop enrol")
+    values = read_toml(path, "make one with fedrec shop init or enrol")
     _absolute(values, "data", ("events", "items"), folder)
-    return _checked(ShopSettings, values, path)
+    settings: ShopSettings = _checked(ShopSettings, values, path)
+    kind, slashes, file = settings.store.url.partition(":///")
+    if kind == "sqlite" and slashes and file:
+        url = f"sqlite:///{(folder / file).absolute()}"
+        settings = settings.model_copy(update={"store": StoreSection(url=url)})
+    return settings
+
+
+def open_store(folder: Path, settings: ShopSettings) -> Store:
+    """The store of a shop's folder; made where it is not.
+
+    Raises:
+        ConfigError, StoreError: see `fedrec.shop.store.Store`.
+    """
+    from fedrec.shop.store import Store
+
+    return Store.open(settings.store.url, folder / TOMBSTONES_FILE)
 
 
 def coordinator_toml(name: str, *, public_host: str, items: str) -> str:
@@ -169,10 +226,17 @@ def coordinator_toml(name: str, *, public_host: str, items: str) -> str:
     return _COORDINATOR.format(name=name, public_host=public_host, items=items)
 
 
-def shop_toml(name: str, *, public_shoppers: int, events: str, items: str | None) -> str:
-    """A new shop's file, commented."""
+def shop_toml(name: str, *, public_shoppers: int, events: str | None, items: str | None) -> str:
+    """A new shop's file, commented.
+
+    Args:
+        events, items: files; without events the shop trains on what is in its store.
+    """
+    if events is None:
+        return _SHOP.format(name=name, public_shoppers=public_shoppers, data_lines=_STORE_LINES)
     items_line = f'items = "{items}"' if items else '# items = "items.csv"        # titles, categories, prices'
-    return _SHOP.format(name=name, public_shoppers=public_shoppers, events=events, items_line=items_line)
+    data_lines = f'events = "{events}"\n{items_line}'
+    return _SHOP.format(name=name, public_shoppers=public_shoppers, data_lines=data_lines)
 
 
 def _absolute(values: dict[str, Any], section: str, names: tuple[str, ...], folder: Path) -> None:
@@ -228,16 +292,23 @@ patience_s = 3600.0          # how long a round that lacks shops waits for them
 start_s = 3600.0             # how long the run waits for all shops before it begins with enough of them
 """
 
+_STORE_LINES = """\
+store = true                 # train on what is in [store], without who was erased
+# train_on = ["purchase", "rating", "like"]   # also cart, view"""
+
 _SHOP = """\
 # A shop in a fedrec federation. Events stay here; what may leave is decided by [policy].
 name = "{name}"
-public_shoppers = {public_shoppers}      # declared, one significant digit; public
+public_shoppers = {public_shoppers}      # declared, one significant digit; public; 0 = in no federation
 metrics_port = 7481          # health and metrics, on 127.0.0.1 alone
 
 [data]
-events = "{events}"
-{items_line}
+{data_lines}
 validation = "leave-last"    # what a new model is judged on before it is served
+
+# Where the website's events and items are kept: a file here, or postgresql://user@host/name
+[store]
+url = "sqlite:///store.sqlite"
 
 # The coordinator can only ask for less than this.
 [policy]
@@ -261,6 +332,7 @@ __all__ = [
     "CoordinatorSettings",
     "ShopSettings",
     "coordinator_toml",
+    "open_store",
     "read_coordinator",
     "read_shop",
     "shop_toml",

@@ -24,8 +24,10 @@ def enrol(
     folder: Folder,
     invitation: Annotated[Path, typer.Option(metavar="FILE", help="The coordinator's invitation.")],
     name: Annotated[str, typer.Option(help="Name of the shop on the roster.")],
-    events: Annotated[Path, typer.Option(metavar="FILE", help="The shop's events, CSV or Parquet.")],
     shoppers: Annotated[int, typer.Option(min=1, help="Declared number of shoppers, one significant digit; public.")],
+    events: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The shop's events, CSV or Parquet; else those of its store.")
+    ] = None,
     items: Annotated[Path | None, typer.Option(metavar="FILE", help="Titles and categories, CSV or Parquet.")] = None,
 ) -> None:
     """Join: make the shop's folder with its keys and settings, and the file to send back to the coordinator.
@@ -48,12 +50,15 @@ def enrol(
     except OSError as error:
         raise StoreError(f"{invitation}: cannot be read ({error.strerror})") from error
     declared = one_significant_digit(shoppers)
-    text = shop_toml(
-        check_name(name),
-        public_shoppers=declared,
-        events=str(events.absolute()),
-        items=None if items is None else str(items.absolute()),
-    )
+    if (folder / SHOP_FILE).exists():
+        text = declare_shoppers(folder, check_name(name), declared, has_files=bool(events or items))
+    else:
+        text = shop_toml(
+            check_name(name),
+            public_shoppers=declared,
+            events=None if events is None else str(events.absolute()),
+            items=None if items is None else str(items.absolute()),
+        )
     found, path = join(
         folder,
         data,
@@ -184,13 +189,48 @@ def leave(folder: Folder) -> None:
 
 def open_member(folder: Path) -> tuple[Member, ShopSettings]:
     """The shop of a folder with its events, and its settings."""
-    from fedrec.role_config import read_shop
+    from fedrec.role_config import open_store, read_shop
     from fedrec.shop.enrol import read_own_data
     from fedrec.shop.member import Member
+    from fedrec.shop.own_data import StoreData
 
     settings = read_shop(folder)
-    data, public = read_own_data(settings.data.data_settings(), settings.name, validation=settings.data.validation)
-    return Member(folder, settings.member(), data, public), settings
+    about, name = settings.data, settings.name
+    member = settings.member()
+    if not about.store:
+        return Member(
+            folder, member, *read_own_data(about.data_settings(), name, validation=about.validation)
+        ), settings
+    source = StoreData(
+        open_store(folder, settings),
+        name,
+        validation=about.validation,
+        kinds=about.train_on,
+        min_rating=about.min_rating,
+    )
+    return Member(folder, member, *source.read(), source=source), settings
+
+
+def declare_shoppers(folder: Path, name: str, declared: int, *, has_files: bool) -> str:
+    """The settings of a shop that was in no federation, with what it declares now.
+
+    Raises:
+        ConfigError: they are of another shop, in a federation already, or have no line for it.
+    """
+    from fedrec.role_config import SHOP_FILE, read_shop
+
+    path = folder / SHOP_FILE
+    if (found := read_shop(folder)).name != name or found.public_shoppers:
+        raise ConfigError(
+            f"{folder}: holds a shop already, {found.name} with {found.public_shoppers} shoppers declared; choose "
+            "another folder, or the name of a shop in no federation"
+        )
+    if has_files:
+        raise ConfigError(f"{path}: says where events come from; leave --events and --items out")
+    changed, count = re.subn(r"(?m)^public_shoppers = 0\b", f"public_shoppers = {declared}", path.read_text())
+    if count != 1:
+        raise ConfigError(f"{path}: has no line public_shoppers = 0; add one")
+    return changed
 
 
 def confirm_roster(folder: Path, fingerprint: str) -> None:

@@ -128,12 +128,15 @@ def list_sources(folder: str | Path | None = None) -> tuple[SourceInfo, ...]:
     return (made, *sets)
 
 
-def load(settings: DataSettings, *, seed: int = 0) -> Loaded:
+def load(
+    settings: DataSettings, *, seed: int = 0, prepare: Callable[[pd.DataFrame], pd.DataFrame] | None = None
+) -> Loaded:
     """Read, clean, and name items by their key.
 
     Args:
         settings: what to read.
         seed: of the generated marketplace; nothing else is random.
+        prepare: changes the events' rows, columns named by our roles, before they are cleaned.
     Raises:
         ConfigError: the source, a role or a setting is unknown.
         DataError: a file is missing, empty or unreadable; a column is missing or ambiguous; no date can be read;
@@ -142,6 +145,10 @@ def load(settings: DataSettings, *, seed: int = 0) -> Loaded:
     if settings.source == SYNTHETIC:
         return _generate(settings.synthetic, seed)
     tables, about = _read(settings)
+    if prepare is not None:
+        tables = dataclasses.replace(
+            tables, events=dataclasses.replace(tables.events, frame=prepare(tables.events.frame))
+        )
     _check_item_key(settings, tables)
     rules = _rules(settings, tables)
     events, cleaning = _clean(tables.events, rules, tables.where)

@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from fedrec.data import sources
 from fedrec.data.events import Events
+from fedrec.data.items import Items
 from fedrec.data.shops import ShopData, build_shops
 from fedrec.data.sources import DataSettings
 from fedrec.data.split import Split, SplitKind, make_split
@@ -87,13 +89,30 @@ def read_own_data(
         DataError, ConfigError: the events cannot be read or used.
     """
     loaded = sources.load(settings, seed=seed)
-    table = loaded.events.table
-    if "shop" in table:
-        table = table[table["shop"].astype(str) == shop]
-        if table.empty:
-            raise DataError(f"the events have a column of shops, none of them is {shop!r}")
+    events = Events(rows_of_shop(loaded.events.table, shop))
+    return own_data(events, loaded.items, shop, validation=validation, seed=seed)
+
+
+def rows_of_shop(table: pd.DataFrame, shop: str) -> pd.DataFrame:
+    """The rows of one shop where a column names shops, else all of them.
+
+    Raises:
+        DataError: none of them is the shop's.
+    """
+    if "shop" not in table:
+        return table
+    own = table[table["shop"].astype(str) == shop]
+    if own.empty:
+        raise DataError(f"the events have a column of shops, none of them is {shop!r}")
+    return own
+
+
+def own_data(
+    events: Events, items: Items, shop: str, *, validation: str, seed: int = 0
+) -> tuple[ShopData, PublicInputs]:
+    """A shop's events, all its own, as `read_own_data` gives them."""
+    table = events.table
     events = Events(table.assign(shop=np.full(len(table), shop, dtype=object)).astype({"shop": "category"}))
-    items = loaded.items
     split = _held_back(events, validation, seed)
     _, (built,) = build_shops(split, items)
     nothing = sparse.csr_matrix(built.test.shape, dtype=np.float32)

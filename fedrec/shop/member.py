@@ -6,7 +6,8 @@ disk is not needed to go on after a crash.
 
 **Guarantee:** an offer is checked against the shop's policy before its model is even imported; a run's offer is
 accepted once, and another one under its name is refused; nothing is released under a promise before the heads of the
-ledger that others keep were compared with it.
+ledger that others keep were compared with it; nothing is released from data that holds a shopper who was erased
+before the round was asked for.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import logging
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from scipy import sparse
@@ -84,6 +86,17 @@ class _Run:
         return str(self.offer.terms["run_id"])
 
 
+class DataSource(Protocol):
+    """Events that change while the agent runs."""
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether a shopper was erased since the last `read`."""
+
+    def read(self) -> tuple[ShopData, PublicInputs]:
+        """The shop's events and its item space, as they are now."""
+
+
 class Member:
     """One shop's side of a deployed federation; knows nothing of what carries the messages."""
 
@@ -95,6 +108,7 @@ class Member:
         shop_public: PublicInputs,
         *,
         make_noise: MakeNoise = SecureNoise,
+        source: DataSource | None = None,
     ) -> None:
         """Args:
             folder: the shop's, made by ``fedrec shop enrol``.
@@ -102,11 +116,12 @@ class Member:
             data: its events; ``validation`` is what it judges new models on.
             shop_public: its own item space.
             make_noise: for tests.
+            source: where the data is from, if it changes: read again at every new run, and whenever it is stale.
         Raises:
             StoreError: keys or invitation are missing, or can be read by others.
         """
         self.folder, self.settings, self.data = Path(folder), settings, data
-        self._shop_public, self._make_noise = shop_public, make_noise
+        self._shop_public, self._make_noise, self._source = shop_public, make_noise, source
         self.invitation = read_invitation(self.folder)
         self._key = IdentityKey.load(self.folder / IDENTITY_FILE)
         self._ledger: Ledger | None = None
@@ -141,6 +156,8 @@ class Member:
             if path.read_bytes() != data:
                 raise RoundRefused(f"run {self._run.run_id!r} is offered on other terms than this shop agreed to")
             return
+        if self._source is not None:
+            self.data, self._shop_public = self._source.read()
         run = self._open_run(offer)
         write_atomically(path, data)
         if self._run is not None:
@@ -158,7 +175,7 @@ class Member:
             raise RoundRefused("no run was agreed to: the coordinator must make an offer first")
         if self._run.node.ledger is not None and not self._is_anchored:
             raise RoundRefused("the ledger was not compared with the heads that others keep: nothing is released")
-        return self._run.node
+        return self._fresh(self._run).node
 
     def anchor(self, data: bytes) -> bytes:
         """Compare the ledger with what others keep of it, keep the heads of a peer, and give this shop's own.
@@ -229,6 +246,7 @@ class Member:
         run = self._run
         if run is None or run.run_id != run_id:
             raise RoundRefused(f"a model of run {run_id!r}, which this shop did not agree to")
+        run = self._fresh(run)
         adoption = judge_and_keep(
             self.folder / MODELS_FOLDER,
             run_id,
@@ -271,6 +289,14 @@ class Member:
         """Close the ledger."""
         if self._ledger is not None:
             self._ledger.close()
+
+    def _fresh(self, run: _Run) -> _Run:
+        """The run on data without whoever was erased since it was read; goes on as after a restart."""
+        if self._source is not None and self._source.is_stale:
+            self.data, self._shop_public = self._source.read()
+            run = self._run = self._open_run(run.offer)
+            _log.info("a shopper was erased: the data was read again")
+        return run
 
     def _open_run(self, offer: Offer) -> _Run:
         terms, model, public = offer.read_terms(), offer.read_model(), offer.public_inputs()

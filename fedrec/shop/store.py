@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from fedrec.shop.store_database import Database, Transaction
 from fedrec.shop.store_erasure import GENERATION, Erasures
 from fedrec.shop.store_keys import Keys
 from fedrec.shop.store_rows import (
+    NEGATIVE_KINDS,
+    TRAINING_KINDS,
     Appended,
     ClickThrough,
     Erasure,
@@ -41,6 +43,9 @@ EventRow = tuple[str, str, str, str, float | None, float, str | None]
 
 _ALL = 2**31
 _KINDS = {kind.value: kind for kind in EventKind}
+TrainingRow = tuple[str, str, str, float | None, float]
+"""shopper, item, kind, value, timestamp."""
+
 _EVENT_NAMES = ("event_id", "shopper", "item", "kind", "value", "timestamp", "list_id")
 _APPEND = f"""INSERT INTO events ({", ".join(_EVENT_NAMES)}) VALUES ({", ".join(f":{name}" for name in _EVENT_NAMES)})
 ON CONFLICT (event_id) DO NOTHING"""
@@ -49,6 +54,8 @@ _HISTORY = f"{_STORED} WHERE shopper = :shopper ORDER BY timestamp DESC, sequenc
 _AFTER = f"{_STORED} WHERE sequence > :after ORDER BY sequence LIMIT :limit"
 _DAILY = """SELECT item, kind, {day} AS day, count(*) FROM events
 WHERE timestamp >= :since GROUP BY item, kind, day"""
+_TRAINING = """SELECT shopper, item, kind, value, timestamp FROM events WHERE kind IN ({kinds})
+ORDER BY timestamp, sequence"""
 
 _ITEM = "SELECT sequence, key, title, category, price, stock, is_hidden, created, is_deleted FROM items"
 _PUT_ITEM = """INSERT INTO items (key, sequence, title, category, price, stock, is_hidden, is_deleted, created)
@@ -175,6 +182,11 @@ class Store:
         """
         rows = self._database.read(_DAILY.format(day=self._database.day_of("timestamp")), since=since)
         return [(item, _KINDS[kind], day, count) for item, kind, day, count in rows]
+
+    def training_rows(self, kinds: Collection[EventKind] = TRAINING_KINDS) -> list[TrainingRow]:
+        """Events of these kinds and the negative ones, in the order in which they happened."""
+        wanted = ", ".join(f"'{kind.value}'" for kind in EventKind if kind in kinds or kind in NEGATIVE_KINDS)
+        return self._database.read(_TRAINING.format(kinds=wanted))
 
     def put_items(self, items: Iterable[Item]) -> int:
         """Store items, in place of what was known of them; how many.

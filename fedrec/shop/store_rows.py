@@ -33,6 +33,8 @@ class EventKind(StrEnum):
 
 
 NEGATIVE_KINDS = frozenset({EventKind.DISLIKE, EventKind.RETURN})
+TRAINING_KINDS = frozenset({EventKind.PURCHASE, EventKind.RATING, EventKind.LIKE})
+"""What a model is trained on unless the shop says otherwise: what she has, not what she looked at."""
 
 
 class StoredEvent(NamedTuple):
@@ -289,7 +291,7 @@ def check_not_ahead(timestamp: float, now: float) -> None:
     Raises:
         DataError: later than now by more than `MAX_AHEAD_S`.
     """
-    if timestamp > now + MAX_AHEAD_S:
+    if not timestamp <= now + MAX_AHEAD_S:
         raise DataError(
             f"timestamp {timestamp:.0f} is {timestamp - now:.0f} s ahead of this machine's clock; give seconds "
             f"since 1970 UTC, at most {MAX_AHEAD_S:.0f} s ahead"
@@ -299,10 +301,13 @@ def check_not_ahead(timestamp: float, now: float) -> None:
 def content_id(
     shopper: str, item: str, kind: str, value: float | None, timestamp: float, list_id: str | None = None
 ) -> str:
-    """The id of an event that has none of its own: 26 characters that depend on everything else."""
+    """The id of an event that has none of its own: it depends on everything else.
+
+    It begins with the time, so that a database's index of many events in order grows at its end.
+    """
     parts = (shopper, item, kind, "" if value is None else repr(float(value)), repr(float(timestamp)), list_id or "")
     # No part has a control character, so that a separator keeps them apart.
-    return "c-" + hashlib.blake2b("\x1f".join(parts).encode(), digest_size=12).hexdigest()
+    return f"c{int(timestamp):010x}{hashlib.blake2b(chr(31).join(parts).encode(), digest_size=12).hexdigest()}"
 
 
 def _check_number(name: str, value: float) -> None:

@@ -1,0 +1,74 @@
+"""What has left a shop's folder so far can tell of one shopper, also of one who was erased since."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedrec.federation.enrolment import Offer
+from fedrec.privacy.ledger import Ledger
+from fedrec.shop.adoption import LOCAL, is_private, versions
+from fedrec.shop.member import LEDGER_FILE, MODELS_FOLDER, OFFER_FILE, read_invitation
+
+
+@dataclass(frozen=True)
+class PastReleases:
+    """What left a shop.
+
+    Attributes:
+        num_releases: charged in its ledger.
+        epsilon: what all of them tell of one shopper, at `delta`; 0 = nothing left, None = no bound.
+        delta: of the bound.
+    """
+
+    num_releases: int
+    epsilon: float | None
+    delta: float
+
+    def __str__(self) -> str:
+        if self.epsilon == 0:
+            return "nothing has left the shop"
+        if self.epsilon is None:
+            return "sums left the shop without a promise: nothing bounds what they tell of her"
+        return (
+            f"{self.num_releases} releases that left the shop before stay out: with all of them together nobody tells "
+            f"whether she was ever in them, up to epsilon {self.epsilon:.3g} at delta {self.delta:.3g}"
+        )
+
+
+def past_releases(folder: Path, shop: str) -> PastReleases:
+    """What a shop's folder says of it.
+
+    Args:
+        folder: the shop's.
+        shop: its name.
+    Raises:
+        PrivacyError: the ledger cannot be trusted.
+        StoreError: a model or the offer cannot be read.
+    Guarantee: releases under a promise are all in the ledger, which bounds them. Those of a run without one are in no
+        ledger; they are noticed by the run's offer or its model, and then there is no bound. A run without a promise
+        that ended without a model and was followed by another is not noticed: policies forbid such runs unless
+        ``allow_research`` is set.
+    """
+    spent = None
+    if (folder / LEDGER_FILE).exists():
+        ledger = Ledger.open(folder / LEDGER_FILE, shop)
+        try:
+            spent = ledger.spent()
+        finally:
+            ledger.close()
+    num_releases = 0 if spent is None else spent.num_charges
+    models = folder / MODELS_FOLDER
+    is_unbounded = spent is not None and not spent.is_deployable
+    is_unbounded |= any(not is_private(models, version) for version in versions(models) if version != LOCAL)
+    if is_unbounded or _is_in_research(folder):
+        return PastReleases(num_releases, None, 0.0)
+    if spent is None or not num_releases:
+        return PastReleases(0, 0.0, 0.0)
+    return PastReleases(num_releases, spent.lifetime_epsilon, spent.budget.delta)
+
+
+def _is_in_research(folder: Path) -> bool:
+    """Whether the run that was agreed to last promises nothing."""
+    path = folder / OFFER_FILE
+    return path.exists() and Offer.read(path.read_bytes(), read_invitation(folder).key).read_terms().privacy is None
