@@ -62,6 +62,11 @@ class Alignment:
         unknown = np.flatnonzero(~self.is_known)
         return unknown[np.argsort(-self.created[unknown], kind="stable")[:_NEWEST]]
 
+    @cached_property
+    def place_among_new(self) -> dict[int, int]:
+        """Places in `newest_unknown`."""
+        return {item: place for place, item in enumerate(self.newest_unknown.tolist())}
+
     def on_shelf(self, values: np.ndarray, missing: float) -> np.ndarray:
         """float64, (num_items of the shelf,): the model's values, ``missing`` where it does not know the item."""
         if self._is_same:

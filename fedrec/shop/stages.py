@@ -31,8 +31,13 @@ class Stage(Protocol):
         """int64: what contributions are of."""
         ...
 
+    @property
+    def candidates(self) -> np.ndarray | None:
+        """int64, rising or not, distinct: the items that ``scores`` are of; None = the whole shelf."""
+        ...
+
     def scores(self) -> np.ndarray:
-        """float64, (num_items,); `NEVER` where the stage has nothing to say. A new array."""
+        """float64, one for each candidate; `NEVER` where the stage has nothing to say. A new array."""
         ...
 
     def sources(self, places: np.ndarray) -> list[Source]:
@@ -59,6 +64,7 @@ class ByModel:
     source: Source
     history: np.ndarray
     strengths: np.ndarray
+    candidates: None = None
 
     def scores(self) -> np.ndarray:
         """Of the model."""
@@ -84,6 +90,7 @@ class ByContent:
     history: np.ndarray
     strengths: np.ndarray
     source: Source = Source.CONTENT
+    candidates: None = None
 
     def scores(self) -> np.ndarray:
         """Only items that have anything in common with her history."""
@@ -116,6 +123,7 @@ class ByValue:
 
     values: np.ndarray
     source: Source
+    candidates: None = None
 
     @property
     def history(self) -> np.ndarray:
@@ -145,13 +153,16 @@ class NewItems:
     strengths: np.ndarray
     source: Source = Source.NEW
 
+    @property
+    def candidates(self) -> np.ndarray:
+        """The newest."""
+        return self.alignment.newest_unknown
+
     def scores(self) -> np.ndarray:
         """Similarity less `_AGE` for each newer item: age orders what is alike."""
-        newest = self.alignment.newest_unknown
-        scores = np.full(self.shelf.num_items, NEVER)
-        scores[newest] = -_AGE * np.arange(len(newest))
+        scores = -_AGE * np.arange(len(self.candidates), dtype=np.float64)
         if len(self.history):
-            scores[newest] += ByContent(self.shelf, self.history, self.strengths).of(newest)
+            scores += ByContent(self.shelf, self.history, self.strengths).of(self.candidates)
         return scores
 
     def sources(self, places: np.ndarray) -> list[Source]:
@@ -160,7 +171,6 @@ class NewItems:
 
     def parts(self, places: np.ndarray) -> Parts:
         """Exact: the cosines, and age as the base."""
-        age = np.zeros(self.shelf.num_items)
-        age[self.alignment.newest_unknown] = np.arange(len(self.alignment.newest_unknown))
         parts = ByContent(self.shelf, self.history, self.strengths).parts(places)
-        return Parts(-_AGE * age[places], parts.contributions, parts.attribution)
+        age = [self.alignment.place_among_new[place] for place in places.tolist()]
+        return Parts(-_AGE * np.array(age, np.float64), parts.contributions, parts.attribution)
