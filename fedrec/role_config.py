@@ -158,11 +158,13 @@ class ShopSettings(_Section):
 
     Attributes:
         public_shoppers: declared when the shop joins a federation; 0 = it is in none.
+        idle_after_s: after so long without a run the agent gives back the memory that runs take.
     """
 
     name: Name
     public_shoppers: Annotated[int, Field(ge=0)] = 0
     metrics_port: Port = 7481
+    idle_after_s: Annotated[float, Field(gt=0)] = 60.0
     data: ShopDataSection = ShopDataSection(store=True)
     store: StoreSection = StoreSection()
     policy: Policy = Policy()
@@ -301,6 +303,7 @@ _SHOP = """\
 name = "{name}"
 public_shoppers = {public_shoppers}      # declared, one significant digit; public; 0 = in no federation
 metrics_port = 7481          # health and metrics, on 127.0.0.1 alone
+idle_after_s = 60.0          # so long without a run, and the agent gives back the memory that runs take
 
 [data]
 {data_lines}

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
 from fedrec.errors import ConfigError, StoreError
+
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+_KNOWN = "FEDREC_KNOWN"
 
 
 @contextmanager
@@ -58,8 +64,25 @@ def stop_on_signals(stop: threading.Event) -> None:
         signal.signal(number, signal.SIG_DFL)  # nothing is lost: all that matters is on disk
         stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOPPING:
         signal.signal(number, ask)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)  # as `begin_anew` left them
+
+
+def begin_anew(**known: Any) -> NoReturn:
+    """Run this process's own command again in its place: same process id, but nothing that it had loaded.
+
+    Args:
+        known: for `known_before`; JSON values, nothing secret.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)  # until the new program listens
+    os.execve(sys.executable, sys.orig_argv, {**os.environ, _KNOWN: json.dumps(known)})
+
+
+def known_before() -> dict[str, Any] | None:
+    """What `begin_anew` was given; None in a process that somebody has started."""
+    text = os.environ.pop(_KNOWN, None)
+    return None if text is None else dict(json.loads(text))
 
 
 def _path(folder: Path, role: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -82,36 +82,45 @@ def run(
 ) -> None:
     """Stay connected and take part in what the shop's policy allows; ends with Ctrl-C."""
     from fedrec.cli.logs import log_to_stderr
-    from fedrec.cli.service import only_one, stop_on_signals
-    from fedrec.flower.agent import Agent
-    from fedrec.flower.client_app import make_member_app
+    from fedrec.cli.service import begin_anew, known_before, only_one, stop_on_signals
+    from fedrec.flower.agent import Agent, Traffic
     from fedrec.flower.observe import serve_metrics
-    from fedrec.shop.member import NODE_KEY_FILE, check_secrets
-    from fedrec.shop.status import shop_figures, write_status
+    from fedrec.shop.status import agent_figures, read_status, write_status
 
     log_to_stderr(log_format)
-    check_secrets(folder)
-    if roster is not None:
-        confirm_roster(folder, roster)
-    member, settings = open_member(folder)
+    opened: list[Member] = []
+
+    def keep(traffic: Traffic) -> None:
+        write_status(folder, asdict(traffic), opened[0] if opened else None)
+
+    app, known = None, known_before()
+    if known is None:
+        if roster is not None:
+            confirm_roster(folder, roster)
+        app, known = _open(folder, opened)  # what is wrong with keys, settings or events is said at once
+        traffic = Traffic()
+    else:
+        traffic = Traffic(**{**read_status(folder)["traffic"], "connected": False})
     agent = Agent(
-        make_member_app(member),
-        shop=settings.name,
-        address=member.invitation.address,
-        authority=member.invitation.authority.encode(),
-        node_key=(folder / NODE_KEY_FILE).read_bytes(),
-        on_change=lambda traffic: write_status(folder, member, asdict(traffic)),
+        lambda: _open(folder, opened)[0],
+        shop=known["shop"],
+        address=known["address"],
+        authority=known["authority"].encode(),
+        node_key=Path(known["node_key"]).read_bytes(),
+        on_change=keep,
+        app=app,
+        idle_after_s=known["idle_after_s"],
+        traffic=traffic,
     )
     stop_on_signals(agent.stop)
-
-    def read() -> tuple[bool, dict[str, float]]:
-        traffic = agent.traffic
-        sent = {"answered": sum(traffic.answered.values()), "refused": traffic.refused, "bytes_up": traffic.bytes_up}
-        return traffic.connected, {**{name: float(value) for name, value in sent.items()}, **shop_figures(member)}
-
-    with only_one(folder, "shop"), serve_metrics(settings.metrics_port, read):
-        agent.run()
-    member.close()
+    with only_one(folder, "shop"):
+        keep(traffic)
+        with serve_metrics(known["metrics_port"], lambda: agent_figures(folder)):
+            agent.run()
+    for member in opened:
+        member.close()
+    if not agent.stop.is_set():
+        begin_anew(**known)
 
 
 @shop_app.command()
@@ -121,6 +130,8 @@ def status(folder: Folder) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from fedrec.shop.adoption import current_version
+    from fedrec.shop.member import MODELS_FOLDER
     from fedrec.shop.status import read_status
 
     about = read_status(folder)
@@ -130,7 +141,7 @@ def status(folder: Folder) -> None:
     table.add_row("shop", f"{about['shop']} at {about['at']}")
     table.add_row("connected", "yes" if traffic["connected"] else f"no: {traffic['last_error'] or 'stopped'}")
     table.add_row("run", about["run_id"] or "none was agreed to")
-    table.add_row("serves", about["model"])
+    table.add_row("serves", current_version(folder / MODELS_FOLDER))
     table.add_row("answered", f"{answered}; refused {traffic['refused']}; {traffic['bytes_up'] / 1e6:.2f} MB")
     for name, value in about["ledger"].items():
         table.add_row(name.replace("_", " "), f"{value:g}")
@@ -185,6 +196,24 @@ def leave(folder: Folder) -> None:
     for name in (IDENTITY_FILE, NODE_KEY_FILE):
         (folder / name).unlink(missing_ok=True)
     typer.echo(f"shop {settings.name} has left; tell the coordinator to remove it from the roster")
+
+
+def _open(folder: Path, opened: list[Member]) -> tuple[Any, dict[str, Any]]:
+    """The app of a folder's shop, whose member is put on the list, and what an agent must know to wait without it."""
+    from fedrec.flower.client_app import make_member_app
+    from fedrec.shop.member import NODE_KEY_FILE, check_secrets
+
+    check_secrets(folder)
+    member, settings = open_member(folder)
+    opened.append(member)
+    return make_member_app(member), {
+        "shop": settings.name,
+        "address": member.invitation.address,
+        "authority": member.invitation.authority,
+        "node_key": str(folder / NODE_KEY_FILE),
+        "metrics_port": settings.metrics_port,
+        "idle_after_s": settings.idle_after_s,
+    }
 
 
 def open_member(folder: Path) -> tuple[Member, ShopSettings]:

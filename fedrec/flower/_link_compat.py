@@ -1,6 +1,6 @@
-"""Private Flower symbols of a deployment: the SuperLink's link state and Fleet API, and the client of the latter.
+"""Private Flower symbols of a deployed coordinator: the SuperLink's link state and Fleet API.
 
-Written against Flower 1.41; a new Flower version is adopted by running tests/flower/test_link_compat.py. Apart from
+Written against Flower 1.41; a new Flower version is adopted by running tests/flower/test_link.py. Apart from
 `_compat`, so that a simulation imports none of it.
 """
 
@@ -16,7 +16,6 @@ from fastapi import FastAPI
 from flwr.app import Error, Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import (
-    HEARTBEAT_MIN_INTERVAL,
     NOOP_ACCOUNT_NAME,
     NOOP_FLWR_AID,
     SYSTEM_TIME_TOLERANCE,
@@ -24,11 +23,7 @@ from flwr.common.constant import (
     TIMESTAMP_TOLERANCE,
     ErrorCode,
 )
-from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PullMessagesRequest, PushMessagesRequest
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
-from flwr.proto.node_pb2 import Node
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, PushMessagesRequest
 from flwr.server.superlink.linkstate import InMemoryLinkState, LinkStateFactory
 from flwr.supercore.constant import (
     FLEET_HTTP_PUBLIC_KEY_HEADER,
@@ -47,42 +42,23 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supercore.object_store import NoObjectInStoreError, ObjectStoreFactory
 from flwr.supercore.primitives.asymmetric import (
-    bytes_to_private_key,
     bytes_to_public_key,
-    generate_key_pairs,
-    private_key_to_bytes,
-    public_key_to_bytes,
     verify_signature,
 )
 from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
 from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
 from flwr.superlink.routers.fleet.router import router as fleet_router
-from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from fedrec.flower._agent_compat import HEARTBEAT_S
 
 SIGNATURE_WINDOW_S = TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
 """How far a shop's clock may be behind the coordinator's."""
 
-HEARTBEAT_S = float(HEARTBEAT_MIN_INTERVAL)
-"""An agent not heard for twice this long counts as gone."""
-
-
 _BEING_STORED, _LOST = "being stored", "lost"
 """In place of a message's time of delivery: neither is handed out."""
-
-
-def new_key() -> bytes:
-    """A node's private key (NIST P-384), PEM."""
-    return private_key_to_bytes(generate_key_pairs()[0])
-
-
-def public_of(private: bytes) -> bytes:
-    """The public key of `new_key`'s, PEM."""
-    return public_key_to_bytes(bytes_to_private_key(private).public_key())
 
 
 def new_link_state() -> InMemoryLinkState:
@@ -288,116 +264,3 @@ def _is_complete(state: InMemoryLinkState, name: str) -> bool:
     except NoObjectInStoreError:
         return True  # an error, which has none
     return all(state.object_store.get(part.object_id) for part in iterate_object_tree(tree))
-
-
-class FleetClient:
-    """A shop's end of the Fleet API: one call each, no retries; errors are those of httpx."""
-
-    def __init__(self, address: str, authority: bytes, private_key: bytes, headers: Mapping[str, str]) -> None:
-        """Args:
-        address: host:port.
-        authority: the federation's CA certificate, PEM; no other is trusted.
-        private_key: the node's, PEM.
-        headers: sent with each request.
-        """
-        key = bytes_to_private_key(private_key)
-        self._public_key = public_key_to_bytes(key.public_key())
-        self._node = Node()
-        self._client = FleetHttpClient.from_server_address(
-            address,
-            False,
-            authority,
-            interceptors=[
-                RuntimeVersionHttpInterceptor(component_name="SuperNode"),
-                NodeAuthHttpInterceptor(key, key.public_key()),
-                _Headers(headers),
-            ],
-        )
-
-    @property
-    def node_id(self) -> int:
-        """The node's id; 0 before `connect`."""
-        return int(self._node.node_id)
-
-    def connect(self) -> int:
-        """Make the node active; its id."""
-        asked = ActivateNodeRequest(public_key=self._public_key, heartbeat_interval=HEARTBEAT_S)
-        self._node = Node(node_id=self._client.ActivateNode(asked).node_id)
-        return self.node_id
-
-    def disconnect(self) -> None:
-        """Say goodbye."""
-        self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.node_id))
-
-    def beat(self) -> None:
-        """The node's heartbeat."""
-        self._client.SendNodeHeartbeat(SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S))
-
-    def receive(self) -> Message | None:
-        """The next message with all its arrays; it is handed out again to a node that restarts before `send`."""
-        found = self._client.PullMessages(PullMessagesRequest(node=self._node))
-        if not found.messages_list:
-            return None
-        bare = message_from_proto(found.messages_list[0])
-        contents = {}
-        for part in iterate_object_tree(found.message_object_trees[0]):
-            asked = PullObjectRequest(node=self._node, run_id=bare.metadata.run_id, object_id=part.object_id)
-            answer = self._client.PullObject(asked)
-            if not answer.object_available:
-                return None  # the coordinator gave the message up
-            contents[part.object_id] = answer.object_content
-        whole = inflate_object_from_contents(bare.metadata.message_id, contents)
-        assert isinstance(whole, Message)
-        whole.metadata.__dict__["_message_id"] = bare.metadata.message_id
-        return whole
-
-    def send(self, reply: Message) -> None:
-        """A reply with all its arrays."""
-        with no_object_id_recompute():
-            reply.metadata.__dict__["_message_id"] = reply.object_id
-            objects, tree = get_all_nested_objects(reply), get_object_tree(reply)
-            bare = remove_content_from_message(reply) if reply.has_content() else reply
-            answer = self._client.PushMessages(
-                PushMessagesRequest(
-                    node=self._node,
-                    messages_list=[message_to_proto(bare)],
-                    message_object_trees=[tree],
-                    clientapp_runtime_list=[0.0],
-                )
-            )
-            for part in answer.objects_to_push:
-                pushed = self._client.PushObject(
-                    PushObjectRequest(
-                        node=self._node,
-                        run_id=reply.metadata.run_id,
-                        object_id=part,
-                        object_content=objects[part].deflate(),
-                        session_id=answer.session_id,
-                    )
-                )
-                if not pushed.stored:
-                    raise ConnectionError("the coordinator no longer takes the answer")
-
-    def confirm(self, message: Message) -> None:
-        """The message was answered and need not be kept."""
-        metadata = message.metadata
-        self._client.ConfirmMessageReceived(
-            ConfirmMessageReceivedRequest(
-                node=self._node, run_id=metadata.run_id, message_object_id=metadata.message_id
-            )
-        )
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._client.close()
-
-
-class _Headers:
-    """Adds headers to each request."""
-
-    def __init__(self, headers: Mapping[str, str]) -> None:
-        self._headers = dict(headers)
-
-    def intercept(self, context: Any, call_next: Any) -> Any:
-        context.request.headers.update(self._headers)
-        return call_next(context)

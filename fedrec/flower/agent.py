@@ -3,6 +3,9 @@
 Five times a second it looks for messages while a round is under way, every two seconds when nothing has come for a
 while. Whatever happens to the network, it tries again with growing pauses; a refusal that will not pass by itself (an
 unknown key, a second agent, an expired certificate, a wrong clock) is said in one line and tried again slowly.
+
+An agent that waits needs nothing of what a run needs: the app, its events and its libraries, is opened by the first
+message, and `Agent.run` returns when it has been without use for a while, so that the process can begin anew.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import datetime
 import email.utils
 import logging
+import math
 import secrets
 import ssl
 import threading
@@ -19,12 +23,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedrec.flower import _compat, _link_compat
-from fedrec.flower.exchange import no_content, unavailable
-from fedrec.flower.fleet import INSTANCE_HEADER
+from fedrec.errors import FedrecError
+from fedrec.flower import _agent_compat, _compat
+
+INSTANCE_HEADER = "fedrec-agent"
+"""Names one running agent, so that two with the same key are told apart."""
 
 BUSY_POLL_S = 0.2
 IDLE_POLL_S = 2.0
@@ -56,29 +62,36 @@ class Traffic:
 
 
 class Agent:
-    """Runs until `stop` is set."""
+    """Runs until `stop` is set, or its app is no longer used."""
 
     def __init__(
         self,
-        app: ClientApp,
+        open_app: Callable[[], ClientApp],
         *,
         shop: str,
         address: str,
         authority: bytes,
         node_key: bytes,
         on_change: Callable[[Traffic], None] | None = None,
+        app: ClientApp | None = None,
+        idle_after_s: float = math.inf,
+        traffic: Traffic | None = None,
     ) -> None:
         """Args:
-        app: of the shop (`make_member_app`).
+        open_app: gives the app of the shop (`make_member_app`) when the first message comes.
         shop: its name, for logs.
         address: host:port of the coordinator.
         authority: PEM certificate of the federation's authority.
         node_key: PEM private key of the node.
         on_change: called after every message and every change of connection.
+        app: that app, where it is open already.
+        idle_after_s: an open app without use for so long ends `run`; a run's breaks are use while connected.
+        traffic: to go on counting from.
         """
         self.stop = threading.Event()
-        self.traffic = Traffic()
-        self._app, self._shop, self._address = app, shop, address
+        self.traffic = traffic or Traffic()
+        self._open_app, self._app, self._shop, self._address = open_app, app, shop, address
+        self._idle_after_s, self._used, self._is_in_run = idle_after_s, time.monotonic(), False
         self._authority, self._node_key = authority, node_key
         self._on_change = on_change or (lambda _: None)
         self._instance = secrets.token_hex(16)
@@ -86,10 +99,10 @@ class Agent:
     def run(self) -> None:
         """Connect, answer, connect again."""
         pause_s = _FIRST_PAUSE_S
-        while not self.stop.is_set():
+        while not self._is_done():
             client = None
             try:
-                client = _link_compat.FleetClient(
+                client = _agent_compat.FleetClient(
                     self._address, self._authority, self._node_key, {INSTANCE_HEADER: self._instance}
                 )
                 node = client.connect()
@@ -106,34 +119,45 @@ class Agent:
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             finally:
                 if client is not None:
-                    _goodbye(client, is_last=self.stop.is_set())
+                    _goodbye(client, is_last=self._is_done())
+                self._is_in_run = False
 
-    def _answer_all(self, client: _link_compat.FleetClient, node: int) -> None:
-        context = Context(run_id=0, node_id=node, node_config={"shop": self._shop}, state=no_content(), run_config={})
-        last_message, last_beat = time.monotonic(), time.monotonic()
-        while not self.stop.is_set():
-            if time.monotonic() - last_beat > _link_compat.HEARTBEAT_S / 2:
+    def _is_done(self) -> bool:
+        is_open = self._app is not None and not self._is_in_run
+        return self.stop.is_set() or (is_open and time.monotonic() - self._used > self._idle_after_s)
+
+    def _answer_all(self, client: _agent_compat.FleetClient, node: int) -> None:
+        context = Context(run_id=0, node_id=node, node_config={"shop": self._shop}, state=RecordDict(), run_config={})
+        self._used = last_beat = time.monotonic()
+        while not self._is_done():
+            if time.monotonic() - last_beat > _agent_compat.HEARTBEAT_S / 2:
                 client.beat()
                 last_beat = time.monotonic()
             message = client.receive()
             if message is None:
-                is_busy = time.monotonic() - last_message < BUSY_FOR_S
+                is_busy = time.monotonic() - self._used < BUSY_FOR_S
                 self.stop.wait(BUSY_POLL_S if is_busy else IDLE_POLL_S)
                 continue
             with _Beating(client):  # an answer may take longer than a heartbeat
                 reply = self._reply(message, context, node)
                 client.send(reply)
             client.confirm(message)
-            last_message = time.monotonic()
+            self._used, self._is_in_run = time.monotonic(), True
             self._on_change(self.traffic)
 
     def _reply(self, message: Message, context: Context, node: int) -> Message:
         _compat.set_identity(message.metadata.run_id, node)
         kind = message.metadata.message_type
         try:
+            self._app = self._app or self._open_app()
             reply = self._app(message, context)
-        except ValueError as error:  # Flower's, of a kind that the app does not know: another version's coordinator
-            _log.warning("shop %s cannot answer messages of kind %s", self._shop, kind)
+        except (FedrecError, ValueError) as error:
+            from fedrec.flower.exchange import unavailable  # more than an agent needs that waits
+
+            if isinstance(error, FedrecError):  # folder, settings or events were changed while it waited
+                _log.error("shop %s cannot take part: %s", self._shop, " ".join(str(error).split()))
+            else:  # Flower's, of a kind that the app does not know: another version's coordinator
+                _log.warning("shop %s cannot answer messages of kind %s", self._shop, kind)
             reply = unavailable(message, error)
         self.traffic.answered[kind] = self.traffic.answered.get(kind, 0) + 1
         if reply.has_error():
@@ -150,7 +174,7 @@ class Agent:
 class _Beating:
     """Heartbeats from a thread of its own, over a connection of the same client."""
 
-    def __init__(self, client: _link_compat.FleetClient) -> None:
+    def __init__(self, client: _agent_compat.FleetClient) -> None:
         self._client, self._done = client, threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -162,14 +186,14 @@ class _Beating:
         self._thread.join()
 
     def _beat(self) -> None:
-        while not self._done.wait(_link_compat.HEARTBEAT_S / 2):
+        while not self._done.wait(_agent_compat.HEARTBEAT_S / 2):
             try:
                 self._client.beat()
             except httpx.HTTPError:  # the answer itself will meet it too
                 return
 
 
-def _goodbye(client: _link_compat.FleetClient, *, is_last: bool) -> None:
+def _goodbye(client: _agent_compat.FleetClient, *, is_last: bool) -> None:
     """Leave at once rather than by a missed heartbeat."""
     try:
         if is_last and client.node_id:

@@ -176,11 +176,6 @@ def release_from_record(content: RecordDict) -> bytes:
     return record["release"].data
 
 
-def no_content() -> RecordDict:
-    """Of a message, or of an app's state, that holds nothing."""
-    return RecordDict()
-
-
 def bytes_to_record(data: bytes) -> RecordDict:
     """Bytes of a deployment's own messages: offers, ledger heads."""
     return RecordDict({"bytes": ConfigRecord({"data": data})})

@@ -32,9 +32,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fedrec.errors import ConfigError, ProtocolError
 from fedrec.flower import _compat, _link_compat
-
-INSTANCE_HEADER = "fedrec-agent"
-"""Names one running agent, so that two with the same key are told apart."""
+from fedrec.flower.agent import INSTANCE_HEADER
 
 MOST_BODY_BYTES = 8 * 1024**2
 """Of one request; Flower splits arrays into chunks of 5 MiB."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fedrec.flower import _link_compat
+from fedrec.flower import _agent_compat
 
 
 def new_node_key() -> tuple[bytes, bytes]:
     """Private and public key, PEM; NIST P-384, as Flower's link wants it."""
-    private = _link_compat.new_key()
-    return private, _link_compat.public_of(private)
+    private = _agent_compat.new_key()
+    return private, _agent_compat.public_of(private)

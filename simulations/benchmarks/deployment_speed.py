@@ -26,7 +26,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedrec.cli import main as fedrec
-from fedrec.flower import _link_compat
+from fedrec.flower import _agent_compat
 from fedrec.flower.agent import Agent
 from fedrec.flower.certificates import TlsFiles, create_authority, issue
 from fedrec.flower.exchange import exchange
@@ -47,15 +47,15 @@ def exchange_seconds(folder: Path, size_bytes: int, repeats: int) -> list[float]
     tls = TlsFiles.in_folder(folder)
     create_authority(tls, "benchmark")
     issue(tls, "127.0.0.1")
-    keys = {shop: _link_compat.new_key() for shop in SHOPS}
-    fleet = Fleet({shop: _link_compat.public_of(key) for shop, key in keys.items()})
+    keys = {shop: _agent_compat.new_key() for shop in SHOPS}
+    fleet = Fleet({shop: _agent_compat.public_of(key) for shop, key in keys.items()})
     app = ClientApp()
     app.query("echo")(echo)
     found = []
     with serve(fleet_app(fleet), host="127.0.0.1", port=0, certificate=tls.certificate, key=tls.key) as port:
         authority = tls.authority.read_bytes()
         agents = [
-            Agent(app, shop=shop, address=f"127.0.0.1:{port}", authority=authority, node_key=key)
+            Agent(lambda: app, shop=shop, address=f"127.0.0.1:{port}", authority=authority, node_key=key)
             for shop, key in keys.items()
         ]
         threads = [threading.Thread(target=agent.run) for agent in agents]

@@ -1,4 +1,4 @@
-"""A federation of real processes on the loopback, for tests: folders, and a proxy in between."""
+"""A federation of real processes on the loopback, for tests and benchmarks: folders, and a proxy in between."""
 
 from __future__ import annotations
 
@@ -99,17 +99,19 @@ class Proxy:
 
 @dataclass
 class Town:
-    """One coordinator and four shops, each with a folder and a log.
+    """One coordinator and its shops, each with a folder and a log.
 
     Attributes:
         folder: of all.
         proxy: what the shops' agents connect to; it forwards to the coordinator's port.
         port: the coordinator's.
+        shops: their names.
     """
 
     folder: Path
     proxy: Proxy
     port: int
+    shops: tuple[str, ...] = SHOPS
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     readers: dict[str, threading.Thread] = field(default_factory=dict)
 
@@ -199,7 +201,7 @@ class Town:
 
     def online(self) -> list[str]:
         """Shops whose agent says that it is connected."""
-        return [shop for shop in SHOPS if self.status(shop).get("traffic", {}).get("connected")]
+        return [shop for shop in self.shops if self.status(shop).get("traffic", {}).get("connected")]
 
     def begin(self) -> None:
         """Start the coordinator and return when its rounds begin."""
@@ -224,7 +226,7 @@ class Town:
 
     def charges(self) -> dict[str, tuple[int, int]]:
         """By shop: releases charged ever, and those that repeated a round."""
-        return {shop: self.charge(shop) for shop in SHOPS}
+        return {shop: self.charge(shop) for shop in self.shops}
 
     def charge(self, shop: str) -> tuple[int, int]:
         from fedrec.privacy.ledger import Ledger
@@ -239,17 +241,17 @@ class Town:
 
     def check_logs(self) -> None:
         """No process may ever leave a traceback."""
-        for name in ("coordinator", *SHOPS):
+        for name in ("coordinator", *self.shops):
             assert "Traceback" not in self.log(name), self.log(name)[-3000:]
 
 
-def events(place: int, *, num_shoppers: int = 40) -> str:
+def events(place: int, *, num_shoppers: int = 40, num_items: int = NUM_ITEMS) -> str:
     """CSV of shoppers who buy neighbours on a ring of items."""
     rng = np.random.default_rng(place)
     lines = ["shopper,item,timestamp"]
     for row in range(num_shoppers):
-        start = int(rng.integers(NUM_ITEMS))
-        bought = (start + rng.permutation(8)[:6]) % NUM_ITEMS
+        start = int(rng.integers(num_items))
+        bought = (start + rng.permutation(8)[:6]) % num_items
         lines += [f"s{place}-{row},item-{item:02d},{when}" for when, item in enumerate(bought.tolist())]
     return "\n".join(lines) + "\n"
 
@@ -259,20 +261,20 @@ def command(*arguments: object) -> None:
     assert main([str(argument) for argument in arguments]) == 0, arguments
 
 
-def build(folder: Path) -> Town:
-    """Folders of a coordinator and four enrolled shops with the roster confirmed; nothing runs yet."""
-    town = Town(folder, Proxy(public := free_port(), port := free_port()), port)
-    (folder / "items.csv").write_text("item\n" + "".join(f"item-{item:02d}\n" for item in range(NUM_ITEMS)))
+def build(folder: Path, shops: tuple[str, ...] = SHOPS, *, num_items: int = NUM_ITEMS) -> Town:
+    """Folders of a coordinator and enrolled shops with the roster confirmed; nothing runs yet."""
+    town = Town(folder, Proxy(public := free_port(), port := free_port()), port, shops)
+    (folder / "items.csv").write_text("item\n" + "".join(f"item-{item:02d}\n" for item in range(num_items)))
     command("coordinator", "init", town.coordinator, "--items", folder / "items.csv", "--name", "town")
     town.change("coordinator", host="127.0.0.1", port=public, public_host="127.0.0.1", metrics_port=0)
     command("coordinator", "renew", town.coordinator)
     command("coordinator", "invite", town.coordinator, "--out", folder / "invitation.json")
-    for place, shop in enumerate(SHOPS):
-        (folder / f"{shop}.csv").write_text(events(place))
+    for place, shop in enumerate(shops):
+        (folder / f"{shop}.csv").write_text(events(place, num_items=num_items))
         options = ("--name", shop, "--events", folder / f"{shop}.csv", "--shoppers", 40)
         command("shop", "enrol", folder / shop, "--invitation", folder / "invitation.json", *options)
         command("coordinator", "admit", town.coordinator, folder / shop / f"{shop}.enrolment.json")
-    for shop in SHOPS:
+    for shop in shops:
         town.change(shop, metrics_port=0, budget_epsilon=100.0, budget_delta=1e-4, roster=fingerprint(town))
     town.change("coordinator", port=town.port, deadline_s=60.0, patience_s=60.0, start_s=LONG_S)
     path = town.coordinator / "coordinator.toml"

@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedrec.flower import _link_compat, agent
+from fedrec.errors import DataError
+from fedrec.flower import _agent_compat, agent
 from fedrec.flower.agent import Agent, Traffic, _why
 from fedrec.flower.certificates import TlsFiles, create_authority, issue
 from fedrec.flower.exchange import bytes_from_record, bytes_to_record, exchange
@@ -43,15 +45,16 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
     return files
 
 
-def made(tls: TlsFiles, key: bytes, port: int, app: ClientApp) -> tuple[Agent, list[Traffic]]:
+def made(tls: TlsFiles, key: bytes, port: int, opened: ClientApp, **more: Any) -> tuple[Agent, list[Traffic]]:
     seen: list[Traffic] = []
     found = Agent(
-        app,
+        more.pop("open_app", lambda: opened),
         shop="ant",
         address=f"127.0.0.1:{port}",
         authority=tls.authority.read_bytes(),
         node_key=key,
         on_change=seen.append,
+        **more,
     )
     return found, seen
 
@@ -70,7 +73,7 @@ def running(one: Agent) -> Iterator[threading.Thread]:
 
 @contextmanager
 def coordinator(tls: TlsFiles, key: bytes, port: int = 0) -> Iterator[tuple[LinkGrid, int, Fleet]]:
-    fleet = Fleet({"ant": _link_compat.public_of(key)})
+    fleet = Fleet({"ant": _agent_compat.public_of(key)})
     grid = fleet.grid()
     with serve(fleet_app(fleet), host="127.0.0.1", port=port, certificate=tls.certificate, key=tls.key) as bound:
         yield grid, bound, fleet
@@ -85,7 +88,7 @@ def ask(grid: LinkGrid, fleet: Fleet, data: bytes) -> bytes | None:
 
 
 def test_an_agent_answers_and_counts_and_outlives_its_coordinator(tls):
-    key = _link_compat.new_key()
+    key = _agent_compat.new_key()
     with coordinator(tls, key) as (grid, port, fleet):
         one, _ = made(tls, key, port, echo_app())
         with running(one):
@@ -103,7 +106,7 @@ def test_an_agent_answers_and_counts_and_outlives_its_coordinator(tls):
 
 
 def test_a_coordinator_that_started_anew_is_connected_to_again(tls):
-    key = _link_compat.new_key()
+    key = _agent_compat.new_key()
     with coordinator(tls, key) as (grid, port, fleet):
         one, _ = made(tls, key, port, echo_app())
         with running(one):
@@ -114,11 +117,11 @@ def test_a_coordinator_that_started_anew_is_connected_to_again(tls):
 
 
 def test_a_slow_answer_keeps_the_node_alive(tls, monkeypatch):
-    monkeypatch.setattr(_link_compat, "HEARTBEAT_S", 10.0)
-    key = _link_compat.new_key()
+    monkeypatch.setattr(_agent_compat, "HEARTBEAT_S", 10.0)
+    key = _agent_compat.new_key()
     beats: list[float] = []
-    beat = _link_compat.FleetClient.beat
-    monkeypatch.setattr(_link_compat.FleetClient, "beat", lambda self: (beats.append(time.monotonic()), beat(self)))
+    beat = _agent_compat.FleetClient.beat
+    monkeypatch.setattr(_agent_compat.FleetClient, "beat", lambda self: (beats.append(time.monotonic()), beat(self)))
     monkeypatch.setattr(agent._Beating, "_beat", _quick_beat)
     with coordinator(tls, key) as (grid, port, fleet):
         one, _ = made(tls, key, port, echo_app(work_s=1.5))
@@ -134,14 +137,14 @@ def _quick_beat(self) -> None:
 
 def test_many_quick_messages_do_not_keep_the_heartbeat_away(tls, monkeypatch):
     beats: list[float] = []
-    monkeypatch.setattr(_link_compat.FleetClient, "beat", lambda self: beats.append(time.monotonic()))
+    monkeypatch.setattr(_agent_compat.FleetClient, "beat", lambda self: beats.append(time.monotonic()))
     monkeypatch.setattr(agent, "BUSY_POLL_S", 0.01)
-    key = _link_compat.new_key()
+    key = _agent_compat.new_key()
     with coordinator(tls, key) as (grid, port, fleet):
         one, _ = made(tls, key, port, echo_app())
         with running(one):
             fleet.wait_for(1, deadline_s=60)
-            monkeypatch.setattr(_link_compat, "HEARTBEAT_S", 1.0)
+            monkeypatch.setattr(_agent_compat, "HEARTBEAT_S", 1.0)
             give_up_at = time.monotonic() + 60
             while not beats and time.monotonic() < give_up_at:
                 assert ask(grid, fleet, b"ab") == b"ba"
@@ -149,7 +152,7 @@ def test_many_quick_messages_do_not_keep_the_heartbeat_away(tls, monkeypatch):
 
 
 def test_a_stop_waits_for_the_answer_under_way_and_says_goodbye(tls):
-    key = _link_compat.new_key()
+    key = _agent_compat.new_key()
     with coordinator(tls, key) as (grid, port, fleet):
         one, _ = made(tls, key, port, echo_app(work_s=1.0))
         with running(one) as thread:
@@ -163,7 +166,7 @@ def test_a_stop_waits_for_the_answer_under_way_and_says_goodbye(tls):
 
 
 def test_a_message_of_an_unknown_kind_is_an_error_and_the_agent_goes_on(tls):
-    key = _link_compat.new_key()
+    key = _agent_compat.new_key()
     with coordinator(tls, key) as (grid, port, fleet):
         one, _ = made(tls, key, port, echo_app())
         with running(one):
@@ -206,13 +209,64 @@ def test_an_agent_whose_clock_is_wrong_says_so(tls, monkeypatch):
     clock = type("Clock", (datetime.datetime,), {"now": classmethod(lambda cls, tz=None: late)})
     monkeypatch.setattr(node_auth_http_interceptor, "now", lambda: late)
     monkeypatch.setattr(agent, "datetime", SimpleNamespace(datetime=clock, UTC=datetime.UTC))
-    key = _link_compat.new_key()
+    key = _agent_compat.new_key()
     with coordinator(tls, key) as (_, port, fleet):
         one, seen = made(tls, key, port, echo_app())
         with running(one):
             _wait(lambda: bool(seen))
         assert fleet.online() == ()
     assert "ahead of the coordinator's" in one.traffic.last_error
+
+
+def test_the_app_is_opened_by_the_first_message_and_kept_while_a_run_takes_breaks(tls):
+    key, opened = _agent_compat.new_key(), []
+
+    def open_app() -> ClientApp:
+        opened.append(time.monotonic())
+        if len(opened) == 1:
+            raise DataError("the events\nare gone")
+        return echo_app()
+
+    with coordinator(tls, key) as (grid, port, fleet):
+        one, _ = made(tls, key, port, echo_app(), open_app=open_app, idle_after_s=0.2)
+        with running(one) as thread:
+            fleet.wait_for(1, deadline_s=60)
+            time.sleep(0.5)
+            assert not opened
+            assert ask(grid, fleet, b"ab") is None  # the events are there again at the next
+            assert ask(grid, fleet, b"ab") == b"ba"
+            time.sleep(0.5)
+            assert thread.is_alive()
+            assert ask(grid, fleet, b"cd") == b"dc"
+            assert len(opened) == 2
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["connected", "alone"])
+def test_an_open_app_that_nobody_uses_ends_the_agent_so_that_it_can_begin_anew(tls, is_there):
+    key, before = _agent_compat.new_key(), Traffic(answered={"query.echo": 7})
+    with coordinator(tls, key) as (_, port, fleet):
+        address = port if is_there else 1
+        one, _ = made(tls, key, address, echo_app(), app=echo_app(), idle_after_s=1.0, traffic=before)
+        thread = threading.Thread(target=one.run, daemon=True)
+        thread.start()
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+        assert not one.stop.is_set()
+        assert one.traffic.answered == {"query.echo": 7}
+        assert fleet.online() == ()  # it said goodbye: the new one is not taken for a second agent
+
+
+def test_an_agent_that_waits_loads_nothing_that_runs_need():
+    code = (
+        "import sys, fedrec.cli.shop, fedrec.flower.agent, fedrec.flower.observe, fedrec.shop.status\n"
+        "heavy = ('pandas', 'pyarrow', 'scipy', 'sqlalchemy', 'torch', 'uvicorn', 'fedrec.data', 'fedrec.models')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+    )
+    root = Path(__file__).parents[2]
+    said = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert said.stdout == "[]\n"
 
 
 def test_an_agent_with_a_linear_model_imports_neither_torch_nor_opacus():

@@ -7,17 +7,18 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Message
 
-from fedrec.flower import _link_compat
+from fedrec.flower import _agent_compat
+from fedrec.flower.agent import INSTANCE_HEADER
 from fedrec.flower.certificates import TlsFiles, create_authority, issue
 from fedrec.flower.deployment import hand_out
 from fedrec.flower.exchange import MODEL_MESSAGE, bytes_to_record, model_from_record, model_to_record
-from fedrec.flower.fleet import INSTANCE_HEADER, Fleet, fleet_app, serve
+from fedrec.flower.fleet import Fleet, fleet_app, serve
 from fedrec.role_config import RoundsSection
 
 STATE = {"x": np.arange(6, dtype=np.float32)}
 
 
-def take_model(client: _link_compat.FleetClient, taken: dict[str, np.ndarray], shop: str, *, after_s: float) -> None:
+def take_model(client: _agent_compat.FleetClient, taken: dict[str, np.ndarray], shop: str, *, after_s: float) -> None:
     """An agent that connects late, takes one message and leaves."""
     time.sleep(after_s)
     client.connect()
@@ -36,15 +37,15 @@ def hand_to(folder: Path, late_s: dict[str, float], *, patience_s: float) -> tup
     tls = TlsFiles.in_folder(folder)
     create_authority(tls, "test")
     issue(tls, "127.0.0.1")
-    keys = {shop: _link_compat.new_key() for shop in ("ant", "bee")}
-    fleet = Fleet({shop: _link_compat.public_of(key) for shop, key in keys.items()})
+    keys = {shop: _agent_compat.new_key() for shop in ("ant", "bee")}
+    fleet = Fleet({shop: _agent_compat.public_of(key) for shop, key in keys.items()})
     taken: dict[str, np.ndarray] = {}
     rounds = RoundsSection(deadline_s=30.0, patience_s=patience_s)
     with serve(fleet_app(fleet), host="127.0.0.1", port=0, certificate=tls.certificate, key=tls.key) as port:
         threads = []
         for shop, after_s in late_s.items():
             headers = {INSTANCE_HEADER: shop}
-            client = _link_compat.FleetClient(f"127.0.0.1:{port}", tls.authority.read_bytes(), keys[shop], headers)
+            client = _agent_compat.FleetClient(f"127.0.0.1:{port}", tls.authority.read_bytes(), keys[shop], headers)
             about = (client, taken, shop)
             threads.append(threading.Thread(target=take_model, args=about, kwargs={"after_s": after_s}, daemon=True))
             threads[-1].start()
@@ -70,13 +71,13 @@ def test_an_answer_counts_though_its_agent_has_left_by_then(tmp_path: Path) -> N
     tls = TlsFiles.in_folder(tmp_path)
     create_authority(tls, "test")
     issue(tls, "127.0.0.1")
-    key = _link_compat.new_key()
-    fleet = Fleet({"ant": _link_compat.public_of(key)})
+    key = _agent_compat.new_key()
+    fleet = Fleet({"ant": _agent_compat.public_of(key)})
     grid = fleet.grid()
     message = Message(model_to_record("run-1", STATE), fleet.nodes["ant"], MODEL_MESSAGE)
     with serve(fleet_app(fleet), host="127.0.0.1", port=0, certificate=tls.certificate, key=tls.key) as port:
         authority, headers = tls.authority.read_bytes(), {INSTANCE_HEADER: "ant"}
-        client = _link_compat.FleetClient(f"127.0.0.1:{port}", authority, key, headers)
+        client = _agent_compat.FleetClient(f"127.0.0.1:{port}", authority, key, headers)
         client.connect()  # a node that is away when a message is left answers "unavailable" at once
         names = list(grid.push_messages([message]))
         take_model(client, {}, "ant", after_s=0.0)

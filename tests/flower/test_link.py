@@ -24,10 +24,11 @@ from flwr.supercore.primitives.asymmetric import bytes_to_private_key, sign_mess
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from fedrec.errors import ProtocolError
-from fedrec.flower import _compat, _link_compat
+from fedrec.flower import _agent_compat, _compat, _link_compat
+from fedrec.flower.agent import INSTANCE_HEADER
 from fedrec.flower.certificates import TlsFiles, create_authority, issue
 from fedrec.flower.exchange import exchange
-from fedrec.flower.fleet import INSTANCE_HEADER, MOST_BODY_BYTES, Fleet, LinkGrid, fleet_app, serve
+from fedrec.flower.fleet import MOST_BODY_BYTES, Fleet, LinkGrid, fleet_app, serve
 
 SHOPS = ("ant", "bee")
 FLEET_ROUTES = (
@@ -50,15 +51,15 @@ class Link:
     port: int
     tls: TlsFiles
     keys: dict[str, bytes]
-    opened: list[_link_compat.FleetClient] = field(default_factory=list)
+    opened: list[_agent_compat.FleetClient] = field(default_factory=list)
 
     @property
     def url(self) -> str:
         return f"https://127.0.0.1:{self.port}"
 
-    def client(self, shop: str, instance: str = "first") -> _link_compat.FleetClient:
+    def client(self, shop: str, instance: str = "first") -> _agent_compat.FleetClient:
         authority, headers = self.tls.authority.read_bytes(), {INSTANCE_HEADER: instance}
-        client = _link_compat.FleetClient(f"127.0.0.1:{self.port}", authority, self.keys[shop], headers)
+        client = _agent_compat.FleetClient(f"127.0.0.1:{self.port}", authority, self.keys[shop], headers)
         self.opened.append(client)
         return client
 
@@ -104,8 +105,8 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
 
 @pytest.fixture
 def link(tls: TlsFiles) -> Iterator[Link]:
-    keys = {shop: _link_compat.new_key() for shop in SHOPS}
-    fleet = Fleet({shop: _link_compat.public_of(key) for shop, key in keys.items()})
+    keys = {shop: _agent_compat.new_key() for shop in SHOPS}
+    fleet = Fleet({shop: _agent_compat.public_of(key) for shop, key in keys.items()})
     grid = fleet.grid()
     with serve(fleet_app(fleet), host="127.0.0.1", port=0, certificate=tls.certificate, key=tls.key) as port:
         yield (found := Link(fleet, grid, port, tls, keys))
@@ -118,7 +119,7 @@ def agents(link: Link, answer: Callable[[Message], Message] = answer_to) -> Iter
     """An agent a shop, answering until the block ends."""
     done = threading.Event()
 
-    def run(client: _link_compat.FleetClient) -> None:
+    def run(client: _agent_compat.FleetClient) -> None:
         while not done.is_set():
             if (message := client.receive()) is None:
                 time.sleep(0.02)
@@ -144,7 +145,7 @@ def signed(key: bytes, *, at: datetime.datetime | None = None, signer: bytes | N
     time_ = (at or datetime.datetime.now(datetime.UTC)).isoformat()
     signature = sign_message(bytes_to_private_key(signer or key), time_.encode())
     return {
-        FLEET_HTTP_PUBLIC_KEY_HEADER: base64.b64encode(_link_compat.public_of(key)).decode(),
+        FLEET_HTTP_PUBLIC_KEY_HEADER: base64.b64encode(_agent_compat.public_of(key)).decode(),
         FLEET_HTTP_SIGNATURE_HEADER: base64.b64encode(signature).decode(),
         TIMESTAMP_HEADER: time_,
         INSTANCE_HEADER: "first",
@@ -163,7 +164,7 @@ def hour(number: float) -> datetime.datetime:
 
 @pytest.mark.parametrize("kind", ["none", "unknown key", "other signer", "stale", "early", "garbage"])
 def test_without_a_fresh_signature_of_an_enrolled_key_every_path_answers_401(link, kind):
-    key, stranger = link.keys["ant"], _link_compat.new_key()
+    key, stranger = link.keys["ant"], _agent_compat.new_key()
     headers = {
         "none": {},
         "unknown key": signed(stranger),
@@ -172,7 +173,7 @@ def test_without_a_fresh_signature_of_an_enrolled_key_every_path_answers_401(lin
         "early": signed(key, at=hour(1)),
         "garbage": {**signed(key), FLEET_HTTP_SIGNATURE_HEADER: "%%", TIMESTAMP_HEADER: "yesterday"},
     }[kind]
-    body = ActivateNodeRequest(public_key=_link_compat.public_of(key), heartbeat_interval=10.0).SerializeToString()
+    body = ActivateNodeRequest(public_key=_agent_compat.public_of(key), heartbeat_interval=10.0).SerializeToString()
     with link.http() as http:
         for path in PATHS:
             for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD"):
@@ -214,7 +215,7 @@ def test_a_body_without_its_length_is_refused(link):
 def test_an_enrolled_key_cannot_act_for_another_node(link):
     other, mine = link.fleet.nodes["bee"], signed(link.keys["ant"])
     link.client("ant").connect()
-    public = _link_compat.public_of(link.keys["bee"])
+    public = _agent_compat.public_of(link.keys["bee"])
     assert post(link, "activate-node", ActivateNodeRequest(public_key=public, heartbeat_interval=10), mine).is_error
     link.grid.push_messages(link.ask(shops=("bee",)).values())
     answer = post(link, "pull-messages", PullMessagesRequest(node=Node(node_id=other)), mine)
@@ -355,7 +356,7 @@ def test_what_a_dead_agent_did_not_answer_is_lost_and_its_successor_does_not_get
     assert link.is_empty()
 
 
-def half_sent(link: Link, client: _link_compat.FleetClient, message: Message, node: int) -> None:
+def half_sent(link: Link, client: _agent_compat.FleetClient, message: Message, node: int) -> None:
     """Begin an upload and leave it."""
     _compat.set_identity(message.metadata.run_id, node)
     whole = answer_to(message)

@@ -1,0 +1,231 @@
+"""Two hundred rounds of a real federation with random faults: is anything lost, charged twice, or kept for ever?
+
+Run it: python simulations/benchmarks/soak.py [--rounds 200] [--seed 0]
+
+A coordinator and four shops, processes over TLS with a proxy in between, run half of the rounds without a promise (iALS
+under masks, one long run) and half under epsilon (private iALS, six noisy sums a run). All shops have to take part in
+every round. Meanwhile faults are drawn from the seed, some seconds apart: SIGKILL of the coordinator or of a shop and a
+new start, a stalled network, a shop that hangs. It fails unless
+
+- the long run's arrays are, bit for bit, those of the same federation in one process without faults;
+- every shop was charged for every noisy sum exactly once, its ledger's chain verifies, and its last head is the one
+  that the coordinator keeps;
+- no process left a traceback, and memory and file handles do not grow with the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import random
+import re
+import signal
+import sys
+import tempfile
+import threading
+import time
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load
+
+from fedrec.cli.shop import open_member
+from fedrec.federation.anchors import AnchorBook
+from fedrec.federation.enrolment import Offer
+from fedrec.flower.deployment import HEADS_FILE, IDENTITY_FILE
+from fedrec.flower.engines import Federation, run_local
+from fedrec.privacy.ledger import Ledger
+from fedrec.secure_aggregation.keys import IdentityKey
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.deployment.town import SHOPS, Town, build
+
+SUMS_A_RUN = 6
+PAUSE_S = (4.0, 12.0)
+SPARED = "dog"
+"""The shop that is never killed, so that its memory can be followed."""
+WARM_UP_SAMPLES = 15
+MOST_KB, MOST_HANDLES = 40.0, 0.05
+"""Growth a round that counts as a leak."""
+
+
+@dataclass
+class Faults:
+    """Draws faults in a thread of its own until it is told to stop."""
+
+    town: Town
+    seed: int
+    counts: dict[str, int] = field(default_factory=dict)
+    is_over: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self) -> None:
+        draw = random.Random(self.seed)
+        while not self.is_over.wait(draw.uniform(*PAUSE_S)):
+            kind = draw.choice(("coordinator killed", "shop killed", "network stalled", "shop hung"))
+            shop, seconds = draw.choice([one for one in self.town.shops if one != SPARED]), draw.uniform(0.5, 3.0)
+            with self.lock:
+                self._do(kind, shop, seconds)
+            self.counts[kind] = self.counts.get(kind, 0) + 1
+
+    def _do(self, kind: str, shop: str, seconds: float) -> None:
+        town = self.town
+        current = town.coordinator / "current-run"
+        if kind == "coordinator killed" and current.exists():
+            town.end("coordinator", signal.SIGKILL)
+            if current.exists():  # else it had just finished
+                town.start("coordinator")
+        elif kind == "shop killed":
+            town.end(shop, signal.SIGKILL)
+            town.start(shop)
+        elif kind == "network stalled":
+            town.proxy.stall()
+            self.is_over.wait(seconds)
+            town.proxy.heal()
+        elif kind == "shop hung":
+            town.processes[shop].send_signal(signal.SIGSTOP)
+            self.is_over.wait(seconds)
+            town.processes[shop].send_signal(signal.SIGCONT)
+
+
+@dataclass
+class Samples:
+    """Memory in KB and open files of processes while rounds go on, by process id."""
+
+    seen: dict[tuple[str, int], list[tuple[float, float, float]]] = field(default_factory=dict)
+
+    def take(self, town: Town, num_rounds: int) -> None:
+        for name in ("coordinator", SPARED):
+            process = town.processes.get(name)
+            with suppress(OSError, TypeError, AttributeError):
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                kilobytes = float(re.search(r"VmRSS:\s+(\d+) kB", status)[1])
+                handles = len(os.listdir(f"/proc/{process.pid}/fd"))
+                self.seen.setdefault((name, process.pid), []).append((num_rounds, kilobytes, handles))
+
+    def growth(self, name: str) -> tuple[int, float, float]:
+        """Samples, and KB and handles a round: one slope over all processes of a name, each from its own mean."""
+        parts = []
+        for (one, _), rows in self.seen.items():
+            if one == name and len(rows) > 2 * WARM_UP_SAMPLES:
+                table = np.array(rows[WARM_UP_SAMPLES:])
+                parts.append(table - table.mean(axis=0))
+        table = np.concatenate(parts) if parts else np.zeros((0, 3))
+        moved = float(table[:, 0] @ table[:, 0])
+        if not moved:
+            return len(table), float("nan"), float("nan")
+        return len(table), *(float(table[:, 0] @ table[:, column]) / moved for column in (1, 2))
+
+
+def run_with_faults(town: Town, faults: Faults, samples: Samples, done_before: int) -> str:
+    """One run to its end, whatever happens to it; its id."""
+    with faults.lock:
+        town.start("coordinator")
+    while True:
+        time.sleep(0.2)
+        with faults.lock:
+            samples.take(town, done_before + int(town.status("coordinator").get("round", 0)))
+            process = town.processes.get("coordinator")
+            if process is not None and process.poll() is None:
+                continue
+            if process is not None and (status := town.finish()):
+                raise SystemExit(f"the coordinator ended with {status}:\n{town.log('coordinator')[-3000:]}")
+            town.check_logs()
+            return str(town.status("coordinator")["run_id"])
+
+
+def check_same(town: Town, run_id: str) -> None:
+    """The run's arrays are those of one process without faults."""
+    key = IdentityKey.load(town.coordinator / IDENTITY_FILE)
+    offer = Offer.read((town.coordinator / "runs" / run_id / "offer.json").read_bytes(), key.public)
+    histories, identities = [], []
+    for shop in town.shops:
+        member, _ = open_member(town.folder / shop)
+        histories.append(member.node().histories)
+        identities.append(IdentityKey.load(town.folder / shop / "identity.key"))
+        member.close()
+    here = run_local(
+        Federation(
+            offer.read_model(), offer.public_inputs(), offer.read_terms(), histories, identities=tuple(identities)
+        )
+    )
+    there = load(town.model(run_id))
+    same = there.keys() == here.state.keys() and all(
+        there[name].tobytes() == array.tobytes() for name, array in here.state.items()
+    )
+    if not same:
+        raise SystemExit("the arrays differ from those of the federation without faults")
+
+
+def check_ledgers(town: Town, num_sums: int) -> None:
+    """One charge a noisy sum, no repeat, chains that verify, and heads that agree."""
+    book = AnchorBook(town.coordinator / HEADS_FILE, IdentityKey.load(town.coordinator / IDENTITY_FILE))
+    for shop in town.shops:
+        ledger = Ledger.open(town.folder / shop / "ledger.sqlite", shop)  # verifies the chain
+        spent, head = ledger.spent(), ledger.head()
+        ledger.close()
+        if (spent.num_charges, spent.num_aborts) != (num_sums, 0):
+            raise SystemExit(f"{shop}: {spent.num_charges} charges, {spent.num_aborts} aborts for {num_sums} sums")
+        kept = [one.head for one in book.signed_heads(shop)]
+        if max(one.sequence for one in kept) > head.sequence or not any(one == head for one in kept):
+            raise SystemExit(f"{shop}: the coordinator keeps another head than the ledger's")
+
+
+def soak(folder: Path, num_rounds: int, seed: int) -> None:
+    """All of it; prints what happened."""
+    with redirect_stdout(io.StringIO()):
+        town = build(folder)
+    town.change("coordinator", deadline_s=20.0, patience_s=600.0, min_shops=len(SHOPS), epsilon=None, delta=None)
+    path = town.coordinator / "coordinator.toml"
+    long_run = num_rounds // 2
+    settings = 'name = "ials"\nsettings = {{ factors = 8, sweeps = {} }}'
+    text = re.sub(r'(?m)^name = "ease".*$', settings.format(long_run), path.read_text())
+    path.write_text(text)
+    for shop in SHOPS:
+        town.change(shop, allow_research=True, idle_after_s=5.0)
+        town.start(shop)
+    faults, samples, started = Faults(town, seed), Samples(), time.monotonic()
+    thread = threading.Thread(target=faults.run)
+    thread.start()
+    try:
+        run_id = run_with_faults(town, faults, samples, 0)
+        done = len(town.rounds(run_id))
+        print(f"one run of {done} rounds after {time.monotonic() - started:.0f} s; faults {faults.counts}", flush=True)
+        path.write_text(text.replace(settings.format(long_run), settings.format(SUMS_A_RUN - 1)))
+        town.change("coordinator", epsilon=2.0, delta=1e-6)
+        num_sums = 0
+        while done < num_rounds:
+            sums = len(town.rounds(run_with_faults(town, faults, samples, done)))
+            done, num_sums = done + sums, num_sums + sums
+        print(f"{num_sums // SUMS_A_RUN} private runs, {num_sums} noisy sums", flush=True)
+        with faults.lock:
+            check_ledgers(town, num_sums)
+    finally:
+        faults.is_over.set()
+        thread.join()
+        town.close()
+    check_same(town, run_id)
+    print(f"{done} rounds in {time.monotonic() - started:.0f} s; faults: {faults.counts}")
+    print("arrays as without faults; one charge a sum, no repeat; ledgers verify, heads agree; no traceback")
+    for name in ("coordinator", SPARED):
+        num, kilobytes, handles = samples.growth(name)
+        what = "coordinator" if name == "coordinator" else "a shop's agent"
+        print(f"{what}: {kilobytes:+.1f} KB and {handles:+.3f} open files a round ({num} samples)")
+        if not (kilobytes < MOST_KB and handles < MOST_HANDLES):
+            raise SystemExit(f"more than {MOST_KB:g} KB or {MOST_HANDLES:g} files a round: a leak")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        soak(Path(folder), options.rounds, options.seed)
+
+
+if __name__ == "__main__":
+    main()
