@@ -4,8 +4,8 @@ Run it: python simulations/benchmarks/soak.py [--rounds 200] [--seed 0]
 
 A coordinator and four shops, processes over TLS with a proxy in between, run half of the rounds without a promise (iALS
 under masks, one long run) and half under epsilon (private iALS, six noisy sums a run). All shops have to take part in
-every round. Meanwhile faults are drawn from the seed, some seconds apart: SIGKILL of the coordinator or of a shop and a
-new start, a stalled network, a shop that hangs. It fails unless
+every round. Meanwhile faults are drawn from the seed, one every few rounds: SIGKILL of the coordinator or of a shop and
+a new start, a stalled network, a shop that hangs. It fails unless
 
 - the long run's arrays are, bit for bit, those of the same federation in one process without faults;
 - every shop was charged for every noisy sum exactly once, its ledger's chain verifies, and its last head is the one
@@ -44,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.deployment.town import SHOPS, Town, build
 
 SUMS_A_RUN = 6
-PAUSE_S = (4.0, 12.0)
+ROUNDS_A_FAULT = (1, 5)
 SPARED = "dog"
 """The shop that is never killed, so that its memory can be followed."""
 WARM_UP_SAMPLES = 15
@@ -54,17 +54,22 @@ MOST_KB, MOST_HANDLES = 40.0, 0.05
 
 @dataclass
 class Faults:
-    """Draws faults in a thread of its own until it is told to stop."""
+    """Draws faults in a thread of its own until it is told to stop; `num_rounds` is the clock that it goes by."""
 
     town: Town
     seed: int
+    num_rounds: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     is_over: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self) -> None:
-        draw = random.Random(self.seed)
-        while not self.is_over.wait(draw.uniform(*PAUSE_S)):
+        draw, due = random.Random(self.seed), 0
+        while not self.is_over.wait(0.1):
+            if self.num_rounds < due:
+                continue
+            due = self.num_rounds + draw.randint(*ROUNDS_A_FAULT)
+            self.is_over.wait(draw.uniform(0.0, 1.5))
             kind = draw.choice(("coordinator killed", "shop killed", "network stalled", "shop hung"))
             shop, seconds = draw.choice([one for one in self.town.shops if one != SPARED]), draw.uniform(0.5, 3.0)
             with self.lock:
@@ -127,7 +132,8 @@ def run_with_faults(town: Town, faults: Faults, samples: Samples, done_before: i
     while True:
         time.sleep(0.2)
         with faults.lock:
-            samples.take(town, done_before + int(town.status("coordinator").get("round", 0)))
+            faults.num_rounds = done_before + int(town.status("coordinator").get("round", 0))
+            samples.take(town, faults.num_rounds)
             process = town.processes.get("coordinator")
             if process is not None and process.poll() is None:
                 continue
