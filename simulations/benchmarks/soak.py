@@ -128,6 +128,7 @@ class Samples:
 def run_with_faults(town: Town, faults: Faults, samples: Samples, done_before: int) -> str:
     """One run to its end, whatever happens to it; its id."""
     with faults.lock:
+        (town.coordinator / "status.json").unlink(missing_ok=True)
         town.start("coordinator")
     while True:
         time.sleep(0.2)
