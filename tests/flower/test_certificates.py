@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from fedrec.errors import StoreError
-from fedrec.flower._link_compat import FleetClient, new_key
+from fedrec.flower._agent_compat import FleetClient, new_key
 from fedrec.flower.agent import _why
 from fedrec.flower.certificates import CERTIFICATE_DAYS, TlsFiles, create_authority, days_left, issue
 from fedrec.flower.fleet import serve
