@@ -8,6 +8,7 @@ shop's lists. What was adopted stays on disk, so that going back is one command.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def judge_and_keep(
     settings: PersonalisationSettings,
     mode: str = "none",
     is_joint_dp: bool = False,
+    make_ready: Callable[[str], None] | None = None,
 ) -> Adoption:
     """Judge a model, keep it on disk, and make it current if it is better.
 
@@ -81,6 +83,7 @@ def judge_and_keep(
         mode: how it was trained, see `Version`.
         is_joint_dp: the shop's lists may not depend on other shoppers' raw events, so neither may the choice of the
             model: one that was trained under a promise is taken without a test, any other is not.
+        make_ready: called with the run id before an adopted model becomes current, so that a server finds it ready.
     Raises:
         BadMessage: the arrays are not this model's, or not finite.
     """
@@ -104,6 +107,8 @@ def judge_and_keep(
         is_adopted = mode != "none"
         reason = f"serving is joint_dp: {'taken' if is_adopted else 'trained without a promise, not taken'} untested"
     _keep(folder / run_id, candidate)
+    if is_adopted and make_ready is not None:
+        make_ready(run_id)
     adoption = Adoption(run_id, is_adopted, reason, _mean(now), _mean(new), len(new))
     entry = {**asdict(adoption), "instead_of": served}
     _write_current(folder, run_id if is_adopted else served, [*_history(folder), entry])

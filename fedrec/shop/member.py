@@ -16,6 +16,7 @@ import datetime
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -63,12 +64,14 @@ class MemberSettings:
         public_shoppers: declared number of shoppers.
         policy: what it is willing to take part in.
         personalisation: when it serves a new model.
+        is_joint_dp: its lists may not depend on other shoppers' raw events; see `fedrec.shop.adoption.judge_and_keep`.
     """
 
     name: str
     public_shoppers: int
     policy: Policy
     personalisation: PersonalisationSettings = field(default_factory=PersonalisationSettings)
+    is_joint_dp: bool = False
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,6 +112,7 @@ class Member:
         *,
         make_noise: MakeNoise = SecureNoise,
         source: DataSource | None = None,
+        make_ready: Callable[[str], None] | None = None,
     ) -> None:
         """Args:
             folder: the shop's, made by ``fedrec shop enrol``.
@@ -117,11 +121,13 @@ class Member:
             shop_public: its own item space.
             make_noise: for tests.
             source: where the data is from, if it changes: read again at every new run, and whenever it is stale.
+            make_ready: see `fedrec.shop.adoption.judge_and_keep`.
         Raises:
             StoreError: keys or invitation are missing, or can be read by others.
         """
         self.folder, self.settings, self.data = Path(folder), settings, data
         self._shop_public, self._make_noise, self._source = shop_public, make_noise, source
+        self._make_ready = make_ready
         self.invitation = read_invitation(self.folder)
         self._key = IdentityKey.load(self.folder / IDENTITY_FILE)
         self._ledger: Ledger | None = None
@@ -257,6 +263,9 @@ class Member:
             positions=run.positions,
             shop_public=self._shop_public,
             settings=self.settings.personalisation,
+            mode=run.offer.read_terms().protection.value,
+            is_joint_dp=self.settings.is_joint_dp,
+            make_ready=self._make_ready,
         )
         if run.node.ledger is not None and run.node.ledger.is_reserved(run_id):
             run.node.ledger.finish(run_id)

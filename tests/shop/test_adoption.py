@@ -11,7 +11,7 @@ from fedrec.data.shops import final_rows
 from fedrec.errors import BadMessage, ConfigError, StoreError
 from fedrec.models.ease import Ease
 from fedrec.models.recommender import PublicInputs, train_alone
-from fedrec.shop.adoption import LOCAL, current_version, judge_and_keep, roll_back, scorer_of, versions
+from fedrec.shop.adoption import LOCAL, current_version, judge_and_keep, modes, roll_back, scorer_of, versions
 from fedrec.shop.personalise import PersonalisationSettings
 
 from .town import ITEMS, NUM_ITEMS, small_shop
@@ -30,7 +30,7 @@ def good_state() -> dict[str, np.ndarray]:
 GOOD = good_state()
 
 
-def judge(folder, run_id, state, *, num_shoppers=12, settings=None):
+def judge(folder, run_id, state, *, num_shoppers=12, settings=None, **more):
     return judge_and_keep(
         folder,
         run_id,
@@ -41,6 +41,7 @@ def judge(folder, run_id, state, *, num_shoppers=12, settings=None):
         positions=np.arange(NUM_ITEMS),
         shop_public=PUBLIC,
         settings=settings or PersonalisationSettings(half_share_shoppers=10_000.0, min_validation_shoppers=5),
+        **more,
     )
 
 
@@ -73,6 +74,34 @@ def test_a_good_model_is_adopted_and_served(tmp_path):
     assert found.num_shoppers == 12
     assert current_version(tmp_path) == "r1"
     assert versions(tmp_path) == [LOCAL, "r1"]
+
+
+def test_an_adopted_model_is_made_ready_before_it_is_current(tmp_path):
+    seen = []
+    judge(tmp_path, "r1", GOOD, make_ready=lambda version: seen.append((version, current_version(tmp_path))))
+    assert seen == [("r1", LOCAL)]
+    judge(tmp_path, "r2", POISONS["noise"], make_ready=seen.append)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(("mode", "is_taken"), [("distributed", True), ("none", False)])
+def test_under_joint_dp_the_choice_does_not_look_at_raw_events(tmp_path, mode, is_taken):
+    """A useless model with a promise is taken, a good one without is not."""
+    found = judge(tmp_path, "r1", POISONS["zeros"] if is_taken else GOOD, mode=mode, is_joint_dp=True)
+    assert found.is_adopted is is_taken
+    assert "joint_dp" in found.reason
+    assert modes(tmp_path) == {"r1": mode}
+
+
+def test_a_kept_version_serves_a_catalogue_that_has_changed_since(tmp_path):
+    judge(tmp_path, "r1", GOOD)
+    fewer = PublicInputs(np.append(ITEMS[3:], "new-item"))
+    rows = small_shop("ant").train[:, 3:]
+    rows.resize(rows.shape[0], fewer.num_items)
+    whole = scorer_of(tmp_path, "r1", small_shop("ant").train, PUBLIC, SETTINGS)
+    found = scorer_of(tmp_path, "r1", rows, fewer, SETTINGS)
+    assert np.argmax(found.weights[5]) + 3 == np.argmax(whole.weights[8])
+    assert not found.weights[:, -1].any()
 
 
 @pytest.mark.parametrize("poison", POISONS)
