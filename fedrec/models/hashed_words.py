@@ -6,6 +6,7 @@ features at once. An item has a fixed number of places for words, so that a chan
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections import Counter
@@ -18,6 +19,7 @@ NUM_COLUMNS = 1 << 16
 _WORD = re.compile(r"[^\W_]{2,}")
 _PLACES = 16
 _CATEGORY_PLACES = 4
+_WORD_PLACES = _PLACES - _CATEGORY_PLACES
 _LEAST_RARITY = 0.1
 
 
@@ -55,20 +57,24 @@ class HashedWords:
         for found in words:
             counts[list(found)] += 1
         num_items = max(self.num_items, int(positions.max(initial=-1)) + 1)
-        rarity = np.maximum(1 + np.log((1 + num_items) / (1 + counts)), _LEAST_RARITY)
+        used = list(set().union(*words))
+        rarity = np.maximum(1 + np.log((1 + num_items) / (1 + counts[used])), _LEAST_RARITY)
+        rarity_of = dict(zip(used, rarity.tolist(), strict=True))
         columns, values = (np.zeros((num_items, _PLACES), old.dtype) for old in (self.columns, self.values))
         columns[: self.num_items], values[: self.num_items] = self.columns, self.values
         columns[positions], values[positions] = 0, 0
         for row, found, (_, category) in zip(positions.tolist(), words, texts, strict=True):
-            weights = {column: (1 + np.log(times)) * rarity[column] for column, times in found.items()}
-            kept = sorted(weights, key=lambda column: (-weights[column], column))[: _PLACES - _CATEGORY_PLACES]
-            names = dict.fromkeys(part.strip() for part in category.split("|") if part.strip())
-            labels = list(dict.fromkeys(_column("c", name) for name in names))[:_CATEGORY_PLACES]
-            blocks = [np.array([weights[column] for column in kept]), np.ones(len(labels))]
-            known = [block / np.sqrt(block @ block) for block in blocks if len(block)]
-            if known:
-                both = np.concatenate(known) / np.sqrt(len(known))
-                columns[row, : len(both)], values[row, : len(both)] = kept + labels, both
+            weights = {column: (1 + math.log(times)) * rarity_of[column] for column, times in found.items()}
+            if len(weights) > _WORD_PLACES:
+                kept = sorted(weights, key=lambda column: (-weights[column], column))[:_WORD_PLACES]
+                weights = {column: weights[column] for column in kept}
+            labels = dict.fromkeys((_column("c", name) for name in category_names(category)[:_CATEGORY_PLACES]), 1.0)
+            blocks = [block for block in (weights, labels) if block]
+            for at, block in enumerate(blocks):
+                norm = math.sqrt(sum(value * value for value in block.values()) * len(blocks))
+                start = 0 if at == 0 else len(blocks[0])
+                columns[row, start : start + len(block)] = list(block)
+                values[row, start : start + len(block)] = [value / norm for value in block.values()]
         return replace(self, columns=columns, values=values, counts=counts)
 
     def profile(self, history: np.ndarray, strengths: np.ndarray) -> np.ndarray:
@@ -93,6 +99,11 @@ class HashedWords:
         dense = np.bincount(cells.ravel(), weights=values.ravel(), minlength=len(places) * width)
         dense = dense.reshape(len(places), width)
         return np.asarray(dense[: len(left)] @ dense[len(left) :].T)
+
+
+def category_names(text: str) -> list[str]:
+    """The categories of an item from its text, "a|b"; each once."""
+    return list(dict.fromkeys(part.strip() for part in text.split("|") if part.strip()))
 
 
 def _column(kind: str, text: str) -> int:

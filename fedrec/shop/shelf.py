@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fedrec.errors import ConfigError
-from fedrec.models.hashed_words import HashedWords
+from fedrec.models.hashed_words import HashedWords, category_names
 
 NOT_HERE = -1
 """Position of a key that the shelf does not hold."""
@@ -201,14 +201,9 @@ class Shelf:
         return is_shown
 
     def _by_group(self, rule: Callable[[frozenset[str]], bool]) -> np.ndarray:
-        answers = [rule(category_names(text)) for text in list(self.groups)]
+        answers = [rule(frozenset(category_names(text))) for text in list(self.groups)]
         return np.array(answers, bool)[self.group]
 
 
 _MASKS_KEPT = 64
 """Filters remembered for each shelf: a website asks for the same few."""
-
-
-def category_names(text: str) -> frozenset[str]:
-    """The categories of an item from its text, "a|b"."""
-    return frozenset(part.strip() for part in text.split("|") if part.strip())

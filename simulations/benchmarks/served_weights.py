@@ -2,8 +2,9 @@
 
 Run: python simulations/benchmarks/served_weights.py [SCENARIO] [--keep 50 100 200 400] [--limit 2000]
 Test shoppers of every shop, full ranking, EASE with its default settings: the shared model over the shop's catalogue,
-the shop's own, and a blend of both with popularity. 95 % intervals of the paired difference over shoppers. Nothing is
-chosen here: 200 was set before.
+the shop's own, a blend of both with popularity, the shop's own without the pairs of fewer than three shoppers
+("common"), and the shop's own over the whole item space ("wide"). 95 % intervals of paired differences over shoppers,
+from all weights of the same model, or of the shop's own. Nothing is chosen here: 200 was set before.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from fedrec.evaluation.intervals import paired_interval
 from fedrec.models import load_model
 from fedrec.models.popularity import PopularityScorer
 from fedrec.models.recommender import PublicInputs, Scorer, train_alone
-from fedrec.shop.personalise import BlendedScorer
+from fedrec.models.whole_space import whole_space_scorer
+from fedrec.shop.personalise import BlendedScorer, PersonalisationSettings
 from fedrec.shop.serving_model import InsideShop, ItemItem, Served, serving_model
+from fedrec.shop.version import local_scorer
 from fedrec.simulation.columns import judge, shared_scorer
 from fedrec.simulation.world import Stage, pooled_rows, prepare, queries, training_rows
 
@@ -65,6 +68,9 @@ def main() -> None:
         local = ease.fit(train_alone(ease, rows, public), public)
         parts = ((0.5, joined), (0.25, local), (0.25, PopularityScorer(counts)))
         scorers = {"shared": joined, "local": local, "blend": BlendedScorer(parts, public.num_items)}
+        scorers["common"] = local_scorer(rows, public, PersonalisationSettings(own_statistics_min_shoppers=3))
+        if world.whole.is_small_enough:
+            scorers["wide"] = whole_space_scorer(world.whole, shop.positions, rows, public)
         for name, scorer in scorers.items():
             of_model = figures.setdefault(name, {})
             of_model.setdefault(0, []).append(judge(scorer, asked, seed=settings.seed, k=10))
@@ -83,7 +89,10 @@ def main() -> None:
     print(f"{'model':8s} {'kept':>6s} {'NDCG@10':>8s} {'of all':>8s}   difference (95 %)")
     for name, by_keep in figures.items():
         whole = np.concatenate(by_keep[0])
-        print(f"{name:8s} {'all':>6s} {whole.mean():8.4f}")
+        own = np.concatenate(figures["local"][0])
+        found = paired_interval(whole, own, rng=np.random.default_rng(0))
+        beside = f"{'':10s} {found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}] beside local"
+        print(f"{name:8s} {'all':>6s} {whole.mean():8.4f}{beside if name in ('common', 'wide') else ''}")
         for keep in options.keep:
             cut = np.concatenate(by_keep[keep])
             found = paired_interval(cut, whole, rng=np.random.default_rng(0))

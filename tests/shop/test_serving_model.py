@@ -13,6 +13,7 @@ from fedrec.models.content import content_features
 from fedrec.models.ease import Ease, EaseSettings
 from fedrec.models.popularity import PopularityScorer
 from fedrec.models.recommender import PublicInputs, Scorer, train_alone
+from fedrec.models.whole_space import WholeSpace, whole_space_scorer
 from fedrec.shop.neighbours import Neighbours
 from fedrec.shop.personalise import BlendedScorer, ContentScorer
 from fedrec.shop.serving_model import Attribution, Dense, ItemItem, serving_model
@@ -46,7 +47,14 @@ class Squares:
 
 EASE = trained()
 BLEND = BlendedScorer(((0.5, EASE), (0.25, ContentScorer(PUBLIC)), (0.25, PopularityScorer(COUNTS))), NUM_ITEMS)
-LINEAR = {"ease": EASE, "with a tail": trained(max_items=7), "blend": BLEND, "popularity": PopularityScorer(COUNTS)}
+WIDE = whole_space_scorer(WholeSpace(PUBLIC), np.arange(NUM_ITEMS), ROWS, PUBLIC)
+LINEAR = {
+    "ease": EASE,
+    "wide": WIDE,
+    "with a tail": trained(max_items=7),
+    "blend": BLEND,
+    "popularity": PopularityScorer(COUNTS),
+}
 SCORERS = {**LINEAR, "dense": Squares()}
 MODELS = {name: serving_model(scorer, ITEMS, COUNTS, RAW) for name, scorer in SCORERS.items()}
 HISTORIES = st.lists(st.integers(0, NUM_ITEMS - 1), unique=True, max_size=NUM_ITEMS)

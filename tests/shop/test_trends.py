@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedrec.shop.diversity import spread_out
 from fedrec.shop.trends import Trends, TrendSettings
@@ -60,3 +62,21 @@ def test_diversity_by_hand():
     assert spread_out(relevance, similarity, 0.3, 3).tolist() == [0, 2, 1]
     assert spread_out(relevance, similarity, 1.0, 9).tolist() == [0, 2, 3, 1]
     assert spread_out(np.empty(0), np.empty((0, 0)), 0.3, 3).tolist() == []
+
+
+@given(size=st.integers(0, 8), count=st.integers(0, 9), weight=st.floats(0, 1), seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_each_place_goes_to_the_best_of_what_is_left(size, count, weight, seed):
+    rng = np.random.default_rng(seed)
+    relevance, similarity = rng.random(size), rng.random((size, size))
+    similarity = (similarity + similarity.T) / 2
+    chosen = spread_out(relevance, similarity, weight, count).tolist()
+    assert len(chosen) == len(set(chosen)) == min(size, count)
+    scaled = (relevance - relevance.min()) / (np.ptp(relevance) or 1) if size else relevance
+    for place, item in enumerate(chosen):
+        above = chosen[:place]
+        gains = {
+            other: (1 - weight) * scaled[other] - weight * similarity[other, above].max() if above else scaled[other]
+            for other in set(range(size)) - set(above)
+        }
+        assert gains[item] >= max(gains.values()) - 1e-12
