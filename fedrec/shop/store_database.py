@@ -278,6 +278,7 @@ _HINTS = {
     "locked": f"; another process has written for longer than {LOCK_WAIT_S:.0f} s: wait, or stop it",
     "lock timeout": f"; another process has written for longer than {LOCK_WAIT_S:.0f} s: wait, or stop it",
     "full": "; free some disk space",
+    "disk I/O error": "; the disk may be full, or failing",
     "malformed": "; restore it from a backup",
     "not a database": "; give a store's file, or restore it from a backup",
 }
