@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from scipy import sparse
 
@@ -148,19 +148,6 @@ def versions(folder: Path) -> list[str]:
     """All that can be served."""
     found = [path.parent.name for path in sorted(folder.glob(f"*/{_ABOUT}"))] if folder.exists() else []
     return [LOCAL, *found]
-
-
-def is_private(folder: Path, version: str) -> bool:
-    """Whether a version was trained under a promise.
-
-    Raises:
-        StoreError: its files cannot be read.
-    """
-    try:
-        with safe_open(folder / version / _ARRAYS, framework="numpy") as arrays:
-            return "released" in arrays.keys()  # noqa: SIM118 - it is no dictionary
-    except (OSError, SafetensorError) as error:
-        raise StoreError(f"{folder / version}: no readable model ({type(error).__name__}); remove it") from error
 
 
 def scorer_of(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedrec.federation.enrolment import Offer
 from fedrec.privacy.ledger import Ledger
-from fedrec.shop.adoption import LOCAL, is_private, versions
+from fedrec.shop.adoption import modes
 from fedrec.shop.member import LEDGER_FILE, MODELS_FOLDER, OFFER_FILE, read_invitation
 
 
@@ -58,10 +58,8 @@ def past_releases(folder: Path, shop: str) -> PastReleases:
         finally:
             ledger.close()
     num_releases = 0 if spent is None else spent.num_charges
-    models = folder / MODELS_FOLDER
-    is_unbounded = spent is not None and not spent.is_deployable
-    is_unbounded |= any(not is_private(models, version) for version in versions(models) if version != LOCAL)
-    if is_unbounded or _is_in_research(folder):
+    is_unbounded = "none" in modes(folder / MODELS_FOLDER).values() or _is_in_research(folder)
+    if is_unbounded or (spent is not None and not spent.is_deployable):
         return PastReleases(num_releases, None, 0.0)
     if spent is None or not num_releases:
         return PastReleases(0, 0.0, 0.0)
