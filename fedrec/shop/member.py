@@ -361,6 +361,6 @@ def check_secrets(folder: Path) -> None:
         StoreError: the first such file, and what to do.
     """
     for path in sorted(Path(folder).rglob("*")):
-        is_secret = path.suffix in (".key", ".masking", ".sqlite")
+        is_secret = path.suffix in (".key", ".masking", ".sqlite", ".tombstones")
         if is_secret and os.name == "posix" and path.stat().st_mode & 0o077:
             raise StoreError(f"{path}: can be read by others; chmod 600 {path}, and consider it known")
