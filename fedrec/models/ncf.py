@@ -28,6 +28,7 @@ class NcfSettings(NeuralSettings):
     Attributes:
         loss: binary (cross-entropy, the paper's), pairwise (BPR) or softmax (over sampled negatives).
         factors: width of the product and of the tower's last layer; >= 1.
+        is_dot_product: add the product's values up without learned weights, so that regularisation holds.
         tower_factors: width of the tower's last layer where it is another, >= 1; 0 = ``factors``.
         layers: of the tower; >= 1.
         negatives: drawn for each of a shopper's items; >= 1.
@@ -39,6 +40,7 @@ class NcfSettings(NeuralSettings):
 
     loss: str = "binary"
     factors: int = 32
+    is_dot_product: bool = False
     tower_factors: int = 0
     layers: int = 3
     negatives: int = 4
@@ -68,6 +70,7 @@ class NcfSettings(NeuralSettings):
         return PairSettings(
             loss=PairLoss(self.loss),
             factors=self.factors,
+            is_dot_product=self.is_dot_product,
             tower_factors=self.tower_factors or None,
             layers=self.layers,
             negatives=self.negatives,

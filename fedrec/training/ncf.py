@@ -6,7 +6,8 @@ shopper is folded in so without training; one without a history is the mean shop
 
 Source: He et al. 2017, arXiv:1708.05031. Deviations: the loss of a shopper is the sum over her pairs; the first layer
 of the tower is split into an item part and a shopper part, which is the same function of their concatenation; a new
-shopper's vector is reconstructed as in Singhal et al. 2021, arXiv:2102.03448.
+shopper's vector is reconstructed as in Singhal et al. 2021, arXiv:2102.03448; ``is_dot_product`` is the product of
+Rendle et al. 2020, arXiv:2005.09683.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ class NcfSettings:
     Attributes:
         loss: of a shopper's pairs.
         factors: width of the product and of the tower's last layer, the paper's predictive factors.
+        is_dot_product: add the product's values up as they are. Weights that are learned over them undo the penalty on
+            the vectors: they grow, the vectors shrink.
         tower_factors: width of the tower's last layer where it is another; None = ``factors``.
         layers: of the tower; each half as wide as the one before.
         negatives: drawn for each item that she has.
@@ -71,6 +74,7 @@ class NcfSettings:
 
     loss: PairLoss = PairLoss.BINARY
     factors: int = 32
+    is_dot_product: bool = False
     tower_factors: int | None = None
     layers: int = 3
     negatives: int = 4
@@ -105,11 +109,16 @@ class NcfSettings:
 
 
 class ProductPart(nn.Module):
-    """The product of shopper and item vectors, value by value (GMF)."""
+    """The product of shopper and item vectors, value by value (GMF).
+
+    Attributes:
+        num_features: of those that the output layer weighs; a dot product has none.
+    """
 
     def __init__(self, num_items: int, settings: NcfSettings, generator: torch.Generator) -> None:
         super().__init__()
-        self.width = self.num_features = settings.factors
+        self.width = settings.factors
+        self.num_features = 0 if settings.is_dot_product else self.width
         self.mean = linear(1, self.width, has_bias=False)
         self.items = embedding(num_items, self.width)
         for weight in (self.mean.weight, self.items.weight):
@@ -121,8 +130,9 @@ class ProductPart(nn.Module):
         return with_mean(self.mean, deviations)[:, None] * items, items.square().sum(2)
 
     def of_all_items(self, deviations: Tensor, output: Tensor) -> Tensor:
-        """(num_shoppers, num_items): what the output's weights, (factors,), make of the features."""
-        return (with_mean(self.mean, deviations) * output) @ self.items.weight.T
+        """(num_shoppers, num_items): what the output's weights, (num_features,), make of the features."""
+        shoppers = with_mean(self.mean, deviations)
+        return (shoppers * output if self.num_features else shoppers) @ self.items.weight.T
 
 
 class TowerPart(nn.Module):
@@ -152,7 +162,7 @@ class TowerPart(nn.Module):
         return self._climb(deviations, self.first_item(items)), items.square().sum(2)
 
     def of_all_items(self, deviations: Tensor, output: Tensor) -> Tensor:
-        """(num_shoppers, num_items): what the output's weights, (factors,), make of the features."""
+        """(num_shoppers, num_items): what the output's weights, (num_features,), make of the features."""
         return self._climb(deviations, self.first_item(self.items.weight)) @ output
 
     def _climb(self, deviations: Tensor, items: Tensor) -> Tensor:
@@ -169,7 +179,8 @@ class Ncf(Network):
     Attributes:
         parts: ``product``, ``tower`` or both.
         widths: of each part's share of a shopper's vector.
-        output: from the parts' features, side by side, to a score.
+        output: from the parts' features, side by side, to a score; of a dot product alone its bias: the one weight is
+            that of a 0.
     """
 
     output_name = "output."
@@ -191,7 +202,7 @@ class Ncf(Network):
         self.parts = nn.ModuleDict(parts)
         self.typed_parts = tuple(parts.values())
         self.widths = [part.width for part in parts.values()]
-        self.output = linear(sum(part.num_features for part in parts.values()), 1)
+        self.output = linear(sum(part.num_features for part in parts.values()) or 1, 1)
         self._start_output(generator)
         self.num_shopper_values = sum(self.widths)
 
@@ -212,12 +223,16 @@ class Ncf(Network):
 
     def pair_scores(self, vectors: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Scores and squared lengths of the item vectors, each (num_shoppers, length), of some items for each."""
-        features, squares = [], []
+        weighed, added, squares = [], vectors.new_zeros(*ids.shape), []
         for part, own in zip(self.typed_parts, vectors.split(self.widths, dim=1), strict=True):
-            feature, square = part(own, ids)
-            features.append(feature)
+            features, square = part(own, ids)
+            if part.num_features:
+                weighed.append(features)
+            else:
+                added = features.sum(2)
             squares.append(square)
-        return self.output(torch.cat(features, dim=2)).squeeze(2), torch.stack(squares).sum(0)
+        together = torch.cat(weighed or [torch.zeros_like(added)[:, :, None]], dim=2)
+        return self.output(together).squeeze(2) + added, torch.stack(squares).sum(0)
 
     @torch.no_grad()
     def scores(self, histories: sparse.csr_matrix, vectors: Tensor | None = None) -> Tensor:
@@ -350,7 +365,8 @@ class Ncf(Network):
         return max(1, self.num_items * widest)
 
     def _of_all_items(self, vectors: Tensor) -> Tensor:
-        weights = self.output.weight[0].split([part.num_features for part in self.typed_parts])
+        sizes = [part.num_features for part in self.typed_parts]
+        weights = self.output.weight[0, : sum(sizes)].split(sizes)
         split = zip(self.typed_parts, vectors.split(self.widths, dim=1), weights, strict=True)
         first, *rest = [part.of_all_items(own, weight) for part, own, weight in split]
         return sum(rest, first) + self.output.bias
@@ -388,7 +404,7 @@ class NeuMf(Ncf):
         """Start from trained parts: their parameters, and their output layers weighted alpha and 1 - alpha.
 
         The score becomes alpha times that of ``gmf`` plus 1 - alpha times that of ``mlp``; a shopper's vector is
-        theirs side by side.
+        theirs side by side. A dot product has alpha in its item vectors.
 
         Raises:
             ConfigError: alpha is not within [0, 1].
@@ -398,7 +414,12 @@ class NeuMf(Ncf):
             raise ConfigError(f"alpha = {alpha}: must lie in [0, 1]")
         self.parts["product"].load_state_dict(gmf.parts["product"].state_dict())
         self.parts["tower"].load_state_dict(mlp.parts["tower"].state_dict())
-        self.output.weight.copy_(torch.cat([alpha * gmf.output.weight, (1 - alpha) * mlp.output.weight], dim=1))
+        weights = [(1 - alpha) * mlp.output.weight]
+        if self.settings.is_dot_product:
+            self.parts["product"].items.weight.mul_(alpha)
+        else:
+            weights.insert(0, alpha * gmf.output.weight)
+        self.output.weight.copy_(torch.cat(weights, dim=1))
         self.output.bias.copy_(alpha * gmf.output.bias + (1 - alpha) * mlp.output.bias)
 
 

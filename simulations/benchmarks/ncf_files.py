@@ -53,12 +53,20 @@ class Recipe:
     batch: int = 32
 
 
-WIDE = NcfSettings(factors=64, tower_factors=8, layers=1, negatives=16, is_expected=True, regularisation=0.01)
-FAST = (18, 0.01, 0.1), (6, 0.003, 0.03)
+WIDE = NcfSettings(
+    factors=128,
+    is_dot_product=True,
+    tower_factors=8,
+    layers=1,
+    negatives=8,
+    is_expected=True,
+    regularisation=0.0035,
+)
+LONG = (20, 0.01, 0.15), (12, 0.003, 0.05), (8, 0.001, 0.015)
 RECIPES = {
-    "gmf": Recipe(WIDE, ((20, 0.01, 0.05), (10, 0.003, 0.015)), batch=64),
-    "mlp": Recipe(replace(WIDE, regularisation=0.002), FAST),
-    "neumf": Recipe(WIDE, FAST),
+    "gmf": Recipe(WIDE, LONG, batch=64),
+    "mlp": Recipe(replace(WIDE, negatives=16, regularisation=0.002), ((18, 0.01, 0.1), (6, 0.003, 0.03))),
+    "neumf": Recipe(WIDE, LONG, batch=64),
     "pretrained": Recipe(WIDE, ((4, 0.003, 0.015), (2, 0.001, 0.005))),
 }
 

@@ -11,6 +11,8 @@ def test_the_tower_s_width_and_expected_draws_reach_the_network():
     assert network.widths == [8, 6]
     assert network.output.in_features == 8 + 3
     assert network.settings.is_expected
+    dot = NeuMf(NcfSettings(factors=8, tower_factors=3, is_dot_product=True)).make_network(11)
+    assert dot.output.in_features == 3
     same = NeuMf(NcfSettings(factors=8, layers=2)).make_network(11)
     assert same.widths == [8, 16]
     assert not same.settings.is_expected

@@ -18,6 +18,7 @@ from fedrec.training.network_check import check_network
 
 KINDS = (Gmf, Mlp, NeuMf)
 SMALL = NcfSettings(factors=4, layers=2, negatives=2, max_pairs=30, loss_unit=7.0, init_sd=0.5)
+DOT = dataclasses.replace(SMALL, is_dot_product=True)
 
 
 def histories_of(*rows: list[int], num_items: int = 11) -> sparse.csr_matrix:
@@ -69,12 +70,23 @@ def test_shapes_and_empty_histories(kind, loss):
     assert network(network.batch(none, draws_for(none), vectors[:0])).shape == (0,)
 
 
+@pytest.mark.parametrize("settings", [SMALL, DOT])
 @pytest.mark.parametrize("kind", KINDS)
-def test_scores_of_all_items_are_those_of_pairs(kind):
-    network = kind(11, SMALL)
+def test_scores_of_all_items_are_those_of_pairs(kind, settings):
+    network = kind(11, settings)
     vectors = vectors_for(network, 5)
     by_pairs, _ = network.pair_scores(vectors, torch.arange(11).expand(5, 11))
     torch.testing.assert_close(network.scores(SOME, vectors), by_pairs)
+
+
+def test_a_dot_product_is_added_to_what_the_output_layer_makes_of_the_tower():
+    gmf, neumf = Gmf(11, DOT, init_seed=1), NeuMf(11, DOT, init_seed=2)
+    for network in (gmf, neumf):
+        product, vectors = network.parts["product"], vectors_for(network, 5)
+        expected = (product.mean.weight[:, 0] + vectors[:, :4]) @ product.items.weight.T + network.output.bias
+        if network is neumf:
+            expected += network.parts["tower"].of_all_items(vectors[:, 4:], network.output.weight[0])
+        torch.testing.assert_close(network.scores(SOME, vectors), expected)
 
 
 def test_the_first_layer_is_one_over_both_vectors_side_by_side():
@@ -215,9 +227,10 @@ def test_every_parameter_moves_by_a_layer_called_once(kind):
 
 
 @pytest.mark.parametrize("loss", PairLoss)
+@pytest.mark.parametrize("settings", [SMALL, DOT])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_can_be_clipped_shopper_by_shopper(kind, loss):
-    network = kind(11, dataclasses.replace(SMALL, loss=loss, regularisation=0.01)).double()
+def test_gradients_can_be_clipped_shopper_by_shopper(kind, settings, loss):
+    network = kind(11, dataclasses.replace(settings, loss=loss, regularisation=0.01)).double()
     check_network(network, network.batch(SOME, draws_for(SOME), vectors_for(network, 5).double()))
 
 
@@ -287,9 +300,10 @@ def test_fold_in_lowers_her_loss():
         assert after.sum() < 0.9 * before.sum()
 
 
+@pytest.mark.parametrize("settings", [SMALL, DOT])
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_neumf_from_trained_parts_scores_as_their_weighted_sum(alpha):
-    gmf, mlp, both = Gmf(11, SMALL, init_seed=1), Mlp(11, SMALL, init_seed=2), NeuMf(11, SMALL, init_seed=3)
+def test_neumf_from_trained_parts_scores_as_their_weighted_sum(alpha, settings):
+    gmf, mlp, both = Gmf(11, settings, init_seed=1), Mlp(11, settings, init_seed=2), NeuMf(11, settings, init_seed=3)
     both.take_over(gmf, mlp, alpha=alpha)
     of_gmf, of_mlp = vectors_for(gmf, 5), vectors_for(mlp, 5)
     expected = alpha * gmf.scores(SOME, of_gmf) + (1 - alpha) * mlp.scores(SOME, of_mlp)
