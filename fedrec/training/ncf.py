@@ -416,7 +416,7 @@ class NeuMf(Ncf):
         self.parts["tower"].load_state_dict(mlp.parts["tower"].state_dict())
         weights = [(1 - alpha) * mlp.output.weight]
         if self.settings.is_dot_product:
-            self.parts["product"].items.weight.mul_(alpha)
+            self.typed_parts[0].items.weight.mul_(alpha)
         else:
             weights.insert(0, alpha * gmf.output.weight)
         self.output.weight.copy_(torch.cat(weights, dim=1))
