@@ -15,10 +15,15 @@ from fedrec.config import ModelSection, explain, read_toml
 from fedrec.data.sources import DataSettings
 from fedrec.errors import ConfigError
 from fedrec.privacy.spec import Mode
+from fedrec.shop.filling import ListSettings
 from fedrec.shop.member import MemberSettings
 from fedrec.shop.personalise import PersonalisationSettings
 from fedrec.shop.policy import Policy, check_name
+from fedrec.shop.serving_files import PreparationSettings, Serving
+from fedrec.shop.serving_model import InsideShop
+from fedrec.shop.serving_settings import ServingSettings, Split
 from fedrec.shop.store_rows import NEGATIVE_KINDS, TRAINING_KINDS, EventKind
+from fedrec.shop.trends import TrendSettings
 
 if TYPE_CHECKING:
     from fedrec.shop.store import Store
@@ -153,6 +158,53 @@ class StoreSection(_Section):
     url: str = "sqlite:///store.sqlite"
 
 
+class SplitSection(_Section):
+    """Two models compared; see `fedrec.shop.serving_settings.Split`."""
+
+    version: str
+    share: float
+
+
+class ServingSection(_Section):
+    """How the recommend API serves.
+
+    Attributes:
+        inside_shop: ``none``: with the shop's own raw statistics; ``joint_dp``: what was released with noise, public
+            item texts, and the reader's own history alone.
+        max_weights: kept of each item.
+        requests_per_s: of one key; 0 = no limit.
+        new_share: of a list's places, for items that the model does not know.
+        trend_half_life_days: after so many days an event counts half.
+        split: a comparison of two models.
+    """
+
+    inside_shop: InsideShop = InsideShop.NONE
+    max_weights: Annotated[int, Field(ge=1)] = 200
+    requests_per_s: float = 1_000.0
+    new_share: float = 0.1
+    trend_half_life_days: float = 7.0
+    split: SplitSection | None = None
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> ServingSection:
+        try:
+            self.settings()
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def settings(self) -> ServingSettings:
+        """For the server."""
+        split = None if self.split is None else Split(self.split.version, self.split.share)
+        trends = TrendSettings(self.trend_half_life_days * 86_400.0)
+        return ServingSettings(self.requests_per_s, split, ListSettings(new_share=self.new_share), trends)
+
+    def preparation(self) -> PreparationSettings:
+        """For making a model ready."""
+        kind = Serving.JOINT_DP if self.inside_shop is InsideShop.JOINT_DP else Serving.RAW
+        return PreparationSettings(kind, self.max_weights)
+
+
 class ShopSettings(_Section):
     """``shop.toml``.
 
@@ -167,6 +219,7 @@ class ShopSettings(_Section):
     idle_after_s: Annotated[float, Field(gt=0)] = 60.0
     data: ShopDataSection = ShopDataSection(store=True)
     store: StoreSection = StoreSection()
+    serving: ServingSection = ServingSection()
     policy: Policy = Policy()
     personalisation: PersonalisationSettings = PersonalisationSettings()
 
@@ -180,7 +233,8 @@ class ShopSettings(_Section):
             raise ConfigError(
                 f"shop {self.name} is in no federation: public_shoppers is 0; join with fedrec shop enrol"
             )
-        return MemberSettings(self.name, self.public_shoppers, self.policy, self.personalisation)
+        is_joint_dp = self.serving.inside_shop is InsideShop.JOINT_DP
+        return MemberSettings(self.name, self.public_shoppers, self.policy, self.personalisation, is_joint_dp)
 
 
 def read_coordinator(folder: Path) -> CoordinatorSettings:
@@ -312,6 +366,12 @@ validation = "leave-last"    # what a new model is judged on before it is served
 # Where the website's events and items are kept: a file here, or postgresql://user@host/name
 [store]
 url = "sqlite:///store.sqlite"
+
+# What fedrec shop serve answers.
+[serving]
+inside_shop = "none"         # joint_dp: lists from private statistics and the reader's own history alone
+requests_per_s = 1000        # of one key; 0 = no limit
+# split = {{ version = "RUN", share = 0.1 }}   # another model for a tenth of the shoppers
 
 # The coordinator can only ask for less than this.
 [policy]

@@ -19,6 +19,7 @@ from fedrec.cli.models import models
 from fedrec.cli.recommend import recommend
 from fedrec.cli.report import report_app
 from fedrec.cli.shop import shop_app
+from fedrec.cli.shop_serve import refresh, serve
 from fedrec.cli.shop_store import erase, export, import_file, init, key
 from fedrec.cli.simulate import InterruptedRunError, simulate
 from fedrec.errors import FedrecError
@@ -40,7 +41,7 @@ app.add_typer(report_app, name="report")
 app.add_typer(data_app, name="data")
 app.add_typer(coordinator_app, name="coordinator")
 app.add_typer(shop_app, name="shop")
-for command in (init, erase, export, key):
+for command in (init, erase, export, key, refresh, serve):
     shop_app.command()(command)
 shop_app.command("import")(import_file)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -218,6 +219,7 @@ def _open(folder: Path, opened: list[Member]) -> tuple[Any, dict[str, Any]]:
 
 def open_member(folder: Path) -> tuple[Member, ShopSettings]:
     """The shop of a folder with its events, and its settings."""
+    from fedrec.cli.shop_serve import make_ready
     from fedrec.role_config import open_store, read_shop
     from fedrec.shop.enrol import read_own_data
     from fedrec.shop.member import Member
@@ -225,11 +227,10 @@ def open_member(folder: Path) -> tuple[Member, ShopSettings]:
 
     settings = read_shop(folder)
     about, name = settings.data, settings.name
-    member = settings.member()
+    member, ready = settings.member(), partial(make_ready, folder, settings)
     if not about.store:
-        return Member(
-            folder, member, *read_own_data(about.data_settings(), name, validation=about.validation)
-        ), settings
+        own = read_own_data(about.data_settings(), name, validation=about.validation)
+        return Member(folder, member, *own, make_ready=ready), settings
     source = StoreData(
         open_store(folder, settings),
         name,
@@ -237,7 +238,7 @@ def open_member(folder: Path) -> tuple[Member, ShopSettings]:
         kinds=about.train_on,
         min_rating=about.min_rating,
     )
-    return Member(folder, member, *source.read(), source=source), settings
+    return Member(folder, member, *source.read(), source=source, make_ready=ready), settings
 
 
 def declare_shoppers(folder: Path, name: str, declared: int, *, has_files: bool) -> str:

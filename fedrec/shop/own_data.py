@@ -15,6 +15,7 @@ from fedrec.data.events import Events
 from fedrec.data.items import Items, build_items, clean_catalogue
 from fedrec.data.shops import ShopData
 from fedrec.errors import DataError
+from fedrec.models.content import content_features
 from fedrec.models.recommender import PublicInputs
 from fedrec.shop.enrol import own_data
 from fedrec.shop.store import Store
@@ -102,6 +103,15 @@ def training_events(
     for name in ("shopper", "item"):
         table[name] = table[name].cat.remove_unused_categories()
     return Events(table)
+
+
+def catalogue_of(store: Store) -> PublicInputs:
+    """The items that are sold, with their texts; nothing of what happened to them."""
+    known = sorted(
+        (one.item for one in store.items_after(0, limit=2**31 - 1) if not one.is_deleted), key=lambda one: one.key
+    )
+    keys = np.array([one.key for one in known], dtype=object)
+    return PublicInputs(keys, content_features([one.title for one in known], [one.category for one in known]))
 
 
 def _is_taken_back(pair: np.ndarray, is_negative: np.ndarray) -> np.ndarray:

@@ -67,7 +67,7 @@ def prepare(
     *,
     settings: PreparationSettings,
     personalisation: PersonalisationSettings,
-    spent_epsilon: float,
+    spent_epsilon: float | None,
 ) -> ServingModel:
     """Make a version ready to serve and write it beside its arrays.
 
@@ -76,7 +76,7 @@ def prepare(
         version: run id, or `fedrec.shop.adoption.LOCAL`.
         rows: float32 CSR, (num_shoppers, num_shop_items); the shop's own. Not read under ``joint_dp``.
         shop_public: the shop's item space; under ``joint_dp`` the declared catalogue, never what was found in events.
-        spent_epsilon: what all private releases so far cost a shopper, by the ledger.
+        spent_epsilon: what all releases so far tell of a shopper, by the ledger; None = nothing bounds it.
     Raises:
         StoreError: the version's files cannot be read, or the new ones not written.
         ConfigError: under ``joint_dp``, a version that was trained without a promise.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fedrec.errors import FedrecError, StoreError
 from fedrec.shop.adoption import CURRENT_FILE, LOCAL, current_version, replaced_versions
+from fedrec.shop.serving_files import SERVING_FILE
 from fedrec.shop.serving_model import ServingModel
 from fedrec.shop.serving_settings import Split
 
@@ -118,7 +119,7 @@ def files_of(folder: Path, split: Split | None) -> object:
     except StoreError:
         version = ""
     versions = [version, *([] if split is None else [split.version])]
-    paths = [current, *(path for one in versions if one for path in sorted((folder / one).glob("serving.*")))]
+    paths = [current, *(folder / one / SERVING_FILE for one in versions if one)]
     return tuple((str(path), *_stamp(path)) for path in paths)
 
 

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from fedrec.errors import DataError
 from fedrec.shop.api.documented import answers, body_of, named, problems
 from fedrec.shop.api.problems import ApiError, findings
-from fedrec.shop.api.reading import json_answer, read_body, read_json
+from fedrec.shop.api.reading import ByHand, json_answer, read_body, read_json
 from fedrec.shop.api.schemas import (
     MOST_EVENTS,
     ErasureOut,
@@ -31,7 +31,7 @@ from fedrec.shop.store_rows import Event, EventKind, Item, KeyScope, check_id, c
 
 def make_router(guard: Guard) -> APIRouter:
     """Routes under ``/v1`` that write, and those of one shopper's data."""
-    router = APIRouter(prefix="/v1", tags=["data"])
+    router = APIRouter(prefix="/v1", tags=["data"], route_class=ByHand)
 
     @router.post(
         "/events",

@@ -79,7 +79,7 @@ def named(*path: str) -> dict[str, Any]:
     return {"parameters": [{"name": name, "in": "path", "required": True, "schema": schema} for name in path]}
 
 
-def query_of(model: type[ListQuery], *path: str) -> dict[str, Any]:
+def parameters_of(model: type[ListQuery], *path: str) -> dict[str, Any]:
     """``openapi_extra``: names in the path, and a parameter of the query for each field."""
     schema = model.model_json_schema()
     parameters: list[dict[str, Any]] = named(*path)["parameters"]
@@ -101,6 +101,17 @@ def body_of(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
+def _each_problem_once(found: dict[str, Any]) -> dict[str, Any]:
+    """Put the problems of all routes in one place, and refer to it."""
+    once: dict[str, Any] = {}
+    for operation in (one for methods in found["paths"].values() for one in methods.values()):
+        for status, response in operation["responses"].items():
+            if MEDIA_TYPE in response.get("content", {}):
+                once[status] = response
+                operation["responses"][status] = {"$ref": f"#/components/responses/{status}"}
+    return dict(sorted(once.items()))
+
+
 def describe(app: FastAPI) -> None:
     """Make ``app.openapi`` complete: models read by hand, and the key."""
 
@@ -110,6 +121,7 @@ def describe(app: FastAPI) -> None:
             _, made = models_json_schema([(model, "validation") for model in _BY_HAND], ref_template=_REFERENCE)
             components = found.setdefault("components", {})
             components["schemas"] = dict(sorted({**made["$defs"], **components.get("schemas", {})}.items()))
+            components["responses"] = _each_problem_once(found)
             components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": "fr_..."}}
             found["security"] = [{"key": []}]
             app.openapi_schema = found

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from fedrec.shop.api.documented import answers, body_of, query_of
+from fedrec.shop.api.documented import answers, body_of, parameters_of
 from fedrec.shop.api.live_shop import ListName
-from fedrec.shop.api.reading import read_body, read_query
+from fedrec.shop.api.reading import ByHand, query_of, read_body, read_query
 from fedrec.shop.api.schemas import CartQuery, ListQuery, RankedOut, SessionQuery
 from fedrec.shop.api.security import Guard
 from fedrec.shop.store_rows import KeyScope
@@ -14,7 +14,7 @@ from fedrec.shop.store_rows import KeyScope
 
 def make_router(guard: Guard) -> APIRouter:
     """Routes under ``/v1`` that answer a list."""
-    router = APIRouter(prefix="/v1", tags=["lists"])
+    router = APIRouter(prefix="/v1", tags=["lists"], route_class=ByHand)
 
     def listed(path: str, name: ListName, summary: str, *names: str) -> None:
         async def handler(request: Request) -> Response:
@@ -30,7 +30,7 @@ def make_router(guard: Guard) -> APIRouter:
             summary=summary,
             operation_id=name.value.replace("-", "_"),
             responses=answers(RankedOut, *([404] if name in (ListName.SIMILAR, ListName.TOGETHER) else [])),
-            openapi_extra=query_of(ListQuery, *names),
+            openapi_extra=parameters_of(ListQuery, *names),
         )
 
     listed("/shoppers/{shopper:path}/recommendations", ListName.HOME, "A shopper's list", "shopper")
@@ -50,7 +50,9 @@ def make_router(guard: Guard) -> APIRouter:
     async def session(request: Request) -> Response:
         shop = guard.admit(request.scope, KeyScope.READ).shop
         query = await read_body(request, SessionQuery)
-        return Response(shop.listed_for(ListName.SESSION, query.items, "", query), media_type="application/json")
+        return Response(
+            shop.listed_for(ListName.SESSION, query.items, None, query_of(query)), media_type="application/json"
+        )
 
     @router.post(
         "/cart",
@@ -62,7 +64,7 @@ def make_router(guard: Guard) -> APIRouter:
     async def cart(request: Request) -> Response:
         shop = guard.admit(request.scope, KeyScope.READ).shop
         query = await read_body(request, CartQuery)
-        body = shop.listed_for(ListName.CART, query.items, query.shopper or "", query)
+        body = shop.listed_for(ListName.CART, query.items, query.shopper, query_of(query))
         return Response(body, media_type="application/json")
 
     return router

@@ -11,7 +11,6 @@ computing is dropped by the shopper's next event, by any change of an item, by a
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import secrets
 import time
@@ -33,13 +32,15 @@ from fedrec.shop.api.counting import Counting
 from fedrec.shop.api.kept_lists import KeptList, KeptLists
 from fedrec.shop.api.metrics import ShopMetrics
 from fedrec.shop.api.problems import ApiError
-from fedrec.shop.api.schemas import ListQuery
 from fedrec.shop.lists import Lists
+from fedrec.shop.member import MODELS_FOLDER
+from fedrec.shop.past_releases import past_releases
 from fedrec.shop.ranked import ListedItem, Query, RankedList
 from fedrec.shop.serving_settings import ServingSettings
-from fedrec.shop.shelf import NOT_HERE, Shelf, Wanted
+from fedrec.shop.shelf import NOT_HERE, Shelf
+from fedrec.shop.status import STATUS_FILE, read_status
 from fedrec.shop.store import Store
-from fedrec.shop.store_rows import Impression
+from fedrec.shop.store_rows import Impression, Item
 from fedrec.shop.trends import Trends
 
 _log = logging.getLogger("fedrec.shop.api")
@@ -78,7 +79,7 @@ class LiveShop:
 
         Args:
             name: of the shop.
-            folder: of its models.
+            folder: the shop's.
             store: the shop's; closed with the shop.
             settings: from the shop's file.
             open_model: reads a model.
@@ -87,7 +88,8 @@ class LiveShop:
             StoreError: the store cannot be read, or no model can be served.
         """
         self.name, self.settings, self.store, self.metrics = name, settings, store, ShopMetrics()
-        self._folder, self._open_model, self._split_key = folder, open_model, split_key
+        self._folder, self._models = folder, folder / MODELS_FOLDER
+        self._open_model, self._split_key = open_model, split_key
         self._kept = KeptLists()
         self._impressions: list[Impression] = []
         self._counting = Counting(store, settings.lists.taste, settings.trends)
@@ -98,9 +100,10 @@ class LiveShop:
         self._is_behind = False
         self._shelf = Shelf()
         self._tasks: list[asyncio.Task[None]] = []
-        self._files = files_of(folder, settings.split)
+        self._files = files_of(self._models, settings.split)
         self._take_items()
         self._opened = self._open(None)
+        self._stock(self._opened)
         self._arms = self._lists_of(self._opened)
 
     @property
@@ -136,7 +139,7 @@ class LiveShop:
         found = None if self._is_behind else self._kept.get(name, subject, query)
         return None if found is None else self._shown(found, subject, is_unchanged=True)
 
-    def listed(self, name: ListName, subject: str, wanted: ListQuery, query: bytes) -> bytes:
+    def listed(self, name: ListName, subject: str, asked: Query, query: bytes) -> bytes:
         """A list of a shopper, an item or nobody, as JSON; after `unchanged` found none.
 
         Raises:
@@ -144,7 +147,7 @@ class LiveShop:
             StoreError: her events cannot be read.
         """
         arm = self._arm_of(subject) if name is ListName.HOME else CURRENT_ARM
-        lists, asked = self._arms[arm], query_of(wanted)
+        lists = self._arms[arm]
         if name in (ListName.SIMILAR, ListName.TOGETHER) and lists.shelf.position(subject) == NOT_HERE:
             raise ApiError(404, "there is no such item")
         if name is ListName.HOME:
@@ -164,7 +167,7 @@ class LiveShop:
         self._kept.put(subject, query, kept)
         return self._shown(kept, subject if name is ListName.HOME else None)
 
-    def listed_for(self, name: ListName, items: Iterable[str], shopper: str | None, wanted: ListQuery) -> bytes:
+    def listed_for(self, name: ListName, items: Iterable[str], shopper: str | None, asked: Query) -> bytes:
         """A list for a session or a cart, as JSON.
 
         Args:
@@ -172,7 +175,7 @@ class LiveShop:
         """
         self._catch_up()
         arm = CURRENT_ARM if shopper is None else self._arm_of(shopper)
-        lists, asked = self._arms[arm], query_of(wanted)
+        lists = self._arms[arm]
         if name is ListName.SESSION:
             ranked = lists.session(items, asked)
         else:
@@ -191,21 +194,21 @@ class LiveShop:
             What was erased, and what past releases may still tell.
         """
         erased = self.store.erase_shopper(shopper)
-        served = self._arms[CURRENT_ARM].model.served
+        past = past_releases(self._folder, self.name)
         return {
             "num_events": erased.num_events,
             "num_impressions": erased.num_impressions,
             "erased_at": datetime.fromtimestamp(erased.erased_at, UTC).isoformat(timespec="seconds"),
             "is_wiped": erased.is_wiped,
-            "epsilon_outside": served.epsilon_outside,
-            "past_releases": _PAST[served.epsilon_outside is None, served.epsilon_outside == 0],
+            "epsilon_outside": past.epsilon,
+            "past_releases": str(past),
         }
 
     def models(self) -> dict[str, Any]:
         """As `fedrec.shop.api.schemas.ModelsOut`; in a thread."""
         served = self._arms[CURRENT_ARM].model.served.version
-        current, split = current_version(self._folder), self.settings.split
-        found = versions(self._folder)
+        current, split = current_version(self._models), self.settings.split
+        found = versions(self._models)
         return {
             "served": served,
             "current": current,
@@ -217,7 +220,7 @@ class LiveShop:
     def roll_back(self, version: str | None) -> dict[str, Any]:
         """Serve another version from now on; in a thread. The watcher opens it."""
         try:
-            roll_back(self._folder, version)
+            roll_back(self._models, version)
         except FedrecError as error:
             raise ApiError(409, str(error)) from error
         return self.models()
@@ -229,7 +232,7 @@ class LiveShop:
             "mode": served.mode,
             "epsilon_outside": served.epsilon_outside,
             "inside_shop": served.inside_shop,
-            "ledger": _ledger(self._folder.parent),
+            "ledger": _ledger(self._folder),
         }
 
     def click_through(self) -> list[dict[str, Any]]:
@@ -256,7 +259,7 @@ class LiveShop:
             "items": float(self._shelf.num_items),
             "events": float(self.store.num_events()),
             "impressions_waiting": float(len(self._impressions)),
-            **{f"ledger_{name}": value for name, value in _ledger(self._folder.parent).items()},
+            **{f"ledger_{name}": value for name, value in _ledger(self._folder).items()},
         }
         served = self._arms[CURRENT_ARM].model.served.version
         return self.metrics.text(figures, shown, version=served, is_well=self.trouble is None)
@@ -327,7 +330,13 @@ class LiveShop:
         catalogue = [
             key for key, hidden in zip(self._shelf.keys, self._shelf.is_hidden.tolist(), strict=False) if not hidden
         ]
-        return open_models(self._folder, self.settings.split, before, catalogue=catalogue, open_model=self._open_model)
+        return open_models(self._models, self.settings.split, before, catalogue=catalogue, open_model=self._open_model)
+
+    def _stock(self, opened: Opened) -> None:
+        """Put items on the shelf that a model knows from events and the store says nothing of."""
+        for model in opened.models.values():
+            unknown = [Item(key) for key in model.items.tolist() if key not in self._shelf.place]
+            self._shelf = self._shelf.with_items(unknown) if unknown else self._shelf
 
     def _lists_of(self, opened: Opened) -> dict[str, Lists]:
         found = {
@@ -342,13 +351,14 @@ class LiveShop:
         if self._counted is not None and self._counted.done():
             self._trends, self._counted = self._counted.result(), None
             self._put(self._opened, await run_in_threadpool(self._lists_of, self._opened))
-        files = files_of(self._folder, self.settings.split)
+        files = files_of(self._models, self.settings.split)
         if files != self._files:
             opened = await run_in_threadpool(self._open, self._opened)
             self._put(opened, await run_in_threadpool(self._lists_of, opened))
             self._files = files
 
     def _put(self, opened: Opened, arms: dict[str, Lists]) -> None:
+        self._stock(opened)
         self._opened = opened
         self._arms = {arm: lists.with_shelf(self._shelf) for arm, lists in arms.items()}
         self._kept.clear()
@@ -371,52 +381,6 @@ class LiveShop:
                 _log.warning("shop %s: %s", self.name, error)
 
 
-def query_of(wanted: ListQuery) -> Query:
-    """What the lists are asked.
-
-    Raises:
-        ApiError: 422, a boost that cannot be read.
-    """
-    boost = {}
-    for one in wanted.boost:
-        key, _, value = one.rpartition("=")
-        try:
-            boost[key] = float(value)
-        except ValueError:
-            boost[key] = float("nan")
-        if not key or not abs(boost[key]) <= _MOST_BOOST:
-            raise ApiError(422, f"boost: give item=number, the number from -{_MOST_BOOST:g} to {_MOST_BOOST:g}")
-    return Query(
-        n=wanted.n,
-        offset=wanted.offset,
-        wanted=Wanted(
-            frozenset(wanted.category),
-            frozenset(wanted.not_category),
-            wanted.price_min,
-            wanted.price_max,
-            wanted.in_stock,
-        ),
-        exclude=frozenset(wanted.exclude),
-        include_bought=wanted.include_bought,
-        diversity=wanted.diversity,
-        boost=boost,
-        pin=wanted.pin,
-        explain=wanted.explain,
-        seed=wanted.seed,
-    )
-
-
-_MOST_BOOST = 1_000.0
-_PAST = {
-    (True, False): "models that left the shop before hold her events; no promise bounds what they tell",
-    (False, True): "nothing ever left the shop",
-    (
-        False,
-        False,
-    ): "models that left the shop before were noised: they tell of her what epsilon_outside allows, and no more",
-}
-
-
 def _line(one: ListedItem, title: str) -> dict[str, Any]:
     line = {"position": one.position, "item": one.item, "title": title, "score": one.score, "source": one.source}
     if one.explanation is not None:
@@ -425,9 +389,5 @@ def _line(one: ListedItem, title: str) -> dict[str, Any]:
 
 
 def _ledger(folder: Path) -> dict[str, float]:
-    """What the agent said last about the shop's budget; empty where there is no agent."""
-    path = folder / "status.json"
-    try:
-        return dict(json.loads(path.read_bytes())["ledger"]) if path.exists() else {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path}: cannot be read ({type(error).__name__})") from error
+    """What the agent said last about the shop's budget; empty where there is none."""
+    return dict(read_status(folder)["ledger"]) if (folder / STATUS_FILE).exists() else {}

@@ -2,29 +2,85 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from functools import lru_cache
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import orjson
 from fastapi import Request, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
 from fedrec.shop.api.problems import ApiError, findings
 from fedrec.shop.api.schemas import ListQuery
+from fedrec.shop.ranked import Query
+from fedrec.shop.shelf import Wanted
 
 M = TypeVar("M", bound=BaseModel)
+
+
+class ByHand(APIRoute):
+    """A route whose endpoint reads the request itself: FastAPI describes it, and adds nothing to its time."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The endpoint as it is."""
+        return self.endpoint
+
+
 _SEVERAL = frozenset(name for name, field in ListQuery.model_fields.items() if field.default == ())
 _MOST_QUERY_BYTES = 8_192
+MOST_BOOST = 1_000.0
 
 
-def read_query(raw: bytes) -> ListQuery:
-    """The parameters of a list.
+@lru_cache(maxsize=512)  # a website asks with the same few
+def read_query(raw: bytes) -> Query:
+    """What list the parameters ask for.
 
     Args:
         raw: the query string.
     Raises:
         ApiError: 422, with what is wrong where.
     """
+    return query_of(_read_parameters(raw))
+
+
+def query_of(wanted: ListQuery) -> Query:
+    """What the lists are asked.
+
+    Raises:
+        ApiError: 422, a boost that cannot be read.
+    """
+    boost = {}
+    for one in wanted.boost:
+        key, _, number = one.rpartition("=")
+        try:
+            boost[key] = float(number)
+        except ValueError:
+            boost[key] = float("nan")
+        if not key or not abs(boost[key]) <= MOST_BOOST:
+            raise ApiError(422, f"boost: give item=number, the number from -{MOST_BOOST:g} to {MOST_BOOST:g}")
+    return Query(
+        n=wanted.n,
+        offset=wanted.offset,
+        wanted=Wanted(
+            categories_in=frozenset(wanted.category),
+            categories_out=frozenset(wanted.not_category),
+            price_min=wanted.price_min,
+            price_max=wanted.price_max,
+            is_in_stock=wanted.in_stock,
+        ),
+        exclude=frozenset(wanted.exclude),
+        include_bought=wanted.include_bought,
+        diversity=wanted.diversity,
+        boost=boost,
+        pin=wanted.pin,
+        explain=wanted.explain,
+        seed=wanted.seed,
+    )
+
+
+def _read_parameters(raw: bytes) -> ListQuery:
     if len(raw) > _MOST_QUERY_BYTES:
         raise ApiError(422, f"a query of at most {_MOST_QUERY_BYTES:,} bytes; POST to /v1/session or /v1/cart instead")
     given: dict[str, str | list[str]] = {}

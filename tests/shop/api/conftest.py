@@ -44,7 +44,7 @@ class Corner:
         self.keys = {scope: self.store.new_key(name, scope.name.lower(), scope)[1] for scope in KeyScope}
         self.live = LiveShop(
             name,
-            folder / "models",
+            folder,
             self.store,
             settings or ServingSettings(),
             open_model=lambda _, version: self.models[version],

@@ -1,0 +1,163 @@
+"""``fedrec shop serve | refresh``: the recommend API of one shop or several, and models made ready for it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedrec.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from fedrec.role_config import ShopSettings
+    from fedrec.shop.api.live_shop import LiveShop
+
+SPLIT_KEY_FILE = "split.key"
+
+
+def serve(
+    folders: Annotated[list[Path] | None, typer.Argument(metavar="[DIR]...", help="Folders of the shops.")] = None,
+    host: Annotated[str, typer.Option(help="Interface to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 = a free one.")] = 8080,
+    demo: Annotated[bool, typer.Option("--demo", help="Make a shop of the built-in marketplace and serve it.")] = False,
+    origin: Annotated[
+        list[str] | None, typer.Option(metavar="URL", help="A page whose scripts may call, such as https://shop.org.")
+    ] = None,
+    certificate: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM; serves HTTPS.")] = None,
+    private_key: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM, of the certificate.")] = None,
+    behind_proxy: Annotated[
+        bool, typer.Option("--behind-proxy", help="Plain HTTP off this machine: something else ends TLS.")
+    ] = False,
+    log_format: Annotated[str, typer.Option("--log", help="text or json.")] = "text",
+) -> None:
+    """Answer a website's requests for lists and take its events; ends with Ctrl-C.
+
+    \b
+    [bold]Examples[/]
+      fedrec shop serve --demo
+      fedrec shop serve shops/north shops/south --port 8080
+    """
+    from fedrec.cli.logs import log_to_stderr
+    from fedrec.shop.api.app import make_app
+    from fedrec.shop.api.serving import Address
+    from fedrec.shop.api.serving import serve as run
+
+    log_to_stderr(log_format)
+    address = Address(host, port, certificate, private_key, behind_proxy)
+    chosen = list(folders or [])
+    with ExitStack() as until_the_end:
+        if demo and len(chosen) > 1:
+            raise ConfigError("--demo makes one shop: give one folder, or none for a temporary one")
+        if demo and not chosen:
+            chosen.append(Path(until_the_end.enter_context(tempfile.TemporaryDirectory(prefix="fedrec-"))) / "demo")
+        if not chosen:
+            raise ConfigError("give the folder of a shop (fedrec shop init makes one), or --demo")
+        words = None
+        if demo:
+            from fedrec.cli.shop_demo import make_demo
+
+            words = make_demo(chosen[0])
+
+        def application() -> Any:
+            shops = [open_live_shop(folder) for folder in chosen]
+            return make_app({shop.name: shop for shop in shops}, origins=origin or ())
+
+        def announce(url: str) -> None:
+            typer.echo(f"serves {', '.join(map(str, chosen))} at {url}")
+            if words is not None:
+                typer.echo(words.replace("URL", url))
+
+        run(application, address, announce)
+
+
+def refresh(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The shop's folder.")],
+    version: Annotated[str | None, typer.Option(help="A model version; else the current one.")] = None,
+) -> None:
+    """Make a model ready to serve, from the shop's events of now; a running server takes it over by itself."""
+    from fedrec.role_config import read_shop
+    from fedrec.shop.adoption import current_version
+    from fedrec.shop.member import MODELS_FOLDER
+
+    chosen = version or current_version(folder / MODELS_FOLDER)
+    make_ready(folder, read_shop(folder), chosen)
+    typer.echo(f"version {chosen} is ready to be served")
+
+
+def open_live_shop(folder: Path) -> LiveShop:
+    """A shop's folder, ready to be served; its model is made ready first where that was never done."""
+    from fedrec.role_config import open_store, read_shop
+    from fedrec.shop.adoption import current_version
+    from fedrec.shop.api.live_shop import LiveShop
+    from fedrec.shop.imports import import_events
+    from fedrec.shop.member import MODELS_FOLDER
+    from fedrec.shop.serving_files import is_prepared, open_serving
+
+    settings = read_shop(folder)
+    store = open_store(folder, settings)
+    models = folder / MODELS_FOLDER
+    if not settings.data.store and not store.num_events():
+        typer.echo(f"{folder}: imports the file that the shop trains on", err=True)
+        import_events(store, settings.data.data_settings(), settings.name)
+    if not is_prepared(models, current := current_version(models)):
+        typer.echo(f"{folder}: makes version {current} ready", err=True)
+        make_ready(folder, settings, current)
+    serving = settings.serving.settings()
+    split_key = b"" if serving.split is None else _split_key(folder / SPLIT_KEY_FILE)
+    return LiveShop(settings.name, folder, store, serving, open_model=open_serving, split_key=split_key)
+
+
+def make_ready(folder: Path, settings: ShopSettings, version: str) -> None:
+    """Write what a version is served from.
+
+    Raises:
+        DataError: the shop has no events to make it from.
+        StoreError, ConfigError: see `fedrec.shop.serving_files.prepare`.
+    """
+    from scipy import sparse
+
+    from fedrec.role_config import open_store
+    from fedrec.shop.enrol import read_own_data
+    from fedrec.shop.member import MODELS_FOLDER
+    from fedrec.shop.own_data import StoreData, catalogue_of
+    from fedrec.shop.past_releases import past_releases
+    from fedrec.shop.serving_files import Serving, prepare
+
+    about, name, how = settings.data, settings.name, settings.serving.preparation()
+    if how.serving is Serving.JOINT_DP:
+        with open_store(folder, settings) as store:
+            public = catalogue_of(store)
+        rows = sparse.csr_matrix((0, public.num_items), dtype="float32")
+    elif about.store:
+        with open_store(folder, settings) as store:
+            source = StoreData(store, name, validation="none", kinds=about.train_on, min_rating=about.min_rating)
+            data, public = source.read()
+        rows = data.train
+    else:
+        data, public = read_own_data(about.data_settings(), name, validation="none")
+        rows = data.train
+    prepare(
+        folder / MODELS_FOLDER,
+        version,
+        rows,
+        public,
+        settings=how,
+        personalisation=settings.personalisation,
+        spent_epsilon=past_releases(folder, name).epsilon,
+    )
+
+
+def _split_key(path: Path) -> bytes:
+    """The shop's key that shoppers are split by, made at the first start."""
+    try:
+        if not path.exists():
+            with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+                file.write(secrets.token_bytes(32))
+        return path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read or made ({error.strerror})") from error

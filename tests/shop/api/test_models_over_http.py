@@ -1,0 +1,147 @@
+"""New models arrive while lists are served: swapped, kept aside, rolled back, compared."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from fedrec.errors import StoreError
+from fedrec.shop.adoption import CURRENT_FILE, LOCAL
+from fedrec.shop.api.app import make_app
+from fedrec.shop.api.live_shop import LiveShop
+from fedrec.shop.serving_model import ServingModel
+from fedrec.shop.serving_settings import ServingSettings, Split
+
+from .conftest import Corner, chain, serving
+from .test_lists_over_http import home
+
+
+def adopt(corner: Corner, version: str, model: ServingModel | None) -> None:
+    """What the shop's agent leaves when it takes a model over."""
+    folder = corner.folder / "models"
+    (folder / version).mkdir(parents=True, exist_ok=True)
+    (folder / version / "model.json").write_text("{}")
+    if model is not None:
+        corner.models[version] = named(model, version)
+    path = folder / CURRENT_FILE
+    before = json.loads(path.read_text()) if path.exists() else {"current": LOCAL, "history": []}
+    entry = {"run_id": version, "is_adopted": True, "instead_of": before["current"]}
+    path.write_text(json.dumps({"current": version, "history": [*before["history"], entry]}))
+
+
+def named(model: ServingModel, version: str) -> ServingModel:
+    return replace(model, served=replace(model.served, version=version))  # type: ignore[type-var]
+
+
+def until(what: object, api: httpx.Client, shopper: str = "ann") -> None:
+    """Wait until a version is served."""
+    deadline = time.monotonic() + 20
+    while home(api, shopper).model_version != what:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def corner(tmp_path: Path) -> Corner:
+    found = Corner(tmp_path / "corner")
+    found.models[LOCAL] = named(chain(), LOCAL)
+    found.live = reopened(found)
+    return found
+
+
+def reopened(corner: Corner, settings: ServingSettings | None = None) -> LiveShop:
+    return LiveShop(
+        corner.name,
+        corner.folder,
+        corner.store,
+        settings or ServingSettings(requests_per_s=0),
+        open_model=lambda _, version: opened(corner, version),
+        split_key=b"k" * 32,
+    )
+
+
+def opened(corner: Corner, version: str) -> ServingModel:
+    if version not in corner.models:
+        raise StoreError(f"{corner.folder}: no readable model")
+    return corner.models[version]
+
+
+def test_no_request_is_dropped_while_models_are_swapped(api: httpx.Client, corner: Corner) -> None:
+    answers: Counter[tuple[int, str]] = Counter()
+    is_over = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=api.base_url, headers=api.headers) as client:
+            while not is_over.is_set():
+                answer = client.get("/v1/shoppers/ann/recommendations", params={"n": 3})
+                answers[answer.status_code, answer.json().get("model_version", "")] += 1
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for version in ("run-1", "run-2"):
+        adopt(corner, version, chain(shift=2))
+        until(version, api)
+    assert api.post("/v1/models/roll-back", json={}).json()["current"] == "run-1"
+    until("run-1", api)
+    is_over.set()
+    for thread in threads:
+        thread.join()
+    assert {status for status, _ in answers} == {200}
+    assert {version for _, version in answers} == {LOCAL, "run-1", "run-2"}
+
+
+def test_a_model_that_cannot_be_served_leaves_the_last_good_one(api: httpx.Client, corner: Corner) -> None:
+    assert api.get("/health/ready").json() == {"status": "ok"}
+    other_items = replace(chain(), items=chain().items + "-elsewhere")  # type: ignore[type-var]
+    for version, model, why in (("broken", None, "cannot be opened"), ("foreign", other_items, "another catalogue")):
+        adopt(corner, version, model)
+        deadline = time.monotonic() + 20
+        while version not in str(found := api.get("/health/ready").json().get("detail")):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert why in found
+        assert corner.name not in found
+        assert home(api, "ann").model_version == LOCAL
+        about = api.get("/v1/models").json()
+        assert (about["served"], about["current"]) == (LOCAL, version)
+        assert 'fedrec_model{version="local"} 0.0' in api.get("/metrics").text
+
+
+def test_after_a_restart_the_last_good_model_is_served(corner: Corner) -> None:
+    adopt(corner, "good", chain(shift=2))
+    adopt(corner, "broken", None)
+    live = reopened(corner)
+    assert live.models()["served"] == "good"
+    assert "broken" in str(live.trouble)
+    corner.models.clear()
+    with pytest.raises(StoreError, match="no model can be served"):
+        reopened(corner)
+
+
+def test_two_models_are_compared_on_shoppers_who_stay_in_their_arm(corner: Corner) -> None:
+    adopt(corner, "challenger", chain(shift=2))
+    (corner.folder / "models" / CURRENT_FILE).unlink()
+    live = reopened(corner, ServingSettings(requests_per_s=0, split=Split("challenger", 0.3)))
+    with (
+        serving(make_app({corner.name: live})) as url,
+        httpx.Client(base_url=url, headers=corner.headers()) as api,
+    ):
+        first = [home(api, f"shopper-{place}", n=1).model_version for place in range(300)]
+        second = [home(api, f"shopper-{place}", n=1).model_version for place in range(300)]
+        assert first == second
+        assert 40 < Counter(first)["challenger"] < 140  # 90 expected; beyond 6 standard deviations of 7.9
+        deadline = time.monotonic() + 20
+        rows: list[dict[str, object]] = []
+        while sum(row["shown"] for row in rows) < 600:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+            rows = api.get("/v1/click-through").json()["rows"]
+        assert {(row["version"], row["arm"]) for row in rows} == {(LOCAL, "a"), ("challenger", "b")}
