@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +18,9 @@ from fedrec.shop.taste import TasteSettings
 _POOL = 100
 _BLOCK = 64
 _MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9))
+
+Likeness = Callable[[np.ndarray], np.ndarray]
+"""int64 (num_places,) of the shelf -> float64 (num_places, num_places): how alike they are, 1 = the same thing."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,14 @@ def _low_bar(scores: np.ndarray, count: int) -> float:
 
 
 def fill(
-    stages: Sequence[Stage], new: Stage, new_share: float, query: Query, *, shelf: Shelf, is_allowed: np.ndarray
+    stages: Sequence[Stage],
+    new: Stage,
+    new_share: float,
+    query: Query,
+    *,
+    shelf: Shelf,
+    is_allowed: np.ndarray,
+    likeness: Likeness,
 ) -> list[Place]:
     """A list from its beginning to the last place asked for.
 
@@ -89,17 +99,18 @@ def fill(
         new: ranks the items that reserved places are for.
         new_share: of all places, reserved.
         is_allowed: bool, (num_items,); used up.
+        likeness: for diversity.
     """
     count = query.offset + query.n
     pinned = [place for place in dict.fromkeys(shelf.positions(query.pin).tolist()) if is_allowed[place]]
     is_allowed[pinned] = False
     listed = [Place(place, 0.0, 0.0, Source.PINNED, None) for place in pinned]
-    reserved = _ranked(new, query, int(count * new_share), shelf, is_allowed.copy())
+    reserved = _ranked(new, query, int(count * new_share), shelf, is_allowed.copy(), likeness)
     rest: list[Place] = []
     for stage in stages:
         if len(rest) >= count:
             break
-        rest += _ranked(stage, query, count - len(rest), shelf, is_allowed)
+        rest += _ranked(stage, query, count - len(rest), shelf, is_allowed, likeness)
         is_allowed[[place.item for place in rest]] = False
     return _interleaved(listed, rest, reserved, new_share, count)
 
@@ -129,7 +140,9 @@ def _interleaved(
     return listed[:count]
 
 
-def _ranked(stage: Stage, query: Query, count: int, shelf: Shelf, is_allowed: np.ndarray) -> list[Place]:
+def _ranked(
+    stage: Stage, query: Query, count: int, shelf: Shelf, is_allowed: np.ndarray, likeness: Likeness
+) -> list[Place]:
     """A stage's best allowed items."""
     if count == 0:
         return []
@@ -139,7 +152,7 @@ def _ranked(stage: Stage, query: Query, count: int, shelf: Shelf, is_allowed: np
     if query.diversity > 0:
         pool = best(scores, max(_POOL, 2 * count), query.seed)
         of_pool = pool if candidates is None else candidates[pool]
-        places = pool[spread_out(scores[pool], shelf.words.between(of_pool, of_pool), query.diversity, count)]
+        places = pool[spread_out(scores[pool], likeness(of_pool), query.diversity, count)]
     else:
         places = best(scores, count, query.seed)
     values = scores[places].tolist()

@@ -160,6 +160,17 @@ class Lists:
             return ByValue(self.alignment.on_shelf(self.model.popularity, 0.0), Source.POPULAR)
         return ByValue(self.trends.popular(self.shelf.num_items), Source.POPULAR)
 
+    def _likeness(self, items: np.ndarray) -> np.ndarray:
+        """By words and categories; where an item has none, by the model."""
+        found = self.shelf.words.between(items, items)
+        is_bare = found.diagonal() == 0
+        if not is_bare.any():
+            return found
+        places, is_known = self.alignment.of_shelf(items)
+        linked = np.zeros_like(found)
+        linked[np.ix_(is_known, is_known)] = self.model.likeness(places)
+        return np.where(is_bare[:, None] | is_bare[None, :], linked, found)
+
     def _filled(self, stages: Sequence[Stage], taste: Taste, query: Query, new_share: float) -> RankedList:
         is_allowed = self.shelf.mask(query.wanted).copy()
         is_allowed[self.shelf.positions(query.exclude)] = False
@@ -168,7 +179,7 @@ class Lists:
         if not query.include_bought:
             is_allowed[taste.had] = False
         new = NewItems(self.shelf, self.alignment, taste.items, taste.strengths)
-        places = fill(stages, new, new_share, query, shelf=self.shelf, is_allowed=is_allowed)
+        places = fill(stages, new, new_share, query, shelf=self.shelf, is_allowed=is_allowed, likeness=self._likeness)
         limit = self.settings.max_contributions if query.explain else 0
         items = as_listed(places[query.offset :], query.offset, self.shelf, limit)
         sources = {place.source for place in places}

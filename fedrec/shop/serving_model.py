@@ -110,6 +110,10 @@ class ServingModel(Protocol):
         """The scores of distinct candidates, taken apart."""
         ...
 
+    def likeness(self, candidates: np.ndarray) -> np.ndarray:
+        """float64, (num_candidates, num_candidates), in [0, 1], symmetric: how alike distinct candidates are."""
+        ...
+
 
 @dataclass(frozen=True, repr=False)
 class Term:
@@ -193,6 +197,15 @@ class ItemItem:
                 added += rows * (strengths * scale)
         return Parts(base, added, Attribution.EXACT)
 
+    def likeness(self, candidates: np.ndarray) -> np.ndarray:
+        """As `ServingModel.likeness`: weights both ways, against the largest among the candidates."""
+        links = np.zeros((len(candidates), len(candidates)))
+        for term in self.terms:
+            if term.neighbours is not None:
+                links += term.weight * term.neighbours.between(candidates, candidates)
+        links = np.maximum(links + links.T, 0.0)
+        return links / (links.max(initial=0.0) or 1.0)
+
 
 @dataclass(frozen=True, repr=False)
 class Dense:
@@ -230,6 +243,10 @@ class Dense:
         scores = self._all(history, without)[:, candidates]  # the last row leaves nothing out
         added = (scores[-1] - scores[:-1]).T
         return Parts(scores[-1] - added.sum(axis=1), added, Attribution.LEAVE_ONE_OUT)
+
+    def likeness(self, candidates: np.ndarray) -> np.ndarray:
+        """As `ServingModel.likeness`; such a model does not say."""
+        return np.zeros((len(candidates), len(candidates)))
 
     def _all(self, history: np.ndarray, strengths: np.ndarray) -> np.ndarray:
         """float64, (num_rows, num_items); strengths (num_rows, len(history)), 0 = left out."""

@@ -179,6 +179,18 @@ def test_under_joint_dp_trends_are_not_looked_at():
         assert found.served.inside_shop == "joint_dp"
 
 
+@pytest.mark.parametrize("has_words", [True, False])
+def test_diversity_is_by_words_and_by_the_model_where_there_are_none(has_words):
+    """b and c are alike, d is not; by score b, c, d."""
+    weights = np.zeros((4, 4))
+    weights[0] = [0, 5, 4, 3]
+    weights[1, 2] = 0 if has_words else 2
+    shelf = shelf_of(4, title=["pot", "lamp", "lamp", "tea"] if has_words else [""] * 4)
+    here = Lists(shelf, linear(weights), NO_NEW)
+    assert here.home(bought("a"), Query(n=3)).keys == ["b", "c", "d"]
+    assert here.home(bought("a"), Query(n=3, diversity=0.5)).keys == ["b", "d", "c"]
+
+
 KEYS = st.sampled_from(letters(12))
 QUERIES = st.builds(
     Query,
