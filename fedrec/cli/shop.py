@@ -167,10 +167,16 @@ def rollback(
     to: Annotated[str | None, typer.Option(metavar="VERSION", help="A version; else the one before.")] = None,
 ) -> None:
     """Serve the model before the current one again, or the one named; local is the shop's own."""
+    from fedrec.cli.shop_serve import make_ready
+    from fedrec.role_config import read_shop
     from fedrec.shop.adoption import roll_back
     from fedrec.shop.member import MODELS_FOLDER
+    from fedrec.shop.serving_files import is_prepared
 
-    typer.echo(f"serves {roll_back(folder / MODELS_FOLDER, to)} from now on")
+    version = roll_back(folder / MODELS_FOLDER, to)
+    typer.echo(f"serves {version} from now on")
+    if not is_prepared(folder / MODELS_FOLDER, version):
+        make_ready(folder, read_shop(folder), version)
 
 
 @shop_app.command()

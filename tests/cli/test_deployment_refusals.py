@@ -208,6 +208,14 @@ def test_recover_and_rollback_with_nothing_to_do(fedrec, town):
     refused(fedrec("coordinator", "status", "c"), "no coordinator has run here yet")
 
 
+def test_a_version_that_is_rolled_back_to_is_made_ready_where_it_was_not(fedrec, town):
+    from fedrec.shop.serving_files import open_serving
+
+    said = fedrec("shop", "rollback", "north", "--to", "local")
+    assert (said.status, said.out) == (0, "serves local from now on\n")
+    assert open_serving(town / "north" / "models", "local").served.mode == "alone"
+
+
 def test_an_unfinished_run_with_a_shop_that_was_removed_says_how_to_go_on(fedrec, town):
     from fedrec.flower.deployment import Deployment
 
