@@ -226,7 +226,7 @@ def _shop(copy: ShopLedger, account: Account) -> dict[str, Any]:
         "lifetime_odds": _lifetime_odds(account),
         "runs": [_run_at_shop(name, run) for name, run in account.runs.items()],
         "mechanisms": _mechanisms(account),
-        "history": list(_history(copy)),
+        "history": list(history(copy)),
     }
 
 
@@ -286,8 +286,8 @@ def _mechanisms(account: Account) -> list[dict[str, Any]]:
     return rows
 
 
-def _history(copy: ShopLedger) -> Iterable[dict[str, Any]]:
-    """The ledger's epsilons after each entry that changed them."""
+def history(copy: ShopLedger) -> Iterable[dict[str, Any]]:
+    """The ledger's epsilons after each entry that changed them: sequence, utc, what, spent, lifetime."""
     account = Account(copy.shop)
     for entry in copy.entries:
         account.apply(entry)

@@ -89,7 +89,7 @@ def judge_and_keep(
     """
     for entry in _history(folder):
         if "is_adopted" in entry and entry["run_id"] == run_id:  # handed out again after the coordinator's restart
-            return Adoption(**{field.name: entry[field.name] for field in fields(Adoption)})
+            return _adoption(entry)
     candidate = Version(model, state, public, positions, mode)
     if any(not np.isfinite(array).all() for array in state.values() if array.dtype.kind == "f"):
         raise BadMessage(f"the model of run {run_id!r} has values that are not finite")
@@ -124,6 +124,11 @@ def replaced_versions(folder: Path) -> list[str]:
     """Versions that were served before, the last one first; each once."""
     replaced = [str(entry["instead_of"]) for entry in reversed(_history(folder)) if entry.get("is_adopted")]
     return list(dict.fromkeys(replaced))
+
+
+def adoptions(folder: Path) -> list[Adoption]:
+    """What became of every model that was judged here, the first one first."""
+    return [_adoption(entry) for entry in _history(folder) if "is_adopted" in entry]
 
 
 def roll_back(folder: Path, version: str | None = None) -> str:
@@ -231,6 +236,10 @@ def _load(folder: Path) -> Version:
         return Version(model, state, PublicInputs(items, content), arrays["positions"], about["mode"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise StoreError(f"{folder}: no readable model ({type(error).__name__}); go back to another version") from error
+
+
+def _adoption(entry: dict[str, Any]) -> Adoption:
+    return Adoption(**{field.name: entry[field.name] for field in fields(Adoption)})
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:

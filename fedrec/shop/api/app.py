@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 import fedrec
-from fedrec.shop.api import data_routes, list_routes, operation_routes
+from fedrec.shop.api import dashboard, data_routes, list_routes, operation_routes
 from fedrec.shop.api.documented import describe
 from fedrec.shop.api.live_shop import LiveShop
 from fedrec.shop.api.problems import install
@@ -52,6 +52,7 @@ def make_app(
     app.include_router(list_routes.make_router(guard))
     app.include_router(data_routes.make_router(guard))
     app.include_router(operation_routes.make_router(guard, shops))
+    app.include_router(dashboard.make_router(guard))
     describe(app)
     install(app)
     if origins:

@@ -88,7 +88,7 @@ class LiveShop:
             StoreError: the store cannot be read, or no model can be served.
         """
         self.name, self.settings, self.store, self.metrics = name, settings, store, ShopMetrics()
-        self._folder, self._models = folder, folder / MODELS_FOLDER
+        self.folder, self._models = folder, folder / MODELS_FOLDER
         self._open_model, self._split_key = open_model, split_key
         self._kept = KeptLists()
         self._impressions: list[Impression] = []
@@ -110,6 +110,11 @@ class LiveShop:
     def trouble(self) -> str | None:
         """Why another model is served than should be; None = it is not."""
         return self._opened.trouble
+
+    def lists_for(self, shopper: str | None) -> Lists:
+        """What a shopper's lists are made from now, to look at; None = by the current model. Notes nothing as shown."""
+        self._catch_up()
+        return self._arms[CURRENT_ARM if shopper is None else self._arm_of(shopper)]
 
     def start(self) -> None:
         """Begin to watch for models, to write impressions and to count; on the event loop."""
@@ -232,7 +237,7 @@ class LiveShop:
             "mode": served.mode,
             "epsilon_outside": served.epsilon_outside,
             "inside_shop": served.inside_shop,
-            "ledger": _ledger(self._folder),
+            "ledger": _ledger(self.folder),
         }
 
     def click_through(self) -> list[dict[str, Any]]:
@@ -259,7 +264,7 @@ class LiveShop:
             "items": float(self._shelf.num_items),
             "events": float(self.store.num_events()),
             "impressions_waiting": float(len(self._impressions)),
-            **{f"ledger_{name}": value for name, value in _ledger(self._folder).items()},
+            **{f"ledger_{name}": value for name, value in _ledger(self.folder).items()},
         }
         served = self._arms[CURRENT_ARM].model.served.version
         return self.metrics.text(figures, shown, version=served, is_well=self.trouble is None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -18,12 +18,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedrec.shop.api.live_shop import LiveShop
 from fedrec.shop.api.problems import ApiError, problem, unexpected
-from fedrec.shop.store_rows import KeyScope
+from fedrec.shop.store_rows import Key, KeyScope
 
 KEY_AGE_S = 2.0
 """A key that another process revoked works for at most that long."""
 
 _MOST_KEYS = 4096
+_Shown = bytes | tuple[str, str]
+"""By what a key was shown: a header's digest, or shop and key of a session."""
+
+_Found = tuple[LiveShop, Key] | None
 _UNAUTHORIZED = "give a key of a shop that is served here: Authorization: Bearer fr_..."
 
 
@@ -54,7 +58,7 @@ class Guard:
         shops: by name, at least one.
         """
         self._shops = shops
-        self._grants: OrderedDict[bytes, Grant] = OrderedDict()
+        self._grants: OrderedDict[_Shown, Grant] = OrderedDict()
 
     def admit(self, scope: Scope, needed: KeyScope) -> Grant:
         """The key of a request, one request spent.
@@ -65,12 +69,18 @@ class Guard:
         Raises:
             ApiError: 401 no valid key, 403 too small a scope, 429 too many requests.
         """
-        now = time.monotonic()
         header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        digest = sha256(header).digest()
-        grant = self._grants.get(digest)
+        return self._admit(scope, needed, sha256(header).digest(), lambda: self._by_header(header))
+
+    def admit_session(self, scope: Scope, needed: KeyScope, shop: str, key_id: str) -> Grant:
+        """As `admit`, for whoever showed that key when the dashboard's session began."""
+        return self._admit(scope, needed, (shop, key_id), lambda: self._by_id(shop, key_id))
+
+    def _admit(self, scope: Scope, needed: KeyScope, shown: _Shown, find: Callable[[], _Found]) -> Grant:
+        now = time.monotonic()
+        grant = self._grants.get(shown)
         if grant is None or now - grant.checked > KEY_AGE_S:
-            grant = self._look_up(header, digest, now)
+            grant = self._look_up(shown, find, now)
         scope["fedrec.shop"] = grant.shop
         if grant.scope < needed:
             raise ApiError(403, f"this key has scope {grant.scope.name.lower()}; give one with {needed.name.lower()}")
@@ -90,21 +100,33 @@ class Guard:
         for digest in [digest for digest, grant in self._grants.items() if grant.key_id == key_id]:
             del self._grants[digest]
 
-    def _look_up(self, header: bytes, digest: bytes, now: float) -> Grant:
-        before = self._grants.pop(digest, None)
+    def _look_up(self, shown: _Shown, find: Callable[[], _Found], now: float) -> Grant:
+        before = self._grants.pop(shown, None)
+        if (found := find()) is None:
+            raise ApiError(401, _UNAUTHORIZED, headers={"WWW-Authenticate": "Bearer"})
+        shop, key = found
+        if before is not None:
+            before.checked, before.scope = now, key.scope
+        grant = before or Grant(shop, key.id, key.scope, now, 2 * shop.settings.requests_per_s, now)
+        self._grants[shown] = grant
+        if len(self._grants) > _MOST_KEYS:
+            self._grants.popitem(last=False)
+        return grant
+
+    def _by_header(self, header: bytes) -> _Found:
         secret = header[7:].decode("ascii", "replace") if header[:7].lower() == b"bearer " else ""
         named = [shop for name, shop in self._shops.items() if secret.startswith(f"fr_{name}_")]
         for shop in named or list(self._shops.values())[:1]:  # a look-up in any case: time does not tell shops apart
             key = shop.store.key_of(secret)
             if key is not None and named:
-                if before is not None:
-                    before.checked, before.scope = now, key.scope
-                grant = before or Grant(shop, key.id, key.scope, now, 2 * shop.settings.requests_per_s, now)
-                self._grants[digest] = grant
-                if len(self._grants) > _MOST_KEYS:
-                    self._grants.popitem(last=False)
-                return grant
-        raise ApiError(401, _UNAUTHORIZED, headers={"WWW-Authenticate": "Bearer"})
+                return shop, key
+        return None
+
+    def _by_id(self, name: str, key_id: str) -> _Found:
+        shop = self._shops[name]
+        every = shop.store.keys()
+        keys = [key for key in every if key.id == key_id and key.revoked is None]
+        return (shop, keys[0]) if keys else None
 
 
 class Edge:
