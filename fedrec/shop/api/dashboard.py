@@ -42,7 +42,7 @@ _SAFE = {
 }
 _WIDTHS = {"wide": 680.0, "narrow": 340.0}
 _OPENING_S = 10.0
-_AGAIN = "give a key of a shop that is served here, fr_...; this one is not, or no more"
+_AGAIN = "this key opens no shop here; give one that begins with fr_ and was not revoked"
 
 
 def make_router(guard: Guard) -> APIRouter:
@@ -75,7 +75,7 @@ class _Desk:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._pages.filters |= {"number": number, "percent": lambda share: f"{100 * share:.3g}\u00a0%"}
+        self._pages.filters |= {"number": number, "percent": lambda share: f"{100 * share:.1f}\u00a0%"}
 
     async def style(self) -> Response:
         """The pages' style; the same for everybody."""
@@ -140,7 +140,7 @@ class _Desk:
         version = check_id("version", form.get("version", ""))
         await run_in_threadpool(grant.shop.roll_back, version)
         deadline = time.monotonic() + _OPENING_S
-        while grant.shop.lists_for(None).model.served.version != version and time.monotonic() < deadline:
+        while grant.shop.current != version and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         return RedirectResponse("/#versions", 303)
 
@@ -154,7 +154,9 @@ class _Desk:
         plots: dict[str, Any] = {"clicks": {}, "budget": {}}
         for name, width in _WIDTHS.items():
             if clicks.lines:
-                plots["clicks"][name] = plot(clicks.lines, width=width, value=lambda y: f"{y:.2%}", bars=clicks.shown)
+                plots["clicks"][name] = plot(
+                    clicks.lines, width=width, value=lambda y: f"{100 * y:.3g}\u00a0%", bars=clicks.shown
+                )
             if budget is not None:
                 plots["budget"][name] = plot([budget.line], width=width, value=lambda y: f"{y:g}", limit=budget.epsilon)
         return self._answer(

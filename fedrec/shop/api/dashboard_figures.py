@@ -99,6 +99,11 @@ class Clicks:
     lines: list[Line]
     shown: list[tuple[float, float, str]]
 
+    @property
+    def most(self) -> float:
+        """The greatest share that an arm may have."""
+        return max(one.high for one in self.by_arm)
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -181,7 +186,7 @@ def clicks(shop: LiveShop) -> Clicks:
     rows = shop.store.click_through(time.time() - DAYS * _DAY_S)
     arms = _summed(rows, lambda row: f"{row.arm}: {row.version}") if any(row.arm for row in rows) else {}
     by_name = arms or {"all lists": rows}
-    lines = [Line(name, _by_day(found)) for name, found in by_name.items()] if rows else []
+    lines = [Line(name, _by_day(found)) for name, found in sorted(by_name.items())] if rows else []
     shown = [(day * _DAY_S, float(count), f"{_day(day)}: {count:,} lists") for day, count in _per_day(rows).items()]
     return Clicks(
         sorted((_rate(name, found) for name, found in _summed(rows, lambda row: row.list_name).items()), key=_most),

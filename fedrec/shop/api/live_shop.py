@@ -111,6 +111,11 @@ class LiveShop:
         """Why another model is served than should be; None = it is not."""
         return self._opened.trouble
 
+    @property
+    def current(self) -> str:
+        """The version that should be served, as far as it was looked for."""
+        return self._opened.current
+
     def lists_for(self, shopper: str | None) -> Lists:
         """What a shopper's lists are made from now, to look at; None = by the current model. Notes nothing as shown."""
         self._catch_up()
@@ -199,7 +204,7 @@ class LiveShop:
             What was erased, and what past releases may still tell.
         """
         erased = self.store.erase_shopper(shopper)
-        past = past_releases(self._folder, self.name)
+        past = past_releases(self.folder, self.name)
         return {
             "num_events": erased.num_events,
             "num_impressions": erased.num_impressions,
