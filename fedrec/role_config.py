@@ -17,12 +17,13 @@ from fedrec.errors import ConfigError
 from fedrec.privacy.spec import Mode
 from fedrec.shop.filling import ListSettings
 from fedrec.shop.member import MemberSettings
-from fedrec.shop.personalise import PersonalisationSettings
+from fedrec.shop.personalise import ShopPersonalisation
 from fedrec.shop.policy import Policy, check_name
 from fedrec.shop.serving_files import PreparationSettings, Serving
 from fedrec.shop.serving_model import InsideShop
 from fedrec.shop.serving_settings import ServingSettings, Split
 from fedrec.shop.store_rows import NEGATIVE_KINDS, TRAINING_KINDS, EventKind
+from fedrec.shop.taste import TasteSettings
 from fedrec.shop.trends import TrendSettings
 
 if TYPE_CHECKING:
@@ -174,6 +175,8 @@ class ServingSection(_Section):
         max_weights: kept of each item.
         requests_per_s: of one key; 0 = no limit.
         new_share: of a list's places, for items that the model does not know.
+        strengths: by kind of event, what it says for its item, in [0, 1]; kinds that are not named keep theirs.
+        good_rating: ratings from here on speak for an item.
         trend_half_life_days: after so many days an event counts half.
         split: a comparison of two models.
     """
@@ -182,6 +185,8 @@ class ServingSection(_Section):
     max_weights: Annotated[int, Field(ge=1)] = 200
     requests_per_s: float = 1_000.0
     new_share: float = 0.1
+    strengths: dict[EventKind, float] = {}
+    good_rating: float = 4.0
     trend_half_life_days: float = 7.0
     split: SplitSection | None = None
 
@@ -197,7 +202,9 @@ class ServingSection(_Section):
         """For the server."""
         split = None if self.split is None else Split(self.split.version, self.split.share)
         trends = TrendSettings(self.trend_half_life_days * 86_400.0)
-        return ServingSettings(self.requests_per_s, split, ListSettings(new_share=self.new_share), trends)
+        strengths = {**TasteSettings().strengths, **{kind.value: value for kind, value in self.strengths.items()}}
+        taste = TasteSettings(strengths, self.good_rating)
+        return ServingSettings(self.requests_per_s, split, ListSettings(taste, new_share=self.new_share), trends)
 
     def preparation(self) -> PreparationSettings:
         """For making a model ready."""
@@ -221,7 +228,7 @@ class ShopSettings(_Section):
     store: StoreSection = StoreSection()
     serving: ServingSection = ServingSection()
     policy: Policy = Policy()
-    personalisation: PersonalisationSettings = PersonalisationSettings()
+    personalisation: ShopPersonalisation = ShopPersonalisation()
 
     def member(self) -> MemberSettings:
         """All but the data.
@@ -371,7 +378,11 @@ url = "sqlite:///store.sqlite"
 [serving]
 inside_shop = "none"         # joint_dp: lists from private statistics and the reader's own history alone
 requests_per_s = 1000        # of one key; 0 = no limit
+# strengths = {{ view = 0.2, cart = 0.5 }}     # what events say beside a purchase, which is 1
 # split = {{ version = "RUN", share = 0.1 }}   # another model for a tenth of the shoppers
+
+[personalisation]
+own_statistics_min_shoppers = 3   # pairs of items that fewer of its own shoppers bought do not count
 
 # The coordinator can only ask for less than this.
 [policy]

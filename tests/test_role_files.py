@@ -17,6 +17,7 @@ import yaml
 from typer.main import get_command
 
 from fedrec.cli import app
+from fedrec.errors import ConfigError
 from fedrec.flower.observe import serve_metrics
 from fedrec.role_config import coordinator_toml, read_coordinator, read_shop, shop_toml
 
@@ -71,6 +72,19 @@ def test_the_shops_file_is_what_enrol_writes(tmp_path: Path) -> None:
     assert text == shop_toml("north", public_shoppers=2000, events="events.csv", items="items.csv")
     (tmp_path / "shop.toml").write_text(text)
     assert read_shop(tmp_path).metrics_port == int(PORTS["shop"])
+
+
+def test_a_shop_says_what_its_events_say(tmp_path: Path) -> None:
+    text = (ROOT / "clients" / "shop.toml").read_text(encoding="utf-8")
+    path, line = tmp_path / "shop.toml", "# strengths = { view = 0.2, cart = 0.5 }"
+    assert line in text
+    path.write_text(text.replace(line, "strengths = { view = 0.4 }"))
+    strengths = read_shop(tmp_path).serving.settings().lists.taste.strengths
+    assert (strengths["view"], strengths["cart"], strengths["purchase"]) == (0.4, 0.5, 1.0)
+    for wrong in ("view = 1.4", "dislike = 0.5", "glance = 0.5"):
+        path.write_text(text.replace(line, f"strengths = {{ {wrong} }}"))
+        with pytest.raises(ConfigError, match="strength"):
+            read_shop(tmp_path)
 
 
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)

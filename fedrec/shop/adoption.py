@@ -25,7 +25,7 @@ from fedrec.evaluation.ranking import top_items
 from fedrec.federation.run_record import write_atomically
 from fedrec.models import load_model, reference_of, settings_of
 from fedrec.models.recommender import PublicInputs, Recommender, Scorer, State
-from fedrec.shop.personalise import DECISION_K, PersonalisationSettings, decide
+from fedrec.shop.personalise import DECISION_K, ShopPersonalisation, decide
 from fedrec.shop.version import Version, local_scorer
 
 LOCAL = "local"
@@ -68,7 +68,7 @@ def judge_and_keep(
     data: ShopData,
     positions: np.ndarray,
     shop_public: PublicInputs,
-    settings: PersonalisationSettings,
+    settings: ShopPersonalisation,
     mode: str = "none",
     is_joint_dp: bool = False,
     make_ready: Callable[[str], None] | None = None,
@@ -160,7 +160,7 @@ def scorer_of(
     version: str,
     rows: sparse.csr_matrix,
     shop_public: PublicInputs,
-    settings: PersonalisationSettings,
+    settings: ShopPersonalisation,
 ) -> Scorer:
     """One version, ready to rank the shop's catalogue.
 

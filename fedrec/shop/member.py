@@ -40,7 +40,7 @@ from fedrec.secure_aggregation.shop_session import ShopSession
 from fedrec.shop.adoption import Adoption, judge_and_keep
 from fedrec.shop.masking import Masking
 from fedrec.shop.node import ShopNode
-from fedrec.shop.personalise import PersonalisationSettings, keeps_validation
+from fedrec.shop.personalise import ShopPersonalisation, keeps_validation
 from fedrec.shop.policy import Policy
 
 LEDGER_FILE = "ledger.sqlite"
@@ -70,7 +70,7 @@ class MemberSettings:
     name: str
     public_shoppers: int
     policy: Policy
-    personalisation: PersonalisationSettings = field(default_factory=PersonalisationSettings)
+    personalisation: ShopPersonalisation = field(default_factory=ShopPersonalisation)
     is_joint_dp: bool = False
 
 

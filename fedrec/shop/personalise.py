@@ -72,14 +72,11 @@ class PersonalisationSettings:
         significance: level of the one-sided paired test against "no gain", in (0, 1).
         min_validation_shoppers: with fewer a shop cannot test, and joins (frozen on other data sets: leaving each of
             five sets out in turn chose 50 four times and 100 once).
-        own_statistics_min_shoppers: in a deployed shop its own pairs of items that fewer shoppers bought both of do not
-            count (`fedrec.models.rare_pairs`); >= 1. A simulation compares models and counts all.
     """
 
     half_share_shoppers: float = 1000.0
     significance: float = 0.10
     min_validation_shoppers: int = 50
-    own_statistics_min_shoppers: int = 3
 
     def __post_init__(self) -> None:
         if not 0 < self.half_share_shoppers < np.inf:
@@ -89,12 +86,26 @@ class PersonalisationSettings:
         if not self.min_validation_shoppers >= 0:
             raise ConfigError(f"min_validation_shoppers = {self.min_validation_shoppers}: give 0 or more")
 
-        if not self.own_statistics_min_shoppers >= 1:
-            raise ConfigError(f"own_statistics_min_shoppers = {self.own_statistics_min_shoppers}: give 1 or more")
-
     def global_share(self, num_shoppers: int) -> float:
         """Weight of the global statistics in the mixed model of a shop with so many shoppers, in (0, 1]."""
         return self.half_share_shoppers / (self.half_share_shoppers + num_shoppers)
+
+
+@dataclass(frozen=True)
+class ShopPersonalisation(PersonalisationSettings):
+    """The same in a deployed shop, whose lists people see; a simulation compares models and counts all pairs.
+
+    Attributes:
+        own_statistics_min_shoppers: the shop's own pairs of items that fewer shoppers bought both of do not count
+            (`fedrec.models.rare_pairs`); >= 1.
+    """
+
+    own_statistics_min_shoppers: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.own_statistics_min_shoppers >= 1:
+            raise ConfigError(f"own_statistics_min_shoppers = {self.own_statistics_min_shoppers}: give 1 or more")
 
 
 def keeps_validation(declared_shoppers: int) -> bool:

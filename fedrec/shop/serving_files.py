@@ -25,7 +25,7 @@ from fedrec.models.recommender import PublicInputs, Recommender, State
 from fedrec.shop.adoption import LOCAL, load_version, modes
 from fedrec.shop.neighbours import MAX_WEIGHTS, Neighbours
 from fedrec.shop.pairs import own_pairs
-from fedrec.shop.personalise import ContentScorer, PersonalisationSettings
+from fedrec.shop.personalise import ContentScorer, ShopPersonalisation
 from fedrec.shop.serving_model import Dense, InsideShop, ItemItem, Served, ServingModel, Term, serving_model
 from fedrec.shop.version import Version, local_scorer
 
@@ -66,7 +66,7 @@ def prepare(
     shop_public: PublicInputs,
     *,
     settings: PreparationSettings,
-    personalisation: PersonalisationSettings,
+    personalisation: ShopPersonalisation,
     spent_epsilon: float | None,
 ) -> ServingModel:
     """Make a version ready to serve and write it beside its arrays.
@@ -112,7 +112,7 @@ def _dense_state(
     kept: Version,
     rows: sparse.csr_matrix,
     shop_public: PublicInputs,
-    personalisation: PersonalisationSettings,
+    personalisation: ShopPersonalisation,
     *,
     is_joint: bool,
 ) -> State:

@@ -13,7 +13,7 @@ from fedrec.models.popularity import take
 from fedrec.models.rare_pairs import solve_without, without_rare_pairs
 from fedrec.models.recommender import PublicInputs, Recommender, Scorer, State, train_alone
 from fedrec.models.whole_space import WholeSpace, has_whole_space, released_factor, whole_space_scorer
-from fedrec.shop.personalise import PRIVATE_GLOBAL_SHARE, PersonalisationSettings
+from fedrec.shop.personalise import PRIVATE_GLOBAL_SHARE, ShopPersonalisation
 
 LOCAL_MODEL = "ease"
 
@@ -36,7 +36,7 @@ class Version:
     positions: np.ndarray
     mode: str = "none"
 
-    def scorer(self, rows: sparse.csr_matrix, shop_public: PublicInputs, settings: PersonalisationSettings) -> Scorer:
+    def scorer(self, rows: sparse.csr_matrix, shop_public: PublicInputs, settings: ShopPersonalisation) -> Scorer:
         """The model with the shop's own statistics added.
 
         Args:
@@ -53,7 +53,7 @@ class Version:
         )
 
     def mixed_state(
-        self, rows: sparse.csr_matrix, shop_public: PublicInputs, settings: PersonalisationSettings, given_back: float
+        self, rows: sparse.csr_matrix, shop_public: PublicInputs, settings: ShopPersonalisation, given_back: float
     ) -> State:
         """Shared arrays with the shop's own statistics added, over the shop's items.
 
@@ -101,12 +101,12 @@ class Version:
         return has_whole_space(self.model) and WholeSpace(self.public).is_small_enough
 
     def _mixed(
-        self, rows: sparse.csr_matrix, shop_public: PublicInputs, settings: PersonalisationSettings, given_back: float
+        self, rows: sparse.csr_matrix, shop_public: PublicInputs, settings: ShopPersonalisation, given_back: float
     ) -> Scorer:
         return self.model.fit(self.mixed_state(rows, shop_public, settings, given_back), shop_public)
 
 
-def local_scorer(rows: sparse.csr_matrix, shop_public: PublicInputs, settings: PersonalisationSettings) -> Scorer:
+def local_scorer(rows: sparse.csr_matrix, shop_public: PublicInputs, settings: ShopPersonalisation) -> Scorer:
     """The shop's own model, trained on nothing but its own events."""
     model = load_model(LOCAL_MODEL)
     trained = train_alone(model, rows, shop_public)

@@ -24,7 +24,7 @@ from fedrec.models import load_model
 from fedrec.models.popularity import PopularityScorer
 from fedrec.models.recommender import PublicInputs, Scorer, train_alone
 from fedrec.models.whole_space import whole_space_scorer
-from fedrec.shop.personalise import BlendedScorer, PersonalisationSettings
+from fedrec.shop.personalise import BlendedScorer, ShopPersonalisation
 from fedrec.shop.serving_model import InsideShop, ItemItem, Served, serving_model
 from fedrec.shop.version import local_scorer
 from fedrec.simulation.columns import judge, shared_scorer
@@ -68,7 +68,7 @@ def main() -> None:
         local = ease.fit(train_alone(ease, rows, public), public)
         parts = ((0.5, joined), (0.25, local), (0.25, PopularityScorer(counts)))
         scorers = {"shared": joined, "local": local, "blend": BlendedScorer(parts, public.num_items)}
-        scorers["common"] = local_scorer(rows, public, PersonalisationSettings(own_statistics_min_shoppers=3))
+        scorers["common"] = local_scorer(rows, public, ShopPersonalisation(own_statistics_min_shoppers=3))
         if world.whole.is_small_enough:
             scorers["wide"] = whole_space_scorer(world.whole, shop.positions, rows, public)
         for name, scorer in scorers.items():

@@ -17,7 +17,7 @@ from fedrec.shop.adoption import judge_and_keep
 from fedrec.shop.lists import Lists
 from fedrec.shop.member import MODELS_FOLDER
 from fedrec.shop.own_data import StoreData
-from fedrec.shop.personalise import PersonalisationSettings
+from fedrec.shop.personalise import ShopPersonalisation
 from fedrec.shop.ranked import Query, RankedList
 from fedrec.shop.serving_files import open_serving
 from fedrec.shop.shelf import Shelf
@@ -55,7 +55,7 @@ def adopt_private(folder: Path) -> None:
         data=data,
         positions=np.searchsorted(ITEMS, data.items.astype(str)),
         shop_public=own,
-        settings=PersonalisationSettings(),
+        settings=ShopPersonalisation(),
         mode="distributed",
         is_joint_dp=True,
     )

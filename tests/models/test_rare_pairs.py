@@ -14,7 +14,7 @@ from fedrec.models.co_occurrence import CoOccurrence, unpack
 from fedrec.models.rare_pairs import gram_without_rare_pairs, solve_without, without_rare_pairs
 from fedrec.models.recommender import PublicInputs
 from fedrec.models.whole_space import WholeSpace, whole_space_scorer
-from fedrec.shop.personalise import PersonalisationSettings
+from fedrec.shop.personalise import ShopPersonalisation
 from fedrec.shop.version import local_scorer
 
 TABLES = arrays.arrays(np.float32, (7, 5), elements=st.sampled_from([0.0, 1.0]))
@@ -77,7 +77,7 @@ def test_the_served_weights_do_not_move_with_a_pair_of_two_shoppers(kind):
     for rare, least in ((together, 3), (apart, 3), (together, 1)):
         rows = sparse.csr_matrix(np.concatenate([others, rare]))
         if kind == "local":
-            scorer = local_scorer(rows, public, PersonalisationSettings(own_statistics_min_shoppers=least))
+            scorer = local_scorer(rows, public, ShopPersonalisation(own_statistics_min_shoppers=least))
         else:
             space = WholeSpace(public)
             scorer = whole_space_scorer(space, np.arange(8), rows, public, least_shoppers=least)

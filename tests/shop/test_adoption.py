@@ -12,12 +12,12 @@ from fedrec.errors import BadMessage, ConfigError, StoreError
 from fedrec.models.ease import Ease
 from fedrec.models.recommender import PublicInputs, train_alone
 from fedrec.shop.adoption import LOCAL, current_version, judge_and_keep, modes, roll_back, scorer_of, versions
-from fedrec.shop.personalise import PersonalisationSettings
+from fedrec.shop.personalise import ShopPersonalisation
 
 from .town import ITEMS, NUM_ITEMS, small_shop
 
 PUBLIC = PublicInputs(ITEMS)
-SETTINGS = PersonalisationSettings(half_share_shoppers=10_000.0)
+SETTINGS = ShopPersonalisation(half_share_shoppers=10_000.0)
 MODEL = Ease()
 
 
@@ -40,7 +40,7 @@ def judge(folder, run_id, state, *, num_shoppers=12, settings=None, **more):
         data=small_shop("ant", num_shoppers=num_shoppers),
         positions=np.arange(NUM_ITEMS),
         shop_public=PUBLIC,
-        settings=settings or PersonalisationSettings(half_share_shoppers=10_000.0, min_validation_shoppers=5),
+        settings=settings or ShopPersonalisation(half_share_shoppers=10_000.0, min_validation_shoppers=5),
         **more,
     )
 

@@ -18,7 +18,7 @@ from fedrec.models.recommender import PublicInputs, train_alone
 from fedrec.shop.adoption import LOCAL, judge_and_keep, scorer_of
 from fedrec.shop.lists import Lists
 from fedrec.shop.pairs import own_pairs
-from fedrec.shop.personalise import PersonalisationSettings
+from fedrec.shop.personalise import ShopPersonalisation
 from fedrec.shop.ranked import Query
 from fedrec.shop.serving_files import PreparationSettings, Serving, open_serving, prepare
 from fedrec.shop.serving_model import Dense, ItemItem
@@ -29,7 +29,7 @@ from .shelves import Item, bought
 from .town import ITEMS, NUM_ITEMS, small_shop
 
 PUBLIC = PublicInputs(ITEMS, content_features([f"ring {place // 3}" for place in range(NUM_ITEMS)], [""] * NUM_ITEMS))
-ALL_PAIRS = PersonalisationSettings(half_share_shoppers=10_000.0, own_statistics_min_shoppers=1)
+ALL_PAIRS = ShopPersonalisation(half_share_shoppers=10_000.0, own_statistics_min_shoppers=1)
 SHOP = small_shop("ant")
 ROWS = final_rows(SHOP.train, SHOP.validation, SHOP.fold_in)
 RAW, JOINT = PreparationSettings(), PreparationSettings(Serving.JOINT_DP)
