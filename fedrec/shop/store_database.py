@@ -118,13 +118,16 @@ class Database:
         text, names = self._text(sql)
         with self._plain_errors():
             try:
-                connection = self._idle.pop()
+                connection, was_idle = self._idle.pop(), True
             except IndexError:
-                connection = self._connect()
+                connection, was_idle = self._connect(), False
             try:
                 rows: list[Any] = connection.execute(text, [values[name] for name in names]).fetchall()
             except self._errors:
+                is_lost = was_idle and self._is_lost(connection)
                 connection.close()
+                if is_lost:
+                    return self.read(sql, **values)
                 raise
             if self._is_closed or len(self._idle) >= _MAX_IDLE:
                 connection.close()
@@ -140,11 +143,8 @@ class Database:
             StoreError: the database cannot be written; nothing of the block is in it.
         """
         with self._writer_lock, self._plain_errors():
-            if self._writer is None:
-                self._writer = self._connect()
-            cursor = self._writer.cursor()
+            cursor = self._begin()
             try:
-                cursor.execute("BEGIN IMMEDIATE" if self.is_sqlite else "BEGIN")
                 if not self.is_sqlite:  # so that events become visible in the order of their sequence
                     cursor.execute("SELECT pg_advisory_xact_lock(hashtext('fedrec store ' || current_schema()))")
                 yield Transaction(cursor, self._text)
@@ -153,6 +153,24 @@ class Database:
             except BaseException:
                 self._forget_writer()
                 raise
+
+    def _begin(self) -> Any:
+        """The writer's cursor in a new transaction."""
+        is_new = self._writer is None
+        if is_new:
+            self._writer = self._connect()
+        try:
+            return self._writer.execute("BEGIN IMMEDIATE" if self.is_sqlite else "BEGIN")
+        except self._errors:
+            is_lost = not is_new and self._is_lost(self._writer)
+            self._forget_writer()
+            if is_lost:
+                return self._begin()
+            raise
+
+    def _is_lost(self, connection: Any) -> bool:
+        """Whether the server has closed a connection since it was used last: nothing was asked of it yet."""
+        return not self.is_sqlite and bool(connection.closed)
 
     def version_of_data(self) -> int | None:
         """Another number after every commit of anybody, in microseconds; None: this database has no such number.

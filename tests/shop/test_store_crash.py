@@ -116,6 +116,18 @@ def test_while_another_process_writes_readers_read_and_writers_say_what_is_wrong
         assert len(store.history("ann")) == 2
 
 
+def test_a_server_that_was_started_again_is_connected_to_again(postgres: Iterator[str]) -> None:
+    psycopg = pytest.importorskip("psycopg")
+    url = next(postgres)
+    with Store.open(url) as store, psycopg.connect(url, autocommit=True) as other:
+        store.append_events([seen()])
+        for _ in range(2):
+            others = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+            assert len(other.execute(f"{others} AND usename = 'fedrec'").fetchall()) >= 2
+            assert len(store.history("ann")) == 1
+            store.append_events([seen("bob")])
+
+
 def test_a_file_that_is_no_store_or_that_others_can_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     Store.open(f"sqlite:///{path}").close()
