@@ -67,6 +67,10 @@ def import_file(
     item_key: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="What items are called here, in place of their own ids.")
     ] = None,
+    shop: Annotated[
+        str | None,
+        typer.Option(help="Where a column names shops: whose rows, or all; else those of this shop's name."),
+    ] = None,
     kind: Annotated[
         str | None, typer.Option(help="What rows without a type are: view, cart, purchase, like, …")
     ] = None,
@@ -118,7 +122,7 @@ def import_file(
             imported = import_events(
                 store,
                 what,
-                settings.name,
+                None if shop == "all" else shop or settings.name,
                 kind=None if kind is None else read_kind(kind),
                 is_forced=force,
                 on_rows=on_rows,

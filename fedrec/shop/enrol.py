@@ -103,7 +103,8 @@ def rows_of_shop(table: pd.DataFrame, shop: str) -> pd.DataFrame:
         return table
     own = table[table["shop"].astype(str) == shop]
     if own.empty:
-        raise DataError(f"the events have a column of shops, none of them is {shop!r}")
+        names = ", ".join(table["shop"].value_counts().index.astype(str)[:5])
+        raise DataError(f"the events have a column of shops, none of them is {shop!r}; the largest are {names}")
     return own
 
 

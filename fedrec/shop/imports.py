@@ -64,7 +64,7 @@ class Imported:
 def import_events(
     store: Store,
     settings: DataSettings,
-    shop: str,
+    shop: str | None,
     *,
     kind: EventKind | None = None,
     is_forced: bool = False,
@@ -77,7 +77,7 @@ def import_events(
 
     Args:
         settings: what to read.
-        shop: rows of others are left out, where a column names shops.
+        shop: rows of others are left out, where a column names shops; None takes them all.
         kind: of events that have no type.
         is_forced: take events of erased shoppers, too.
         on_rows: told after every chunk.
@@ -86,7 +86,7 @@ def import_events(
         StoreError: the store cannot be written; what was stored before stays.
     """
     loaded = sources.load(settings, prepare=_keep_returns)
-    table = rows_of_shop(loaded.events.table, shop)
+    table = loaded.events.table if shop is None else rows_of_shop(loaded.events.table, shop)
     dropped = dict(loaded.cleaning.dropped)
     dropped["of other shops"] = len(loaded.events) - len(table)
     rows = _event_rows(_with_kinds(table, kind, dropped), dropped)
@@ -215,7 +215,7 @@ def _add_items(store: Store, table: pd.DataFrame, *, is_update: bool) -> int:
         if before is not None and not is_update:
             continue
         said = {
-            name: int(value) if name == "stock" else value
+            name: int(value) if name == "stock" else float(f"{value:.7g}") if name == "price" else value
             for name in ("title", "category", "price", "stock")
             if (value := row.get(name)) is not None and value == value and value != ""
         }

@@ -21,6 +21,7 @@ from fedrec.shop.store_database import Database, Transaction
 from fedrec.shop.store_erasure import GENERATION, Erasures
 from fedrec.shop.store_keys import Keys
 from fedrec.shop.store_rows import (
+    KEEP_IMPRESSIONS_S,
     NEGATIVE_KINDS,
     TRAINING_KINDS,
     Appended,
@@ -52,8 +53,6 @@ ON CONFLICT (event_id) DO NOTHING"""
 _STORED = f"SELECT sequence, {', '.join(_EVENT_NAMES)} FROM events"
 _HISTORY = f"{_STORED} WHERE shopper = :shopper ORDER BY timestamp DESC, sequence DESC LIMIT :limit"
 _AFTER = f"{_STORED} WHERE sequence > :after ORDER BY sequence LIMIT :limit"
-_DAILY = """SELECT item, kind, {day} AS day, count(*) FROM events
-WHERE timestamp >= :since GROUP BY item, kind, day"""
 _TRAINING = """SELECT shopper, item, kind, value, timestamp FROM events WHERE kind IN ({kinds})
 ORDER BY timestamp, sequence"""
 
@@ -170,19 +169,6 @@ class Store:
         """How many there are."""
         return int(self._database.read("SELECT count(*) FROM events")[0][0])
 
-    def shoppers(self) -> list[str]:
-        """All shoppers with events, sorted."""
-        return [shopper for (shopper,) in self._database.read("SELECT DISTINCT shopper FROM events ORDER BY shopper")]
-
-    def daily_counts(self, since: float = 0.0) -> list[tuple[str, EventKind, int, int]]:
-        """How often each item was viewed, bought, …: (item, kind, day since 1970, events).
-
-        Args:
-            since: seconds since 1970 UTC; older events don't count.
-        """
-        rows = self._database.read(_DAILY.format(day=self._database.day_of("timestamp")), since=since)
-        return [(item, _KINDS[kind], day, count) for item, kind, day, count in rows]
-
     def training_rows(self, kinds: Collection[EventKind] = TRAINING_KINDS) -> list[TrainingRow]:
         """Events of these kinds and the negative ones, in the order in which they happened."""
         wanted = ", ".join(f"'{kind.value}'" for kind in EventKind if kind in kinds or kind in NEGATIVE_KINDS)
@@ -229,9 +215,14 @@ class Store:
         return int(self._database.read(GENERATION)[0][0])
 
     def add_impressions(self, impressions: Iterable[Impression]) -> int:
-        """Store lists that were shown; how many of them are new, and of nobody who was erased since."""
+        """Store lists that were shown; how many of them are new, and of nobody who was erased since.
+
+        Those that are older than the newest of these by more than `KEEP_IMPRESSIONS_S` are forgotten.
+        """
         rows = [(one.list_id, one.shopper, one.list_name, one.version, one.arm, one.timestamp) for one in impressions]
+        before = max((row[5] for row in rows), default=0.0) - KEEP_IMPRESSIONS_S
         with self._database.writing() as transaction:
+            transaction.change("DELETE FROM impressions WHERE timestamp < :before", before=before)
             return transaction.change_all(_SHOW, self._erasures.without_erased(transaction, rows, 1, 5))
 
     def click_through(self, since: float = 0.0) -> list[ClickThrough]:
@@ -242,11 +233,6 @@ class Store:
         """
         sql = _CLICK_THROUGH.format(day=self._database.day_of("timestamp"))
         return [ClickThrough(*row[:4], *map(int, row[4:])) for row in self._database.read(sql, since=since)]
-
-    def drop_impressions(self, before: float) -> int:
-        """Forget lists shown before a time, seconds since 1970 UTC; how many."""
-        with self._database.writing() as transaction:
-            return transaction.change("DELETE FROM impressions WHERE timestamp < :before", before=before)
 
     def export_shopper(self, shopper: str) -> dict[str, Any]:
         """All that the store holds of a shopper, as JSON values."""

@@ -17,6 +17,7 @@ MAX_ID_LENGTH = 256
 MAX_TEXT_LENGTH = 4096
 MAX_AHEAD_S = 3600.0
 """How far a shop's clocks may run ahead: an event later than that would be every list's most recent one until then."""
+KEEP_IMPRESSIONS_S = 90 * 86_400.0
 MAX_NUMBER = 1e15
 
 

@@ -31,7 +31,8 @@ def load(store: Store, tmp_path: Path) -> Callable[..., Imported]:
         path = tmp_path / "events.csv"
         pd.DataFrame(rows).to_csv(path, index=False)
         read = {name: settings.pop(name) for name in ("items", "columns") if name in settings}
-        return import_events(store, DataSettings(events=str(path), **read), "north", **settings)  # type: ignore[arg-type]
+        shop = settings.pop("shop", "north")
+        return import_events(store, DataSettings(events=str(path), **read), shop, **settings)  # type: ignore[arg-type]
 
     return load
 
@@ -114,16 +115,17 @@ def test_an_erased_shopper_does_not_come_back_unless_forced(store: Store, load: 
     load(rows)
     store.erase_shopper("ann")
     assert dict(load(rows).dropped) == {"there already": 1, "of an erased shopper": 1}
-    assert store.shoppers() == ["bob"]
+    assert {one.shopper for one in store.events_after(0)} == {"bob"}
     assert load(rows, is_forced=True).accepted == 1
 
 
 def test_rows_of_other_shops_are_left_out(store: Store, load: Callable[..., Imported]) -> None:
     done = load([row(shop="north"), row("bob", shop="south")])
     assert dict(done.dropped) == {"of other shops": 1}
-    assert store.shoppers() == ["ann"]
-    with pytest.raises(DataError, match="none of them is 'north'"):
+    assert {one.shopper for one in store.events_after(0)} == {"ann"}
+    with pytest.raises(DataError, match="none of them is 'north'; the largest are south"):
         load([row(shop="south")])
+    assert load([row("bob", shop="south"), row("cat", shop="west")], shop=None).accepted == 2
 
 
 def test_events_say_something_of_new_items_but_change_none(store: Store, load: Callable[..., Imported]) -> None:

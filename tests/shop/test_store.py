@@ -32,7 +32,6 @@ def test_events_come_back_as_they_were_stored(store: Store) -> None:
     (row,) = store.history("ann")
     assert row[1:] == ("order 7/1", "ann", "tea", EventKind.RATING, 4.5, NOON, "list-ä")
     assert store.num_events() == 2
-    assert store.shoppers() == ["ann", "bob"]
 
 
 def test_the_same_event_counts_once(store: Store) -> None:
@@ -124,15 +123,6 @@ def test_ids_made_from_the_content_tell_events_apart() -> None:
     events += [("a", "b", "cart", None, 1.0), ("a", "b", "view", None, 2.0)]
     assert len({content_id(*one) for one in events}) == len(events)
     assert seen().event_id == seen().event_id != seen(list_id="l").event_id
-
-
-def test_counts_a_day(store: Store) -> None:
-    day = 86_400
-    store.append_events([seen(timestamp=19_000 * day + 1), seen("bob", timestamp=19_001 * day - 0.1)])
-    store.append_events([seen("cat", timestamp=19_001 * day), seen(kind=EventKind.CART, timestamp=19_001 * day)])
-    both = [("tea", EventKind.CART, 19_001, 1), ("tea", EventKind.VIEW, 19_000, 2), ("tea", EventKind.VIEW, 19_001, 1)]
-    assert sorted(store.daily_counts()) == both
-    assert sorted(store.daily_counts(since=19_001 * day)) == [both[0], both[2]]
 
 
 def test_items_are_put_changed_hidden_and_deleted(store: Store) -> None:
