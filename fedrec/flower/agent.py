@@ -26,7 +26,7 @@ import httpx
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedrec.errors import FedrecError
+from fedrec.errors import FedrecError, one_line
 from fedrec.flower import _agent_compat, _compat
 
 INSTANCE_HEADER = "fedrec-agent"
@@ -210,13 +210,13 @@ def _why(error: Exception) -> str:
         response = error.response
         try:
             body = response.json()
-            detail = str(body.get("detail") or body.get("message") or "")
-        except ValueError:
+            detail = one_line(str(body.get("detail") or body.get("message") or ""))
+        except (ValueError, AttributeError, RecursionError):
             detail = ""
         if response.status_code == httpx.codes.UNAUTHORIZED and (clock := _clock_difference(response)):
             return clock
-        return f"the coordinator answers {response.status_code}: {detail or response.reason_phrase}"
-    text = " ".join(str(error).split()) or type(error).__name__
+        return f"the coordinator answers {response.status_code}: {detail or one_line(response.reason_phrase)}"
+    text = one_line(str(error)) or type(error).__name__
     if "CERTIFICATE_VERIFY_FAILED" in text:
         reason = text.rpartition("verify failed:")[2].split("(")[0].strip() or "not under the pinned authority"
         return f"the coordinator's certificate is refused: {reason}"

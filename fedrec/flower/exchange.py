@@ -31,6 +31,7 @@ from fedrec.errors import (
     StoreError,
     TooFewShops,
     TooManyAborts,
+    one_line,
 )
 from fedrec.federation.plan import WIRE_DTYPES, RoundPlan, read_plan
 from fedrec.federation.release import Release
@@ -70,8 +71,6 @@ REFUSALS = {
 Where anything protects a sum, no such error depends on a shopper: from the reservation on, what fails for some data and
 not for other leaves as zeros (`ShopNode`).
 """
-
-_TEXT_CHARS = 400
 
 POLL_S = 0.5
 """Longest pause between two looks for replies."""
@@ -245,12 +244,6 @@ def unavailable(message: Message, error: Exception, *, is_private: bool = False)
     if is_private and type(error) is RoundRefused:
         reason = f"{reason}: {one_line(str(error))}"
     return Message(Error(_compat.CLIENT_APP_FAILED, reason), reply_to=message)
-
-
-def one_line(text: str) -> str:
-    """Printable, on one line, and not too long for it: other shops' words may hold anything."""
-    text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return text if len(text) <= _TEXT_CHARS else f"{text[:_TEXT_CHARS]}..."
 
 
 def round_messages(

@@ -73,7 +73,7 @@ def judge_and_keep(
     is_joint_dp: bool = False,
     make_ready: Callable[[str], None] | None = None,
 ) -> Adoption:
-    """Judge a model, keep it on disk, and make it current if it is better.
+    """Judge a model; if it is better, keep it on disk and make it current.
 
     Args:
         folder: of the shop's models; a run that was judged there before is not judged again.
@@ -106,9 +106,10 @@ def judge_and_keep(
     if is_joint_dp:
         is_adopted = mode != "none"
         reason = f"serving is joint_dp: {'taken' if is_adopted else 'trained without a promise, not taken'} untested"
-    _keep(folder / run_id, candidate)
-    if is_adopted and make_ready is not None:
-        make_ready(run_id)
+    if is_adopted:
+        _keep(folder / run_id, candidate)
+        if make_ready is not None:
+            make_ready(run_id)
     adoption = Adoption(run_id, is_adopted, reason, _mean(now), _mean(new), len(new))
     entry = {**asdict(adoption), "instead_of": served}
     _write_current(folder, run_id if is_adopted else served, [*_history(folder), entry])
