@@ -12,7 +12,6 @@ from base64 import b64decode
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import httpx
 from fastapi import FastAPI
 from flwr.app import Error, Message
 from flwr.app.message import remove_content_from_message

@@ -133,7 +133,7 @@ class Agent:
             if time.monotonic() - last_beat > _agent_compat.HEARTBEAT_S / 2:
                 client.beat()
                 last_beat = time.monotonic()
-            message = client.receive()
+            message = _receive(client)
             if message is None:
                 is_busy = time.monotonic() - self._used < BUSY_FOR_S
                 self.stop.wait(BUSY_POLL_S if is_busy else IDLE_POLL_S)
@@ -191,6 +191,16 @@ class _Beating:
                 self._client.beat()
             except httpx.HTTPError:  # the answer itself will meet it too
                 return
+
+
+def _receive(client: _agent_compat.FleetClient) -> Message | None:
+    """The next message; what is none counts as a failure of the connection, whatever the coordinator has sent."""
+    try:
+        return client.receive()
+    except (httpx.HTTPError, OSError):
+        raise
+    except Exception as error:
+        raise ConnectionError(f"the coordinator sent what is no message ({type(error).__name__})") from error
 
 
 def _goodbye(client: _agent_compat.FleetClient, *, is_last: bool) -> None:
