@@ -8,7 +8,8 @@ shop's lists. What was adopted stays on disk, so that going back is one command.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def judge_and_keep(
     is_joint_dp: bool = False,
     make_ready: Callable[[str], None] | None = None,
 ) -> Adoption:
-    """Judge a model; if it is better, keep it on disk and make it current.
+    """Judge a model, keep it on disk, and make it current if it is better.
 
     Args:
         folder: of the shop's models; a run that was judged there before is not judged again.
@@ -106,10 +107,10 @@ def judge_and_keep(
     if is_joint_dp:
         is_adopted = mode != "none"
         reason = f"serving is joint_dp: {'taken' if is_adopted else 'trained without a promise, not taken'} untested"
-    if is_adopted:
-        _keep(folder / run_id, candidate)
-        if make_ready is not None:
-            make_ready(run_id)
+    _keep(folder / run_id, candidate)
+    _drop_refused(folder, keep={run_id, served})
+    if is_adopted and make_ready is not None:
+        make_ready(run_id)
     adoption = Adoption(run_id, is_adopted, reason, _mean(now), _mean(new), len(new))
     entry = {**asdict(adoption), "instead_of": served}
     _write_current(folder, run_id if is_adopted else served, [*_history(folder), entry])
@@ -241,6 +242,13 @@ def _load(folder: Path) -> Version:
 
 def _adoption(entry: dict[str, Any]) -> Adoption:
     return Adoption(**{field.name: entry[field.name] for field in fields(Adoption)})
+
+
+def _drop_refused(folder: Path, *, keep: Collection[str]) -> None:
+    """Of models that were not taken over the last stays: a coordinator can hand out as many as it likes."""
+    for entry in _history(folder):
+        if entry.get("is_adopted") is False and entry["run_id"] not in keep:
+            shutil.rmtree(folder / entry["run_id"], ignore_errors=True)
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:

@@ -212,8 +212,8 @@ def test_a_coordinators_words_are_one_line_whatever_they_are(body):
 
 @pytest.mark.parametrize("spoil", ["no protobuf", "no tree", "no message"])
 def test_an_agent_outlives_a_coordinator_that_sends_anything(tls, monkeypatch, spoil):
-    key = _link_compat.new_key()
-    pull = _link_compat.FleetHttpClient.PullMessages
+    key = _agent_compat.new_key()
+    pull = _agent_compat.FleetHttpClient.PullMessages
 
     def spoiled(self, request):
         found = pull(self, request)
@@ -226,15 +226,15 @@ def test_an_agent_outlives_a_coordinator_that_sends_anything(tls, monkeypatch, s
             message.metadata.message_id = tree.object_id
         return found
 
+    monkeypatch.setattr(_agent_compat.FleetHttpClient, "PullMessages", spoiled)
     with coordinator(tls, key) as (_, port, fleet):
         one, _ = made(tls, key, port, echo_app())
         with running(one) as thread:
             fleet.wait_for(1, deadline_s=60)
             grid = fleet.grid()
-            monkeypatch.setattr(_link_compat.FleetHttpClient, "PullMessages", spoiled)
             grid.push_messages([Message(bytes_to_record(b"ab"), fleet.nodes["ant"], "query.echo")])
             _wait(lambda: "sent what is no message" in one.traffic.last_error)
-            monkeypatch.setattr(_link_compat.FleetHttpClient, "PullMessages", pull)
+            monkeypatch.setattr(_agent_compat.FleetHttpClient, "PullMessages", pull)
             _wait(lambda: one.traffic.answered == {"query.echo": 1})
             assert thread.is_alive()
 

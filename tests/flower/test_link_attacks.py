@@ -11,20 +11,22 @@ from collections.abc import Iterator
 
 import pytest
 from flwr.app import Message
+from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest, PushMessagesResponse
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PushObjectRequest
 from flwr.proto.node_pb2 import Node
+from flwr.supercore.inflatable.inflatable_object import get_object_tree, iterate_object_tree
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
-from fedrec.flower import _compat, _link_compat, fleet
+from fedrec.flower import _compat, fleet
 
 from .test_link import Link, answer_to, data_of, link, post, received, signed, tls  # noqa: F401 - fixtures
 
 
 def begun(link: Link, message: Message, tree: ObjectTree, name: str = "") -> tuple[int, PushMessagesResponse]:  # noqa: F811
     """A reply whose parts the attacker made up."""
-    bare = message_to_proto(_link_compat.remove_content_from_message(answer_to(message)))
+    bare = message_to_proto(remove_content_from_message(answer_to(message)))
     bare.metadata.message_id = name or tree.object_id
     request = PushMessagesRequest(
         node=Node(node_id=link.fleet.nodes["ant"]),
@@ -98,7 +100,7 @@ def test_parts_that_a_shop_lied_about_do_not_spoil_the_coordinators_messages(lin
     _compat.set_identity(link.fleet.run_id)
     again = link.ask(size=7, shops=("bee",))
     content = again["bee"].content
-    known = _link_compat.iterate_object_tree(_link_compat.get_object_tree(content))
+    known = iterate_object_tree(get_object_tree(content))
     lies = [ObjectTree(object_id=one.object_id, children=[part("never sent")]) for one in known]
     assert begun(link, message, part("root", *lies))[0] == 200
     _compat.set_identity(link.fleet.run_id)

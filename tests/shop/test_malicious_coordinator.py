@@ -107,12 +107,12 @@ def test_a_document_of_brackets_is_none(town: Town):
 
 def test_models_that_are_not_taken_over_do_not_fill_the_disk(town: Town):
     member = town.member()
-    member.accept(town.offer().sign(town.key))
     draws = np.random.default_rng(0).normal(size=(NUM_ITEMS, NUM_ITEMS))
     state = {"covered": np.arange(NUM_ITEMS), "popularity": np.ones(NUM_ITEMS)}
     state["co_occurrence"] = pack_lower(1e6 * draws @ draws.T)
     noise = {"released": np.arange(NUM_ITEMS), "popularity_noise": np.ones(1), "ridge": np.ones(1)}
-    found = member.adopt("run-1", {**state, **noise, "content_weight": np.zeros(1)})
-    assert not found.is_adopted
-    assert [path.name for path in (member.folder / MODELS_FOLDER).iterdir()] == ["current.json"]
+    for run_id in ("run-1", "run-2", "run-3"):
+        member.accept(town.offer(run_id).sign(town.key))
+        assert not member.adopt(run_id, {**state, **noise, "content_weight": np.zeros(1)}).is_adopted
+    assert sorted(path.name for path in (member.folder / MODELS_FOLDER).iterdir()) == ["current.json", "run-3"]
     member.close()

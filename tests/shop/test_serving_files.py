@@ -48,7 +48,6 @@ def keep(folder: Path, run_id: str, model: object, mode: str = "distributed") ->
         shop_public=PUBLIC,
         settings=ALL_PAIRS,
         mode=mode,
-        is_joint_dp=mode != "none",  # taken untested: what is not taken is not kept
     )
 
 
