@@ -15,7 +15,7 @@ import numpy as np
 from scipy import sparse
 
 from fedrec.errors import ConfigError, NotPositiveDefinite
-from fedrec.models.co_occurrence import pair_sums, row_starts
+from fedrec.models.co_occurrence import blocks, pair_sums, row_starts
 
 GIVEN_BACK = (0.0, 0.25, 1.0)
 """Shares of the change that are tried on the diagonal, in this order; the ridge is nearly always enough for none."""
@@ -78,15 +78,20 @@ def without_rare_pairs(
 def gram_without_rare_pairs(
     rows: sparse.csr_matrix, *, least_shoppers: int, given_back: float = 0.0, value: float = 1.0
 ) -> np.ndarray:
-    """float64 (c, c): value x rows^T rows of 0/1 rows, its rare pairs as `without_rare_pairs` has them."""
-    counts = (rows.T @ rows).toarray().astype(np.float64)
-    items, lengths = counts.diagonal(), np.diff(rows.indptr).astype(np.float64)
-    is_rare = counts < least_shoppers
-    np.fill_diagonal(is_rare, False)
-    chance = by_chance(np.outer(items, items) * _spread(lengths), least_shoppers)
-    gram = np.where(is_rare, chance, counts)
-    gram[np.diag_indices_from(gram)] += given_back * np.abs(gram - counts).sum(axis=1)
-    return gram * value
+    """float32 (c, c): value x rows^T rows of 0/1 rows, its rare pairs as `without_rare_pairs` has them."""
+    gram = (rows.T @ rows).toarray().astype(np.float32)
+    items, lengths = gram.diagonal().astype(np.float64), np.diff(rows.indptr).astype(np.float64)
+    spread, change = _spread(lengths), np.zeros(len(gram))
+    for start, stop in blocks(len(gram)):
+        counts = gram[start:stop].copy()
+        is_rare = counts < least_shoppers
+        is_rare[np.arange(stop - start), np.arange(start, stop)] = False
+        chance = by_chance(np.outer(items[start:stop], items) * spread, least_shoppers)
+        gram[start:stop] = np.where(is_rare, chance, counts)
+        change[start:stop] = np.abs(gram[start:stop] - counts).sum(axis=1)
+    gram[np.diag_indices_from(gram)] += (given_back * change).astype(np.float32)
+    gram *= np.float32(value)
+    return gram
 
 
 def by_chance(rates: np.ndarray, least: int) -> np.ndarray:

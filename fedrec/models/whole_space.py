@@ -228,7 +228,7 @@ def _weights(
 
         def solve(given_back: float) -> np.ndarray:
             own = gram_without_rare_pairs(binary, least_shoppers=least_shoppers, given_back=given_back, value=value)
-            return _inverse(before + own.astype(np.float32) / RIDGE)
+            return _inverse(before + own / np.float32(RIDGE))
 
         inverse = solve_without(solve)
     elif rows.shape[0] <= len(positions):
