@@ -6,9 +6,11 @@ brings, and what each item of the history adds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -162,13 +164,22 @@ class ItemItem:
         """As `ServingModel.scores`."""
         if len(self.terms) == 1:
             return self.terms[0].scores(history, strengths)
+        total = self._of_nobody.copy()
+        for term in self.terms:
+            if term.neighbours is not None:
+                scores = term.scores(history, strengths)
+                scores *= term.weight / _centre(scores)
+                total += scores
+        return total
+
+    @cached_property
+    def _of_nobody(self) -> np.ndarray:
+        """float64, (num_items,): the terms of a blend that no history changes."""
         total = np.zeros(len(self.items))
         for term in self.terms:
-            scores = term.scores(history, strengths)
-            mean, spread = _mean_and_spread(scores)
-            scores -= mean
-            scores *= term.weight / spread
-            total += scores
+            if term.neighbours is None:
+                scores = term.base.copy()
+                total += scores * (term.weight / _centre(scores))
         return total
 
     def reach(self, history: np.ndarray) -> np.ndarray:
@@ -187,7 +198,7 @@ class ItemItem:
         for term in self.terms:
             scale = 1.0
             if is_blend:
-                scale = term.weight / _mean_and_spread(term.scores(history, strengths))[1]
+                scale = term.weight / _centre(term.scores(history, strengths))
                 base -= term.base.mean() * scale
             base += term.base[candidates] * scale
             if term.neighbours is not None and len(history):
@@ -312,7 +323,9 @@ def _rows(scorer: Scorer, num_items: int, base: np.ndarray) -> Iterator[np.ndarr
         yield rows
 
 
-def _mean_and_spread(scores: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation; 1 in its place where the scores are all the same, up to rounding."""
-    mean, spread = float(scores.mean()), float(scores.std())
-    return mean, spread if spread > _SAME * abs(mean) else 1.0
+def _centre(scores: np.ndarray) -> float:
+    """Take the mean from scores, in place; their standard deviation, 1 where they are all the same, up to rounding."""
+    mean = float(scores.mean())
+    scores -= mean
+    spread = math.sqrt(float(scores @ scores) / max(len(scores), 1))
+    return spread if spread > _SAME * abs(mean) else 1.0

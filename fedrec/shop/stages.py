@@ -161,7 +161,7 @@ class NewItems:
     def scores(self) -> np.ndarray:
         """Similarity less `_AGE` for each newer item: age orders what is alike."""
         scores = -_AGE * np.arange(len(self.candidates), dtype=np.float64)
-        if len(self.history):
+        if len(self.history) and len(scores):
             scores += ByContent(self.shelf, self.history, self.strengths).of(self.candidates)
         return scores
 

@@ -78,18 +78,18 @@ def main() -> None:
         folder = given.folder or Path(scratch) / "shop"
         key = make_shop(folder, given.items, given.shoppers)
         show("scoring alone", ms=scoring(folder, given.items, given.repeats))
-        with started("-c", BARE) as (bare, _):
+        with started("-c", BARE) as (bare, _, _):
             bare_rate = statistics.median(
                 asyncio.run(saturated(bare, key, lambda: "/empty", given.seconds / 2)) for _ in range(given.repeats)
             )
         show("bare FastAPI, empty endpoint", requests_per_s=bare_rate)
-        with started("-c", SERVE, "shop", "serve", str(folder), "--port", "0") as (url, ready_s):
+        with started("-c", SERVE, "shop", "serve", str(folder), "--port", "0") as (url, pid, ready_s):
             show("start", ready_s=ready_s, memory_mb=memory_mb(url, key))
-            measure(url, key, given.shoppers, given.seconds, given.repeats)
+            measure(url, pid, key, given.shoppers, given.seconds, given.repeats)
             show("end", memory_mb=memory_mb(url, key))
 
 
-def measure(url: tuple[str, int], key: str, shoppers: int, seconds: float, repeats: int) -> None:
+def measure(url: tuple[str, int], pid: int, key: str, shoppers: int, seconds: float, repeats: int) -> None:
     """Everything that is asked over HTTP."""
     draw = random.Random(1)
 
@@ -106,12 +106,28 @@ def measure(url: tuple[str, int], key: str, shoppers: int, seconds: float, repea
     show(f"personal, {RATE:g}/s, beside {BATCH_EVENTS * BATCHES_PER_S:g} events/s", **medians(runs))
     same = home()
     kinds = {"empty": lambda: "/health/live", "computed": home, "unchanged": lambda: same}
-    rates = {
-        name: statistics.median(asyncio.run(saturated(url, key, ask, seconds / 2)) for _ in range(repeats))
-        for name, ask in kinds.items()
-    }
-    for name, rate in rates.items():
-        show(f"saturation, {name}", requests_per_s=rate, of_empty=rate / rates["empty"])
+    kinds["explained"] = lambda: home("&explain=true")
+    rates: dict[str, float] = {}
+    costs: dict[str, float] = {}
+    for name, ask in kinds.items():
+        before, runs = processor_s(pid), []
+        for _ in range(repeats):
+            runs.append(asyncio.run(saturated(url, key, ask, seconds / 2)))
+        rates[name] = statistics.median(runs)
+        costs[name] = (processor_s(pid) - before) / (sum(runs) * seconds / 2)
+        show(
+            f"saturation, {name}",
+            requests_per_s=rates[name],
+            of_empty=rates[name] / rates["empty"],
+            processor_us=costs[name] * 1e6,
+            of_empty_by_processor=costs["empty"] / costs[name],
+        )
+
+
+def processor_s(pid: int) -> float:
+    """Processor seconds of a process so far: what it did, however busy the machine is. Linux alone."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def make_shop(folder: Path, num_items: int, num_shoppers: int) -> str:
@@ -199,15 +215,15 @@ def scoring(folder: Path, num_items: int, repeats: int) -> dict[str, float]:
 
 
 @contextmanager
-def started(*arguments: str) -> Iterator[tuple[tuple[str, int], float]]:
-    """A server process: its address, and the seconds until it said so."""
+def started(*arguments: str) -> Iterator[tuple[tuple[str, int], int, float]]:
+    """A server process: its address, its id, and the seconds until it answered."""
     began = time.perf_counter()
     process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         line = next(line for line in process.stdout if "http://" in line)
         host, _, port = line.split("http://")[1].split()[0].rpartition(":")
-        yield (host, int(port)), time.perf_counter() - began
+        yield (host, int(port)), process.pid, time.perf_counter() - began
     finally:
         process.terminate()
         process.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,10 +12,13 @@ import numpy as np
 from fedrec.shop.shelf import NOT_HERE, Shelf
 from fedrec.shop.store import Store
 from fedrec.shop.store_rows import StoredEvent
-from fedrec.shop.taste import TasteSettings
+from fedrec.shop.taste import TasteSettings, strength_of
 from fedrec.shop.trends import Trends, TrendSettings
 
-_PAGE = 5_000
+_log = logging.getLogger("fedrec.shop.api")
+_PAGE = 1_000
+_REST = 3.0
+"""Times as long as it counted a page it lets others have Python's lock."""
 
 
 class Counting:
@@ -23,6 +27,7 @@ class Counting:
     def __init__(self, store: Store, taste: TasteSettings, settings: TrendSettings) -> None:
         self._store, self._taste, self._settings = store, taste, settings
         self._thread = ThreadPoolExecutor(1, "counting")
+        self._is_over = False
 
     def begin(self, shelf: Shelf, until: int) -> Future[Trends]:
         """Count all events so far.
@@ -35,24 +40,29 @@ class Counting:
 
     def add(self, trends: Trends, events: Sequence[StoredEvent], shelf: Shelf) -> None:
         """Count these too, soon."""
-        self._thread.submit(self._add, trends, events, shelf)
+        self._thread.submit(self._add, trends, events, shelf).add_done_callback(_log_failure)
 
     def close(self) -> None:
         """Stop; what was not counted is in the store."""
+        self._is_over = True
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _all(self, shelf: Shelf, until: int) -> Trends:
         codes: dict[str, int] = {}
         rows: list[np.ndarray] = []
         after = 0
-        while after < until and (page := self._store.events_after(after, _PAGE)):
+        while after < until and not self._is_over:
+            began = time.perf_counter()
+            if not (page := self._store.events_after(after, _PAGE)):
+                break
             after = page[-1].sequence
             found = [
                 (codes.setdefault(one.shopper, len(codes)), shelf.position(one.item), strength, one.timestamp)
                 for one in page
-                if one.sequence <= until and (strength := _strength(one, self._taste)) > 0
+                if one.sequence <= until and (strength := strength_of(one, self._taste)) > 0
             ]
             rows.append(np.array(found, np.float64).reshape(-1, 4))
+            time.sleep(_REST * (time.perf_counter() - began))
         table = np.concatenate(rows) if rows else np.empty((0, 4))
         table = table[table[:, 1] != NOT_HERE]
         trends = Trends(self._settings)
@@ -63,11 +73,11 @@ class Counting:
     def _add(self, trends: Trends, events: Sequence[StoredEvent], shelf: Shelf) -> None:
         rows = []
         for one in events:
-            place, strength = shelf.position(one.item), _strength(one, self._taste)
+            place, strength = shelf.position(one.item), strength_of(one, self._taste)
             if place == NOT_HERE or strength <= 0:
                 continue
             before = (
-                _strength(other, self._taste)
+                strength_of(other, self._taste)
                 for other in self._store.history(one.shopper)
                 if other.item == one.item and other.sequence < one.sequence
             )
@@ -78,7 +88,6 @@ class Counting:
             trends.add(places, strengths, timestamps, now=time.time())
 
 
-def _strength(event: StoredEvent, taste: TasteSettings) -> float:
-    if event.kind == "rating" and (event.value is None or event.value < taste.good_rating):
-        return 0.0
-    return taste.strengths.get(event.kind, 0.0)
+def _log_failure(done: Future[None]) -> None:
+    if not done.cancelled() and (error := done.exception()) is not None:
+        _log.warning("events were not counted for popularity (%s); the next start counts them", type(error).__name__)

@@ -40,7 +40,7 @@ from fedrec.shop.serving_settings import ServingSettings
 from fedrec.shop.shelf import NOT_HERE, Shelf
 from fedrec.shop.status import STATUS_FILE, read_status
 from fedrec.shop.store import Store
-from fedrec.shop.store_rows import Impression, Item
+from fedrec.shop.store_rows import Impression, Item, StoredEvent
 from fedrec.shop.trends import Trends
 
 _log = logging.getLogger("fedrec.shop.api")
@@ -95,6 +95,7 @@ class LiveShop:
         self._counting = Counting(store, settings.lists.taste, settings.trends)
         self._trends: Trends | None = None
         self._counted: Future[Trends] | None = None
+        self._uncounted: list[StoredEvent] = []
         self._mark: object = None
         self._generation, self._events_seen, self._items_seen = store.generation(), store.last_sequence(), 0
         self._is_behind = False
@@ -123,7 +124,7 @@ class LiveShop:
 
     def start(self) -> None:
         """Begin to watch for models, to write impressions and to count; on the event loop."""
-        self._counted = self._counting.begin(self._shelf, self._events_seen)
+        self._count()
         self._tasks = [asyncio.create_task(self._repeat(what)) for what in (self._watch, self._write_impressions)]
 
     async def close(self) -> None:
@@ -316,7 +317,9 @@ class LiveShop:
             self._events_seen = events[-1].sequence
             for shopper in {one.shopper for one in events}:
                 self._kept.drop(ListName.HOME, shopper)
-            if self._trends is not None:
+            if self._counted is not None:  # they came after what is being counted
+                self._uncounted += events
+            elif self._trends is not None:
                 self._counting.add(self._trends, events, self._shelf)
         if self._take_items():
             self._arms = {arm: lists.with_shelf(self._shelf) for arm, lists in self._arms.items()}
@@ -325,7 +328,11 @@ class LiveShop:
         if generation != self._generation:
             self._generation = generation
             self._kept.clear()
-            self._counted = self._counting.begin(self._shelf, self._events_seen)
+            self._count()
+
+    def _count(self) -> None:
+        """Begin to count anew all that was seen so far."""
+        self._counted, self._uncounted = self._counting.begin(self._shelf, self._events_seen), []
 
     def _take_items(self) -> bool:
         """Whether the catalogue changed."""
@@ -359,7 +366,11 @@ class LiveShop:
     async def _watch(self) -> None:
         """Put in place what threads have made: another model, or counts."""
         if self._counted is not None and self._counted.done():
+            if self._counted.exception() is not None:
+                self._count()
+                return
             self._trends, self._counted = self._counted.result(), None
+            self._counting.add(self._trends, self._uncounted, self._shelf)
             self._put(self._opened, await run_in_threadpool(self._lists_of, self._opened))
         files = files_of(self._models, self.settings.split)
         if files != self._files:
@@ -389,6 +400,8 @@ class LiveShop:
                 await what()
             except FedrecError as error:
                 _log.warning("shop %s: %s", self.name, error)
+            except Exception as error:  # the next turn may do better; what it was about may name a shopper
+                _log.error("shop %s: unexpected %s in %s", self.name, type(error).__name__, what.__name__)
 
 
 def _line(one: ListedItem, title: str) -> dict[str, Any]:

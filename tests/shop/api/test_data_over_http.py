@@ -138,3 +138,21 @@ def test_while_the_store_cannot_be_written_lists_are_still_served(
         assert keys(home(api, "ann", n=1)) == ["e"]
         other.rollback()
         assert api.post("/v1/events", json={"events": batch}).json()["accepted"] == 200, "works again by itself"
+
+
+def test_what_is_popular_follows_events(api: httpx.Client, send: Send) -> None:
+    for shopper in ("ann", "bob", "cat"):
+        send(shopper, "k")
+    send("ann", "k", kind="view")  # says nothing more of her
+    send("ann", "c", timestamp=1_600_000_000)
+    send("bob", "c", timestamp=1_600_000_000)
+    deadline = time.monotonic() + 20
+    while (found := [api.get(f"/v1/{name}", params={"n": 2}).json()["items"] for name in ("popular", "trending")]) and [
+        line["score"] for line in found[0]
+    ] != [3.0, 2.0]:
+        assert time.monotonic() < deadline
+        api.put("/v1/items", json={"items": [{"key": "a"}]})  # so that no list is kept
+        time.sleep(0.05)
+    assert [line["item"] for line in found[0]] == ["k", "c"]
+    assert [line["source"] for line in found[1]] == ["trending"] * 2
+    assert found[1][0]["item"] == "k"

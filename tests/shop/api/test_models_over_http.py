@@ -6,7 +6,9 @@ import json
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -40,12 +42,16 @@ def named(model: ServingModel, version: str) -> ServingModel:
     return replace(model, served=replace(model.served, version=version))  # type: ignore[type-var]
 
 
-def until(what: object, api: httpx.Client, shopper: str = "ann") -> None:
-    """Wait until a version is served."""
+def wait_for(what: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
-    while home(api, shopper).model_version != what:
+    while not what():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def until(version: str, api: httpx.Client, shopper: str = "ann") -> None:
+    """Wait until a version is served."""
+    wait_for(lambda: home(api, shopper).model_version == version)
 
 
 @pytest.fixture
@@ -86,11 +92,17 @@ def test_no_request_is_dropped_while_models_are_swapped(api: httpx.Client, corne
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
         thread.start()
-    for version in ("run-1", "run-2"):
+
+    def has_served(version: str) -> bool:
+        return (200, version) in answers
+
+    for before, version in ((LOCAL, "run-1"), ("run-1", "run-2")):
+        wait_for(partial(has_served, before))
         adopt(corner, version, chain(shift=2))
         until(version, api)
     assert api.post("/v1/models/roll-back", json={}).json()["current"] == "run-1"
     until("run-1", api)
+    wait_for(partial(has_served, "run-2"))
     is_over.set()
     for thread in threads:
         thread.join()
