@@ -110,7 +110,7 @@ def judge_and_keep(
     if is_adopted and make_ready is not None:
         make_ready(run_id)
     adoption = Adoption(run_id, is_adopted, reason, _mean(now), _mean(new), len(new))
-    entry = {**asdict(adoption), "instead_of": served}
+    entry = {**asdict(adoption), "instead_of": served, "mode": mode}
     _write_current(folder, run_id if is_adopted else served, [*_history(folder), entry])
     return adoption
 
@@ -182,8 +182,17 @@ def load_version(folder: Path, version: str, shop_public: PublicInputs) -> Versi
 
 
 def modes(folder: Path) -> dict[str, str]:
-    """How each kept version was trained."""
-    return {version: _load(folder / version).mode for version in versions(folder) if version != LOCAL}
+    """How every model that was judged here was trained, by run id; those that were not kept, too.
+
+    Raises:
+        StoreError: a kept model does not say.
+    """
+    try:
+        judged = {entry["run_id"]: entry["mode"] for entry in _history(folder) if "is_adopted" in entry}
+        kept = {path.parent.name: json.loads(path.read_bytes())["mode"] for path in folder.glob(f"*/{_ABOUT}")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{folder}: a model that does not say how it was trained ({type(error).__name__})") from error
+    return judged | kept
 
 
 def _figures(scorer: Scorer, data: ShopData) -> np.ndarray:

@@ -93,6 +93,13 @@ def test_under_joint_dp_the_choice_does_not_look_at_raw_events(tmp_path, mode, i
     assert modes(tmp_path) == {"r1": mode}
 
 
+def test_a_run_without_a_promise_is_remembered_when_its_model_is_dropped(tmp_path):
+    judge(tmp_path, "open", POISONS["noise"], mode="none")
+    judge(tmp_path, "later", POISONS["noise"], mode="local")
+    assert versions(tmp_path) == [LOCAL, "later"]
+    assert modes(tmp_path) == {"open": "none", "later": "local"}
+
+
 def test_a_kept_version_serves_a_catalogue_that_has_changed_since(tmp_path):
     judge(tmp_path, "r1", GOOD)
     fewer = PublicInputs(np.append(ITEMS[3:], "new-item"))
