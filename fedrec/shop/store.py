@@ -42,11 +42,11 @@ from fedrec.shop.store_rows import (
 EventRow = tuple[str, str, str, str, float | None, float, str | None]
 """event_id, shopper, item, kind, value, timestamp, list_id."""
 
-_ALL = 2**31
-_KINDS = {kind.value: kind for kind in EventKind}
 TrainingRow = tuple[str, str, str, float | None, float]
 """shopper, item, kind, value, timestamp."""
 
+_ALL = 2**31
+_KINDS = {kind.value: kind for kind in EventKind}
 _EVENT_NAMES = ("event_id", "shopper", "item", "kind", "value", "timestamp", "list_id")
 _APPEND = f"""INSERT INTO events ({", ".join(_EVENT_NAMES)}) VALUES ({", ".join(f":{name}" for name in _EVENT_NAMES)})
 ON CONFLICT (event_id) DO NOTHING"""
@@ -154,7 +154,7 @@ class Store:
 
     def history(self, shopper: str, *, limit: int = 1000) -> list[StoredEvent]:
         """A shopper's newest events, newest last; of the same time in the order of arrival."""
-        rows = self._database.read(_HISTORY, shopper=shopper, limit=limit)
+        rows = self._database.read(_HISTORY, shopper=check_id("shopper", shopper), limit=limit)
         return [_stored(row) for row in reversed(rows)]
 
     def events_after(self, sequence: int, limit: int = 10_000) -> list[StoredEvent]:
@@ -168,6 +168,10 @@ class Store:
     def num_events(self) -> int:
         """How many there are."""
         return int(self._database.read("SELECT count(*) FROM events")[0][0])
+
+    def shoppers(self) -> list[str]:
+        """All shoppers with events, sorted."""
+        return [shopper for (shopper,) in self._database.read("SELECT DISTINCT shopper FROM events ORDER BY shopper")]
 
     def training_rows(self, kinds: Collection[EventKind] = TRAINING_KINDS) -> list[TrainingRow]:
         """Events of these kinds and the negative ones, in the order in which they happened."""
@@ -202,7 +206,7 @@ class Store:
 
     def item(self, key: str) -> Item | None:
         """What is known of an item; None = nothing, or it was deleted."""
-        rows = self._database.read(f"{_ITEM} WHERE key = :key AND is_deleted = 0", key=key)
+        rows = self._database.read(f"{_ITEM} WHERE key = :key AND is_deleted = 0", key=check_id("item", key))
         return _change(rows[0]).item if rows else None
 
     def items_after(self, sequence: int, limit: int = 10_000) -> list[ItemChange]:
@@ -257,9 +261,10 @@ class Store:
         are until they are trained again.
 
         Raises:
+            DataError: it is no id.
             StoreError: nothing was erased.
         """
-        return self._erasures.erase(shopper)
+        return self._erasures.erase(check_id("shopper", shopper))
 
     def new_key(self, shop: str, name: str, scope: KeyScope) -> tuple[Key, str]:
         """A new key of the API, and its secret, which nobody sees again; see `Keys.add`."""

@@ -160,7 +160,9 @@ class Database:
         if is_new:
             self._writer = self._connect()
         try:
-            return self._writer.execute("BEGIN IMMEDIATE" if self.is_sqlite else "BEGIN")
+            # In PostgreSQL every statement must see what was committed before the lock was free.
+            begin = "BEGIN IMMEDIATE" if self.is_sqlite else "BEGIN ISOLATION LEVEL READ COMMITTED"
+            return self._writer.execute(begin)
         except self._errors:
             is_lost = not is_new and self._is_lost(self._writer)
             self._forget_writer()
@@ -203,11 +205,8 @@ class Database:
 
     def day_of(self, timestamp: str) -> str:
         """SQL of the whole days since 1970 in a column of seconds."""
-        return (
-            f"CAST({timestamp} / 86400 AS INTEGER)"
-            if self.is_sqlite
-            else f"CAST(floor({timestamp} / 86400) AS INTEGER)"
-        )
+        days = f"{timestamp} / 86400" if self.is_sqlite else f"floor({timestamp} / 86400)"  # SQLite's cast cuts off
+        return f"CAST({days} AS INTEGER)"
 
     def close(self) -> None:
         """Close all connections."""
@@ -235,6 +234,7 @@ class Database:
         if not self.is_sqlite:
             connection = self._dialect.connect(*self._arguments, **self._options, autocommit=True)
             connection.execute(f"SET lock_timeout = {int(LOCK_WAIT_S * 1000)}")
+            connection.execute(_FLUSHES)
             return connection
         options = {**self._options, "timeout": LOCK_WAIT_S, "check_same_thread": False, "isolation_level": None}
         connection = self._dialect.connect(*self._arguments, **options)
@@ -285,6 +285,8 @@ class Database:
 
 _FORMS = "write it as sqlite:///store.sqlite or postgresql://user@host/name"
 _INSTALL = 'pip install "fedrec[postgres]"'
+_FLUSHES = """SELECT set_config('synchronous_commit', 'on', false)
+WHERE current_setting('synchronous_commit') = 'off'"""
 _PRAGMAS = {
     "synchronous": "FULL",
     "fullfsync": "ON",
@@ -309,7 +311,6 @@ def _make_private(path: Path) -> None:
         StoreError: it can be read by others, or not be made.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         if os.name == "posix" and path.stat().st_mode & 0o077:
             raise StoreError(f"{path}: can be read by others; chmod 600 {path}, and consider it known")

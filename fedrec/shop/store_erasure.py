@@ -68,7 +68,11 @@ class Erasures:
             gone = _delete(transaction, shopper, erased_at)
             transaction.change(_PUT_TOMBSTONE, shopper_hash=self.hash(shopper), erased_at=erased_at)
             _next_generation(transaction)
-        return Erasure(*gone, erased_at, self._database.forget_deleted())
+        try:
+            is_wiped = self._database.forget_deleted()
+        except StoreError:  # she is erased, whatever becomes of the pages
+            is_wiped = False
+        return Erasure(*gone, erased_at, is_wiped)
 
     def when(self, shopper: str) -> float | None:
         """When a shopper was erased, seconds since 1970 UTC; None = never."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -118,6 +119,14 @@ def test_events_that_cannot_be_are_refused(wrong: dict[str, object], message: st
         seen(**wrong)  # type: ignore[arg-type]
 
 
+def test_an_id_that_cannot_be_is_refused_when_it_is_asked_for(store: Store) -> None:
+    asked = [store.history, store.item, store.export_shopper, store.erase_shopper]
+    for ask in asked:
+        for wrong in ("", "a\0b", "\ud800"):
+            with pytest.raises(DataError, match=r"give text|cannot be printed"):
+                ask(wrong)
+
+
 def test_ids_made_from_the_content_tell_events_apart() -> None:
     events = [("a", "b", "view", None, 1.0), ("ab", "", "view", None, 1.0), ("a", "b", "view", 1.0, 1.0)]
     events += [("a", "b", "cart", None, 1.0), ("a", "b", "view", None, 2.0)]
@@ -188,9 +197,16 @@ def test_urls_that_are_no_store_are_refused() -> None:
         ("mysql://host/name", "SQLite or PostgreSQL"),
         ("store.sqlite", "cannot be read"),
         ("postgresql://nobody@127.0.0.1:1/none", "cannot be used"),
+        ("sqlite:////nowhere/at/all/store.sqlite", "cannot be opened"),
     ]:
         with pytest.raises((ConfigError, StoreError), match=message):
             Store.open(url)
+
+
+def test_a_missing_driver_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ConfigError, match=r"the driver psycopg is not installed; pip install \"fedrec\[postgres\]\""):
+        Store.open("postgresql://someone:secret@127.0.0.1/none")
 
 
 def test_printing_a_store_or_an_event_shows_no_shopper_and_no_password(store: Store) -> None:
