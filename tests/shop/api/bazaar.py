@@ -19,7 +19,7 @@ from fedrec.shop.adoption import LOCAL, judge_and_keep
 from fedrec.shop.api.live_shop import LiveShop
 from fedrec.shop.member import LEDGER_FILE, MODELS_FOLDER
 from fedrec.shop.own_data import StoreData
-from fedrec.shop.personalise import PersonalisationSettings
+from fedrec.shop.personalise import ShopPersonalisation
 from fedrec.shop.serving_files import PreparationSettings, open_serving, prepare
 from fedrec.shop.serving_settings import ServingSettings, Split
 from fedrec.shop.store import Store
@@ -75,7 +75,7 @@ class Bazaar:
 
     def _train(self) -> None:
         """The shop's own model, and one of everybody's events, judged and served instead."""
-        models, personal = self.folder / MODELS_FOLDER, PersonalisationSettings()
+        models, personal = self.folder / MODELS_FOLDER, ShopPersonalisation()
         data, public = StoreData(self.store, NAME, validation="leave-last").read()
         place = {str(key): position for position, key in enumerate(public.items.tolist())}
         table = self.events.table
