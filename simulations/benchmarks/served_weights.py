@@ -1,6 +1,6 @@
 """What a list loses by being served from each item's strongest weights alone: NDCG@10 by the number that is kept.
 
-Run: python simulations/benchmarks/served_weights.py [SCENARIO] [--keep 50 100 200 400] [--limit 2000]
+Run: python simulations/benchmarks/served_weights.py [SCENARIO] [--keep 50 100 200 400] [--models shared local common]
 Test shoppers of every shop, full ranking, EASE with its default settings: the shared model over the shop's catalogue,
 the shop's own, a blend of both with popularity, the shop's own without the pairs of fewer than three shoppers
 ("common"), and the shop's own over the whole item space ("wide"). 95 % intervals of paired differences over shoppers,
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("scenario", nargs="?", default="simulations/scenarios/ml-1m.toml")
     parser.add_argument("--keep", type=int, nargs="+", default=[50, 100, 200, 400])
     parser.add_argument("--limit", type=int, default=2000, help="test shoppers of a shop, drawn by the seed")
+    parser.add_argument("--models", nargs="+", default=["shared", "local", "blend", "common", "wide"])
     options = parser.parse_args()
     settings = read_scenario(options.scenario)
     world, ease = prepare(settings), load_model("ease")
@@ -71,7 +72,9 @@ def main() -> None:
         scorers["common"] = local_scorer(rows, public, ShopPersonalisation(own_statistics_min_shoppers=3))
         if world.whole.is_small_enough:
             scorers["wide"] = whole_space_scorer(world.whole, shop.positions, rows, public)
-        for name, scorer in scorers.items():
+        for name in options.models:
+            if (scorer := scorers.get(name)) is None:
+                continue
             of_model = figures.setdefault(name, {})
             of_model.setdefault(0, []).append(judge(scorer, asked, seed=settings.seed, k=10))
             for keep in options.keep:
@@ -89,10 +92,11 @@ def main() -> None:
     print(f"{'model':8s} {'kept':>6s} {'NDCG@10':>8s} {'of all':>8s}   difference (95 %)")
     for name, by_keep in figures.items():
         whole = np.concatenate(by_keep[0])
-        own = np.concatenate(figures["local"][0])
-        found = paired_interval(whole, own, rng=np.random.default_rng(0))
-        beside = f"{'':10s} {found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}] beside local"
-        print(f"{name:8s} {'all':>6s} {whole.mean():8.4f}{beside if name in ('common', 'wide') else ''}")
+        beside = ""
+        if name in ("common", "wide") and "local" in figures:
+            found = paired_interval(whole, np.concatenate(figures["local"][0]), rng=np.random.default_rng(0))
+            beside = f"{'':10s} {found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}] beside local"
+        print(f"{name:8s} {'all':>6s} {whole.mean():8.4f}{beside}")
         for keep in options.keep:
             cut = np.concatenate(by_keep[keep])
             found = paired_interval(cut, whole, rng=np.random.default_rng(0))
