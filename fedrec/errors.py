@@ -123,3 +123,12 @@ class RequestRefused(FedrecError):
 
 class ShopUnreachable(FedrecError):
     """A shop's API did not answer."""
+
+
+_TEXT_CHARS = 400
+
+
+def one_line(text: str) -> str:
+    """Printable, on one line, and not too long for it: others' words may hold anything."""
+    text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return text if len(text) <= _TEXT_CHARS else f"{text[:_TEXT_CHARS]}..."

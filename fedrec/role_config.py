@@ -6,6 +6,8 @@ Relative paths in a file are relative to the file.
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -286,7 +288,7 @@ def open_store(folder: Path, settings: ShopSettings) -> Store:
 
 def coordinator_toml(name: str, *, public_host: str, items: str) -> str:
     """A new coordinator's file, commented."""
-    return _COORDINATOR.format(name=name, public_host=public_host, items=items)
+    return _COORDINATOR.format(name=name, public_host=public_host, items=_quoted(items))
 
 
 def shop_toml(name: str, *, public_shoppers: int, events: str | None, items: str | None) -> str:
@@ -297,9 +299,25 @@ def shop_toml(name: str, *, public_shoppers: int, events: str | None, items: str
     """
     if events is None:
         return _SHOP.format(name=name, public_shoppers=public_shoppers, data_lines=_STORE_LINES)
-    items_line = f'items = "{items}"' if items else '# items = "items.csv"        # titles, categories, prices'
-    data_lines = f'events = "{events}"\n{items_line}'
+    items_line = f"items = {_quoted(items)}" if items else '# items = "items.csv"        # titles, categories, prices'
+    data_lines = f"events = {_quoted(events)}\n{items_line}"
     return _SHOP.format(name=name, public_shoppers=public_shoppers, data_lines=data_lines)
+
+
+def check_host(host: str) -> str:
+    """Name or address under which shops reach a coordinator.
+
+    Raises:
+        ConfigError: it cannot be one.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", host):
+        raise ConfigError(f"--host {host!r}: give a name like books.example.org, or an IPv4 address, without the port")
+    return host
+
+
+def _quoted(text: str) -> str:
+    """A TOML string."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _absolute(values: dict[str, Any], section: str, names: tuple[str, ...], folder: Path) -> None:
@@ -332,7 +350,7 @@ metrics_port = 7480          # health and metrics, on 127.0.0.1 alone
 
 # The items that shops have in common: public, the same for everybody.
 [items]
-file = "{items}"
+file = {items}
 key = "item"
 title = "title"              # may be missing in the file, as may category
 category = "category"

@@ -34,13 +34,13 @@ def init(
       fedrec coordinator init books --items items.csv --host books.example.org
     """
     from fedrec.flower.deployment import create_coordinator
-    from fedrec.role_config import COORDINATOR_FILE
+    from fedrec.role_config import COORDINATOR_FILE, check_host
     from fedrec.shop.policy import check_name
 
     path = Path(items)
     if not path.is_file():
         raise ConfigError(f"--items {items}: is not a file; give the federation's item list, CSV or Parquet")
-    create_coordinator(folder, check_name(name), public_host=host, items=str(path.absolute()))
+    create_coordinator(folder, check_name(name), public_host=check_host(host), items=str(path.absolute()))
     typer.echo(f"{folder / COORDINATOR_FILE} is written: read it, then fedrec coordinator invite {folder}")
 
 
@@ -73,7 +73,7 @@ def admit(
         except OSError as error:
             raise StoreError(f"{file}: cannot be read ({error.strerror})") from error
         enrolment = take(folder, data)
-        typer.echo(f"{enrolment.shop}  {enrolment.key.fingerprint()}")
+        typer.echo(f"{enrolment.shop}  {enrolment.key.fingerprint()}  declares {enrolment.public_shoppers:,} shoppers")
     num_shops, fingerprint = _roster(folder)
     typer.echo(f"roster of {num_shops} shops: {fingerprint}")
 
@@ -196,6 +196,7 @@ def _read_status(folder: Path) -> Status:
 def _table(status: Status) -> Any:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE, show_header=False)
     planned = f" of {status.rounds_planned}" if status.rounds_planned else ""
@@ -208,6 +209,6 @@ def _table(status: Status) -> Any:
         ("roster", status.fingerprint),
         ("certificate", f"{status.certificate_days:.0f} days left"),
     ]
-    for row in rows:
-        table.add_row(*row)
+    for name, value in rows:
+        table.add_row(name, Text(value))  # shops' words are no markup
     return table

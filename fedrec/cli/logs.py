@@ -30,8 +30,11 @@ def log_to_stderr(kind: str) -> None:
 
 
 class _Text(logging.Formatter):
+    """One line a record, whatever words of others are in it."""
+
     def format(self, record: logging.LogRecord) -> str:
-        text = f"{_time(record)} {record.levelname.lower():7s} {record.getMessage()}"
+        message = "".join(char if char.isprintable() else " " for char in record.getMessage())
+        text = f"{_time(record)} {record.levelname.lower():7s} {message}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 

@@ -130,6 +130,7 @@ def status(folder: Folder) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from fedrec.shop.adoption import current_version
     from fedrec.shop.member import MODELS_FOLDER
@@ -140,7 +141,7 @@ def status(folder: Folder) -> None:
     table = Table(box=box.SIMPLE, show_header=False)
     answered = ", ".join(f"{count} {kind}" for kind, count in traffic["answered"].items()) or "nothing"
     table.add_row("shop", f"{about['shop']} at {about['at']}")
-    table.add_row("connected", "yes" if traffic["connected"] else f"no: {traffic['last_error'] or 'stopped'}")
+    table.add_row("connected", "yes" if traffic["connected"] else Text(f"no: {traffic['last_error'] or 'stopped'}"))
     table.add_row("run", about["run_id"] or "none was agreed to")
     table.add_row("serves", current_version(folder / MODELS_FOLDER))
     table.add_row("answered", f"{answered}; refused {traffic['refused']}; {traffic['bytes_up'] / 1e6:.2f} MB")

@@ -57,7 +57,7 @@ class SignedHead:
             if set(fields) != {"head", "signature"}:
                 raise ValueError("unknown fields")
             return cls(Head.from_json(fields["head"]), bytes.fromhex(fields["signature"]))
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
             raise BadMessage("not a signed ledger head") from error
 
 
@@ -88,7 +88,7 @@ class Receipt:
         """
         self.signed.verify(shop_key)
         if self.anchor != anchor_key.fingerprint():
-            raise BadSignature(f"a receipt of anchor {self.anchor} in place of {anchor_key.fingerprint()}")
+            raise BadSignature(f"a receipt of anchor {self.anchor!r} in place of {anchor_key.fingerprint()}")
         anchor_key.verify(_kept(self.signed), self.signature)
 
     def to_bytes(self) -> bytes:
@@ -109,7 +109,7 @@ class Receipt:
                 raise ValueError("unknown fields or format")
             signature = bytes.fromhex(fields["signature"])
             return cls(SignedHead.from_json(fields["signed"]), str(fields["anchor"]), signature)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise BadMessage(f"not a receipt of format {ANCHORS_FORMAT}") from error
 
 
@@ -309,7 +309,7 @@ def heads_of(receipts: Iterable[Receipt], shop_key: PublicKey, anchor_keys: Iter
     heads = []
     for receipt in receipts:
         if receipt.anchor not in keys:
-            raise BadSignature(f"a receipt of {receipt.anchor}, which is no anchor that this shop trusts")
+            raise BadSignature(f"a receipt of {receipt.anchor!r}, which is no anchor that this shop trusts")
         receipt.verify(shop_key, keys[receipt.anchor])
         heads.append(receipt.signed.head)
     return tuple(heads)

@@ -218,10 +218,11 @@ def verify_document(data: bytes, key: PublicKey) -> None:
     try:
         body = json.loads(data)
         signature = bytes.fromhex(body.pop("signature"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        signed = _signed(body)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadMessage("not a signed fedrec document") from error
     try:
-        key.verify(_signed(body), signature)
+        key.verify(signed, signature)
     except BadSignature as error:
         raise BadSignature(f"{body.get('kind', 'a document')} not signed by {key.fingerprint()}, or changed") from error
 
@@ -236,7 +237,7 @@ def _fields(kind: str, data: bytes, cls: Any) -> dict[str, Any]:
         body = json.loads(data)
         found = (body.pop("kind"), body.pop("format"))
         body.pop("signature")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadMessage(f"not a fedrec {kind}") from error
     if found != (f"fedrec {kind}", FORMAT):
         raise BadMessage(f"{found[0]} of format {found[1]} in place of a fedrec {kind} of format {FORMAT}")

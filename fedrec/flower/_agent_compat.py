@@ -92,7 +92,11 @@ class FleetClient:
         self._client.SendNodeHeartbeat(SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S))
 
     def receive(self) -> Message | None:
-        """The next message with all its arrays; it is handed out again to a node that restarts before `send`."""
+        """The next message with all its arrays; it is handed out again to a node that restarts before `send`.
+
+        Raises:
+            Exception: of any kind, if the coordinator sent what is none.
+        """
         found = self._client.PullMessages(PullMessagesRequest(node=self._node))
         if not found.messages_list:
             return None
@@ -105,7 +109,8 @@ class FleetClient:
                 return None  # the coordinator gave the message up
             contents[part.object_id] = answer.object_content
         whole = inflate_object_from_contents(bare.metadata.message_id, contents)
-        assert isinstance(whole, Message)
+        if not isinstance(whole, Message) or not whole.has_content():
+            raise ValueError("no message")
         whole.metadata.__dict__["_message_id"] = bare.metadata.message_id
         return whole
 

@@ -24,6 +24,7 @@ from flwr.common.constant import (
     ErrorCode,
 )
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PushMessagesRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PushObjectRequest
 from flwr.server.superlink.linkstate import InMemoryLinkState, LinkStateFactory
 from flwr.supercore.constant import (
     FLEET_HTTP_PUBLIC_KEY_HEADER,
@@ -126,6 +127,7 @@ def push(state: InMemoryLinkState, run_id: int, messages: Iterable[Message]) -> 
                 bare.metadata.delivered_at = _BEING_STORED  # not to be handed out before its arrays are here
             if not is_stored:
                 raise RuntimeError("Flower's link state did not take a message")
+            _own_parts(state, tree)
             if missing:
                 objects = get_all_nested_objects(message)
                 for part in missing:
@@ -202,12 +204,47 @@ def node_of(state: InMemoryLinkState, request: Any) -> int:
     return int(request.node.node_id if hasattr(request, "node") else request.node_id)
 
 
-def speaks_for_itself(request: Any, node: int) -> bool:
-    """Whether the messages in a request are a single reply in the node's own name."""
+def key_in(headers: Mapping[str, str]) -> str:
+    """The public key that a signed request names."""
+    return headers[FLEET_HTTP_PUBLIC_KEY_HEADER.lower()]
+
+
+def refusal(state: InMemoryLinkState, request: Any, node: int, *, most_parts: int) -> str:
+    """Why a node may not send a request; "" if it may.
+
+    A push must be a single reply in the node's own name, under a name that nothing else has, whose tree of parts
+    unfolds to no more than it says: the store keeps each part's children once, so parts that name others twice and are
+    listed once would double at every level.
+    """
+    store, replies, asked = state.object_store, state.message_res_store, state.message_ins_store
+    if isinstance(request, ConfirmMessageReceivedRequest):
+        message = asked.get(request.message_object_id)
+        is_own = message is not None and message.metadata.dst_node_id == node
+        return "" if is_own or request.message_object_id not in store else "a message to another node"
     if not isinstance(request, PushMessagesRequest):
-        return True
-    sent = request.messages_list
-    return len(sent) == len(request.message_object_trees) == 1 and sent[0].metadata.src_node_id == node
+        return ""
+    sent, trees = request.messages_list, request.message_object_trees
+    if not len(sent) == len(trees) == 1 or sent[0].metadata.src_node_id != node:
+        return "a message in another node's name"
+    name, own = sent[0].metadata.message_id, replies.get(sent[0].metadata.message_id)
+    if trees[0].object_id != name or (name in store and (own is None or own.metadata.src_node_id != node)):
+        return "a reply under another message's name"
+    children: dict[str, list[str]] = {}
+    for count, part in enumerate(iterate_object_tree(trees[0])):
+        below = [child.object_id for child in part.children]
+        if count >= most_parts or children.setdefault(part.object_id, below) != below:
+            return "a reply of too many parts, or of one that is told in two ways"
+    return ""
+
+
+def begins_reply(request: Any) -> bool:
+    """Whether a request is the first of a reply."""
+    return isinstance(request, PushMessagesRequest)
+
+
+def pushed_bytes(request: Any) -> int:
+    """What a request adds to the store of arrays."""
+    return len(request.object_content) if isinstance(request, PushObjectRequest) else 0
 
 
 def include_fleet(app: FastAPI, state: InMemoryLinkState) -> None:
@@ -228,6 +265,18 @@ def fleet_middlewares() -> tuple[Any, ...]:
 
 
 error_translator = http_error_translator
+
+
+def _own_parts(state: InMemoryLinkState, tree: ObjectTree) -> None:
+    """Put right what a shop has said of parts that were not here yet: it can know their names."""
+    store: Any = state.object_store
+    with store.lock_store:
+        for part in iterate_object_tree(tree):
+            entry, below = store.store[part.object_id], [child.object_id for child in part.children]
+            if entry.child_object_ids != below:
+                for name, change in (*((name, -1) for name in entry.child_object_ids), *((name, 1) for name in below)):
+                    store.store[name].ref_count += change
+                entry.child_object_ids = below
 
 
 def _whole(state: InMemoryLinkState, reply: Message) -> Message:

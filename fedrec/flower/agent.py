@@ -26,7 +26,7 @@ import httpx
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedrec.errors import FedrecError
+from fedrec.errors import FedrecError, one_line
 from fedrec.flower import _agent_compat, _compat
 
 INSTANCE_HEADER = "fedrec-agent"
@@ -133,7 +133,7 @@ class Agent:
             if time.monotonic() - last_beat > _agent_compat.HEARTBEAT_S / 2:
                 client.beat()
                 last_beat = time.monotonic()
-            message = client.receive()
+            message = _receive(client)
             if message is None:
                 is_busy = time.monotonic() - self._used < BUSY_FOR_S
                 self.stop.wait(BUSY_POLL_S if is_busy else IDLE_POLL_S)
@@ -193,6 +193,16 @@ class _Beating:
                 return
 
 
+def _receive(client: _agent_compat.FleetClient) -> Message | None:
+    """The next message; what is none counts as a failure of the connection, whatever the coordinator has sent."""
+    try:
+        return client.receive()
+    except (httpx.HTTPError, OSError):
+        raise
+    except Exception as error:
+        raise ConnectionError(f"the coordinator sent what is no message ({type(error).__name__})") from error
+
+
 def _goodbye(client: _agent_compat.FleetClient, *, is_last: bool) -> None:
     """Leave at once rather than by a missed heartbeat."""
     try:
@@ -210,13 +220,13 @@ def _why(error: Exception) -> str:
         response = error.response
         try:
             body = response.json()
-            detail = str(body.get("detail") or body.get("message") or "")
-        except ValueError:
+            detail = one_line(str(body.get("detail") or body.get("message") or ""))
+        except (ValueError, AttributeError, RecursionError):
             detail = ""
         if response.status_code == httpx.codes.UNAUTHORIZED and (clock := _clock_difference(response)):
             return clock
-        return f"the coordinator answers {response.status_code}: {detail or response.reason_phrase}"
-    text = " ".join(str(error).split()) or type(error).__name__
+        return f"the coordinator answers {response.status_code}: {detail or one_line(response.reason_phrase)}"
+    text = one_line(str(error)) or type(error).__name__
     if "CERTIFICATE_VERIFY_FAILED" in text:
         reason = text.rpartition("verify failed:")[2].split("(")[0].strip() or "not under the pinned authority"
         return f"the coordinator's certificate is refused: {reason}"

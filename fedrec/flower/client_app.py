@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING
 from flwr.app import Array, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedrec.errors import ConfigError, FedrecError
+from fedrec.errors import ConfigError, FedrecError, RoundRefused, one_line
 from fedrec.federation.plan import RoundPlan
 from fedrec.flower.exchange import (
     bytes_from_record,
     bytes_to_record,
     delivery_from_record,
     model_from_record,
-    one_line,
     place_to_record,
     plan_from_record,
     release_to_record,
@@ -91,7 +90,13 @@ def make_member_app(member: Member) -> ClientApp:
         return bytes_to_record(member.anchor(bytes_from_record(content)))
 
     def adopt(content: RecordDict) -> RecordDict:
-        member.adopt(*model_from_record(content))  # the outcome depends on raw events: it stays
+        run_id, state = model_from_record(content)
+        try:
+            member.adopt(run_id, state)
+        except RoundRefused:
+            raise
+        except Exception:  # arrays may be made so that they fail for some events and not for others: that stays too
+            _log.exception("shop %s could not judge the model of run %s", member.settings.name, run_id)
         return bytes_to_record(b"")
 
     def open_node(_: Context) -> ShopNode:

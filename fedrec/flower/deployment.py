@@ -79,8 +79,11 @@ def create_coordinator(folder: Path, name: str, *, public_host: str, items: str)
     folder = Path(folder)
     if (folder / COORDINATOR_FILE).exists():
         raise StoreError(f"{folder}: holds a coordinator already; choose another folder")
-    for part in (folder, folder / SHOPS_FOLDER, folder / RUNS_FOLDER):
-        part.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        for part in (folder, folder / SHOPS_FOLDER, folder / RUNS_FOLDER):
+            part.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot be written ({error.strerror})") from error
     IdentityKey.generate().save(folder / IDENTITY_FILE)
     files = TlsFiles.in_folder(folder)
     create_authority(files, name)
@@ -127,10 +130,9 @@ def remove(folder: Path, shop: str) -> None:
         ConfigError: it is not enrolled.
     """
     read_coordinator(folder)
-    path = folder / SHOPS_FOLDER / f"{shop}.json"
-    if not path.exists():
-        raise ConfigError(f"shop {shop!r} is not enrolled: {', '.join(sorted(read_enrolments(folder))) or 'nobody is'}")
-    path.unlink()
+    if shop not in (known := read_enrolments(folder)):
+        raise ConfigError(f"shop {shop!r} is not enrolled: {', '.join(known) or 'nobody is'}")
+    (folder / SHOPS_FOLDER / f"{shop}.json").unlink()
 
 
 def read_enrolments(folder: Path) -> dict[str, Enrolment]:
@@ -408,7 +410,7 @@ class _Anchors:
                 answered.add(reply.shop)
             except StoreError:  # this machine's own disk: no fault of the shop
                 raise
-            except (FedrecError, ValueError, KeyError, TypeError) as error:
+            except (FedrecError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
                 _log.warning("shop %s: its ledger head is refused: %s", reply.shop, error)
                 self.refused.add(reply.shop)
         return answered
@@ -430,8 +432,9 @@ class _Anchors:
         if shop not in keys or peer_of(shop, sorted(keys)) != signer:
             raise BadMessage(f"a receipt for {shop!r} from {signer!r}, which is not its peer")
         receipt.verify(keys[shop], keys[signer])
-        kept = {one.to_bytes().hex() for one in self._of_peer(shop)} | {receipt.to_bytes().hex()}
-        write_atomically(self._peer_file(shop), json.dumps(sorted(kept)).encode())
+        kept = {(one.anchor, one.signed.head.place): one for one in (receipt, *self._of_peer(shop))}
+        found = sorted(one.to_bytes().hex() for one in kept.values())  # one each: signatures may be made at will
+        write_atomically(self._peer_file(shop), json.dumps(found).encode())
 
     def _peer_file(self, shop: str) -> Path:
         return self.run_dir.parent.parent / f"peer-heads-{shop}.json"

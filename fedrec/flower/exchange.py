@@ -31,6 +31,7 @@ from fedrec.errors import (
     StoreError,
     TooFewShops,
     TooManyAborts,
+    one_line,
 )
 from fedrec.federation.plan import WIRE_DTYPES, RoundPlan, read_plan
 from fedrec.federation.release import Release
@@ -71,10 +72,11 @@ Where anything protects a sum, no such error depends on a shopper: from the rese
 not for other leaves as zeros (`ShopNode`).
 """
 
-_TEXT_CHARS = 400
-
 POLL_S = 0.5
 """Longest pause between two looks for replies."""
+
+SMALL_REPLY_BYTES = 64 * 1024**2
+"""A reply of this size is taken whatever was asked: keys, shares, ledger heads."""
 
 WAITING_BYTES = 512 * 1024**2
 """Releases of a round that may wait at the coordinator for those of shops before them in the roster."""
@@ -244,12 +246,6 @@ def unavailable(message: Message, error: Exception, *, is_private: bool = False)
     return Message(Error(_compat.CLIENT_APP_FAILED, reason), reply_to=message)
 
 
-def one_line(text: str) -> str:
-    """Printable, on one line, and not too long for it: other shops' words may hold anything."""
-    text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return text if len(text) <= _TEXT_CHARS else f"{text[:_TEXT_CHARS]}..."
-
-
 def round_messages(
     plan: RoundPlan, nodes: Mapping[str, int], deliveries: Mapping[str, bytes] | None = None
 ) -> dict[str, Message]:
@@ -293,6 +289,14 @@ class GivesUp(Protocol):
         """Forget them, and their answers."""
 
 
+@runtime_checkable
+class Bounds(Protocol):
+    """A grid that refuses replies larger than they can be."""
+
+    def expect(self, most_bytes: int) -> None:
+        """Say how large a reply to the messages that follow can be."""
+
+
 def exchange(
     grid: Grid,
     messages: Mapping[str, Message],
@@ -301,6 +305,7 @@ def exchange(
     window: int | None = None,
     stop: threading.Event | None = None,
     read: Callable[[RecordDict], bytes] | None = None,
+    most_bytes: int = 0,
 ) -> Iterator[Reply]:
     """Send one message a shop and yield the replies as they come, each shop at least once.
 
@@ -313,9 +318,12 @@ def exchange(
             answered, so at most ``window`` replies can wait for it; None asks for all.
         stop: set by another thread to give up waiting.
         read: takes the bytes out of a reply's content; None = those of a release.
+        most_bytes: largest reply that is due, where that is known; a small one is always taken.
     Raises:
         ProtocolError: the grid gave no ids, or ``stop`` was set.
     """
+    if isinstance(grid, Bounds):
+        grid.expect(max(most_bytes, SMALL_REPLY_BYTES))
     grid.push_messages(list(messages.values()))
     # Errors that a SuperLink reports have its own node id as source: only the id replied to tells the shop.
     shop_of = {message.metadata.message_id: shop for shop, message in messages.items()}

@@ -5,16 +5,20 @@ Here there is no Runtime and no Control API to reach: the coordinator's app runs
 state itself. The port serves the eight Fleet routes that a shop's agent needs, over TLS, to enrolled keys alone.
 
 **Guarantee:** a request without a fresh signature by an enrolled key is answered 401 before its body is read, whatever
-its path; a signed one can act for its own node alone, and reply in no other's name. Nothing is written to disk.
+its path, and its line closed; a signed one can act for its own node alone, and reply in no other's name. What one shop
+can make the coordinator hold is bounded: bytes and parts of a reply, requests at a time, seconds of each. Nothing is
+written to disk.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,9 +37,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from fedrec.errors import ConfigError, ProtocolError
 from fedrec.flower import _compat, _link_compat
 from fedrec.flower.agent import INSTANCE_HEADER
+from fedrec.flower.exchange import SMALL_REPLY_BYTES
 
 MOST_BODY_BYTES = 8 * 1024**2
 """Of one request; Flower splits arrays into chunks of 5 MiB."""
+
+MOST_REQUESTS = 8
+"""Of one shop at a time; an agent has two."""
+
+MOST_REQUEST_S = 300.0
+"""A request that takes longer to come is dropped."""
+
+MOST_SILENCE_S = 15.0
+"""A line on which the head of no request has come by then is closed."""
 
 TWO_AGENTS_S = 8.0
 """An agent heard this recently is running: a second one with its key is turned away."""
@@ -46,6 +60,7 @@ _ROUTES = (
     *("push-object", "pull-object", "confirm-message-received"),
 )
 _START_S, _END_S = 20.0, 3.0
+_SMALL_PARTS, _SLACK_BYTES = 64, 2**20
 _log = logging.getLogger("fedrec.coordinator")
 
 
@@ -70,7 +85,9 @@ class Fleet:
         self._name_of = {node: name for name, node in self.nodes.items()}
         self._seen: dict[int, _Seen] = {}
         self._started: set[str] = set()
+        self._pushed: dict[int, int] = {}
         self._lock = threading.Lock()
+        self.most_bytes = SMALL_REPLY_BYTES
 
     def grid(self) -> LinkGrid:
         """For the coordinator's app."""
@@ -124,6 +141,15 @@ class Fleet:
         with self._lock:
             return node in self._seen and self._seen[node].instance == instance
 
+    def refusal(self, node: int, request: Any) -> str:
+        """Why a node may not send this; "" if it may. Its bytes count from the reply's first message on."""
+        if why := _link_compat.refusal(self.state, request, node, most_parts=_SMALL_PARTS + self.most_bytes // 2**20):
+            return why
+        with self._lock:
+            pushed = 0 if _link_compat.begins_reply(request) else self._pushed.get(node, 0)
+            self._pushed[node] = pushed + _link_compat.pushed_bytes(request)
+            return "a reply larger than any that is due" if self._pushed[node] > self.most_bytes + _SLACK_BYTES else ""
+
     def take_started(self) -> set[str]:
         """Shops whose agent connected since this was asked last."""
         with self._lock:
@@ -171,6 +197,10 @@ class LinkGrid(Grid):
         """Replies that are complete, and errors for nodes that are gone; each once."""
         return _link_compat.pull(self._state, self._run_id, message_ids)
 
+    def expect(self, most_bytes: int) -> None:
+        """Say how large a reply to the messages that follow can be."""
+        self._fleet.most_bytes = most_bytes
+
     def give_up(self, message_ids: Iterable[str]) -> None:
         """Forget messages that nobody waits for any more; a shop that has not begun with one never sees it."""
         _link_compat.give_up(self._state, message_ids)
@@ -212,31 +242,46 @@ class _Gate:
     app: ASGIApp
     fleet: Fleet
     paths: frozenset[str] = field(default=frozenset(_PREFIX + route for route in _ROUTES))
+    open: Counter[str] = field(default_factory=Counter)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-            return
-        refused = self._refusal(scope)
-        if refused is None:
-            await self.app(scope, receive, send)
         elif scope["type"] == "http":
-            status, detail = refused
-            await JSONResponse({"detail": detail}, status_code=status)(scope, receive, send)
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            refused = self._refusal(scope, headers)
+            if refused is None:
+                await self._pass(scope, receive, send, _link_compat.key_in(headers))
+            else:
+                status, detail = refused
+                close = {"connection": "close"}  # an outsider holds no line
+                await JSONResponse({"detail": detail}, status, close)(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
-        if scope["type"] != "http":
-            return 404, "not found"
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    async def _pass(self, scope: Scope, receive: Receive, send: Send, key: str) -> None:
+        """One of the few requests that a shop may have open."""
+        self.open[key] += 1
+        try:
+            async with asyncio.timeout(MOST_REQUEST_S):
+                await self.app(scope, receive, send)
+        except TimeoutError:
+            await JSONResponse({"detail": "the request took too long"}, 408, {"connection": "close"})(
+                scope, receive, send
+            )
+        finally:
+            self.open[key] -= 1
+
+    def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> tuple[int, str] | None:
         if not _link_compat.is_signed(self.fleet.state, headers):
             return 401, "no enrolled key signed this request, or the clocks differ by more than five minutes"
         if scope["method"] != "POST" or scope["path"] not in self.paths:
             return 404, "not found"
         length = headers.get("content-length", "")
-        if not length.isdigit():
+        if not (length.isascii() and length.isdecimal()) or "transfer-encoding" in headers:
             return 411, "content-length is missing"
-        if int(length) > MOST_BODY_BYTES:
+        if len(length) > len(str(MOST_BODY_BYTES)) or int(length) > MOST_BODY_BYTES:
             return 413, f"a request of more than {MOST_BODY_BYTES} bytes"
+        if self.open[_link_compat.key_in(headers)] >= MOST_REQUESTS:
+            return 429, f"{MOST_REQUESTS} requests of this shop are open"
         return None
 
 
@@ -251,8 +296,8 @@ class _OwnNode(BaseHTTPMiddleware):
         asked = request.state.protobuf_request
         state, is_start = self._fleet.state, request.url.path == _PREFIX + "activate-node"
         node = _link_compat.node_of(state, asked)
-        if not _link_compat.speaks_for_itself(asked, node):
-            return JSONResponse({"detail": "a message in another node's name"}, status_code=403)
+        if why := self._fleet.refusal(node, asked):
+            return JSONResponse({"detail": why}, status_code=403)
         instance = request.headers.get(INSTANCE_HEADER, "")
         is_same = self._fleet.is_known(node, instance)
         if why := self._fleet.admit(node, instance, is_start=is_start):
@@ -297,6 +342,7 @@ def serve(
         raise ConfigError(f"{certificate}: no certificate with its key ({error})") from error
     if config.ssl is not None:
         config.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
+    config.http_protocol_class = _impatient(config.http_protocol_class)
     server = uvicorn.Server(config)
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -319,3 +365,14 @@ def serve(
             held.loop.call_soon_threadsafe(held.transport.abort)
         thread.join(timeout=_END_S)
         listener.close()
+
+
+def _impatient(protocol: Any) -> Any:
+    """The protocol of a line, which closes one on which the head of no request comes."""
+
+    class Impatient(protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.loop.call_later(MOST_SILENCE_S, lambda: self.cycle is None and transport.abort())
+
+    return Impatient

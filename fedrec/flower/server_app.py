@@ -237,7 +237,10 @@ def _collect(run: ServerRun, plan: RoundPlan, grid: Grid, nodes: Mapping[str, in
     for some in _until_enough(run, grid, nodes, waiting, lambda: len(heard), coordinator.terms.min_shops):
         traffic.down += sum(sizes[shop] for shop in some)
         is_last_try = not run.patience_s
-        for reply in exchange(grid, some, deadline_s=run.deadline_s, window=window, stop=run.stop):
+        replies = exchange(
+            grid, some, deadline_s=run.deadline_s, window=window, stop=run.stop, most_bytes=8 * plan.num_values
+        )
+        for reply in replies:
             if reply.data is None:
                 _note_refusal(run, plan.index, reply, traffic)
                 if is_last_try:

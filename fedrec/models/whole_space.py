@@ -172,7 +172,7 @@ def whole_space_scorer(
         histories: float32 CSR, (num_shoppers, num_shop_items); the shop's training rows.
         public: the shop's own item space.
         released: what the federation released; None = the shop alone.
-        least_shoppers: own pairs of fewer shoppers are left out, see `fedrec.models.rare_pairs`.
+        least_shoppers: own pairs of fewer shoppers do not count, see `fedrec.models.rare_pairs`.
     """
     rows = binary_rows(histories)
     scaled = _scaled(rows)
@@ -223,11 +223,12 @@ def _weights(
         inner = factor.T @ (_at(resolvent, released.items, released.items) @ factor)
         inverse -= _correction(linked, inner)
     if least_shoppers > 1 and rows.shape[0]:
-        before = _inverse(inverse.astype(np.float32))
+        before, value = _inverse(inverse.astype(np.float32)), float(rows.data.max(initial=0.0)) ** 2
+        binary = rows.astype(bool).astype(np.float32)
 
         def solve(given_back: float) -> np.ndarray:
-            own = gram_without_rare_pairs(rows, least_shoppers=least_shoppers, given_back=given_back)
-            return _inverse(before + own.astype(np.float32) / RIDGE)
+            own = gram_without_rare_pairs(binary, least_shoppers=least_shoppers, given_back=given_back, value=value)
+            return _inverse(before + own / np.float32(RIDGE))
 
         inverse = solve_without(solve)
     elif rows.shape[0] <= len(positions):

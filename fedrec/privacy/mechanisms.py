@@ -66,6 +66,15 @@ class PlannedRelease:
     sampling_rate: float = 1.0
     local_steps: int = 0
 
+    def __post_init__(self) -> None:
+        if not (0 < self.clip_norm < math.inf and 0 < self.noise_multiplier < math.inf and 0 < self.sampling_rate <= 1):
+            raise BadAssumption(
+                f"release {self.name!r}: clip_norm = {self.clip_norm}, noise_multiplier = {self.noise_multiplier}, "
+                f"sampling_rate = {self.sampling_rate}: numbers above 0, the rate at most 1"
+            )
+        if type(self.local_steps) is not int or self.local_steps < 0:
+            raise BadAssumption(f"release {self.name!r}: local_steps = {self.local_steps!r}: a whole number from 0 on")
+
     @property
     def num_sums(self) -> int:
         """Noisy sums that the release costs: accountants compose so many of them, each chosen after those before."""

@@ -8,7 +8,8 @@ shop's lists. What was adopted stays on disk, so that going back is one command.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,7 @@ def judge_and_keep(
         is_adopted = mode != "none"
         reason = f"serving is joint_dp: {'taken' if is_adopted else 'trained without a promise, not taken'} untested"
     _keep(folder / run_id, candidate)
+    _drop_refused(folder, keep={run_id, served})
     if is_adopted and make_ready is not None:
         make_ready(run_id)
     adoption = Adoption(run_id, is_adopted, reason, _mean(now), _mean(new), len(new))
@@ -249,6 +251,13 @@ def _load(folder: Path) -> Version:
 
 def _adoption(entry: dict[str, Any]) -> Adoption:
     return Adoption(**{field.name: entry[field.name] for field in fields(Adoption)})
+
+
+def _drop_refused(folder: Path, *, keep: Collection[str]) -> None:
+    """Of models that were not taken over the last stays: a coordinator can hand out as many as it likes."""
+    for entry in _history(folder):
+        if entry.get("is_adopted") is False and entry["run_id"] not in keep:
+            shutil.rmtree(folder / entry["run_id"], ignore_errors=True)
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:

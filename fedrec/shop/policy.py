@@ -28,7 +28,7 @@ class Policy:
         require_masks: only under secure aggregation.
         min_shops: fewest shops of a sum.
         min_colluders: shops that must be assumed to work with the coordinator, at least; >= 0.
-        max_rounds: of one run.
+        max_rounds: noisy sums of one run, those of steps inside the shop included.
         max_sampling_rate: of a gradient step; in (0, 1].
         models: classes (``package.module:Class``) that may be trained beside fedrec's own, which are always allowed.
         roster: fingerprint of the roster that the shop has confirmed; "" = none yet.
@@ -112,8 +112,8 @@ class Policy:
                 f"shared noise against {spec.colluders} colluders, masks {'on' if terms.secure else 'off'}: it needs "
                 f"masks, and policy.min_colluders is {self.min_colluders}"
             )
-        if len(terms.schedule) > self.max_rounds:
-            raise RoundRefused(f"{len(terms.schedule)} noisy sums are asked; policy.max_rounds is {self.max_rounds}")
+        if (num_sums := sum(release.num_sums for release in terms.schedule)) > self.max_rounds:
+            raise RoundRefused(f"{num_sums} noisy sums are asked; policy.max_rounds is {self.max_rounds}")
         worst = max(release.sampling_rate for release in terms.schedule)
         if worst > self.max_sampling_rate:
             raise RoundRefused(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import sparse
 
-from fedrec.models import load_model
+from fedrec.models import load_model, settings_of
 from fedrec.models.item_item import selected_columns
 from fedrec.models.popularity import take
 from fedrec.models.rare_pairs import solve_without, without_rare_pairs
@@ -64,7 +64,7 @@ class Version:
         projected = self.model.project(self.state, self.positions, shop_public)
         own = self.model.own_statistics(projected, rows, shop_public)
         least = settings.own_statistics_min_shoppers
-        return self.model.mix(projected, _common(own, rows, least, given_back), global_share=share)
+        return self.model.mix(projected, _common(self.model, own, rows, least, given_back), global_share=share)
 
     def released_state(self, shop_public: PublicInputs) -> State:
         """Shared arrays over the shop's items, nothing of its own added."""
@@ -111,13 +111,18 @@ def local_scorer(rows: sparse.csr_matrix, shop_public: PublicInputs, settings: S
     model = load_model(LOCAL_MODEL)
     trained = train_alone(model, rows, shop_public)
     least = settings.own_statistics_min_shoppers
-    return solve_without(lambda share: model.fit(_common(trained, rows, least, share), shop_public))
+    return solve_without(lambda share: model.fit(_common(model, trained, rows, least, share), shop_public))
 
 
-def _common(own: State, rows: sparse.csr_matrix, least_shoppers: int, given_back: float) -> State:
+def _common(model: Recommender, own: State, rows: sparse.csr_matrix, least_shoppers: int, given_back: float) -> State:
     """Own statistics without the pairs of too few shoppers; models without pairs keep theirs."""
     if least_shoppers == 1 or "co_occurrence" not in own:
         return own
-    covered = selected_columns(rows, own["covered"])
-    packed = without_rare_pairs(own["co_occurrence"], covered, least_shoppers=least_shoppers, given_back=given_back)
+    packed = without_rare_pairs(
+        own["co_occurrence"],
+        selected_columns(rows, own["covered"]),
+        least_shoppers=least_shoppers,
+        given_back=given_back,
+        exponent=settings_of(model)["shopper_exponent"],
+    )
     return {**own, "co_occurrence": packed}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedrec.cli.service import only_one, running
+from fedrec.role_config import read_coordinator, read_shop
 
 SHOPS = ("north", "south", "west")
 
@@ -64,7 +65,37 @@ def test_init_refuses_a_missing_list_a_bad_name_and_a_folder_in_use(fedrec, town
     refused(fedrec("coordinator", "init", "d", "--items", "none.csv"), "--items none.csv", "is not a file")
     refused(fedrec("coordinator", "init", "d", "--items", "items.csv", "--name", "../x"), "letters, digits")
     refused(fedrec("coordinator", "init", "c", "--items", "items.csv"), "holds a coordinator already")
+    for host in ("", "a b", "https://x.org", "x.org:7443", "::1", 'x"', "-x", "x" * 254):
+        refused(fedrec("coordinator", "init", "d", "--items", "items.csv", "--host", host), "--host", "give a name")
+    refused(fedrec("coordinator", "init", "/proc/d", "--items", "items.csv"), "/proc/d: cannot be written")
     assert not Path("d").exists()
+
+
+def test_paths_with_quotes_and_backslashes_are_written_so_that_they_can_be_read(fedrec, town):
+    odd = town / 'a "b" \\c'
+    odd.mkdir()
+    for name in ("items.csv", "north.csv"):
+        shutil.copy(town / name, odd / name)
+    assert fedrec("coordinator", "init", "d", "--items", odd / "items.csv").status == 0
+    assert read_coordinator(Path("d")).items.file == str(odd / "items.csv")
+    options = ("--name", "x", "--events", odd / "north.csv", "--items", odd / "items.csv", "--shoppers", 30)
+    assert fedrec("shop", "enrol", "x", "--invitation", "invitation.json", *options).status == 0
+    assert read_shop(Path("x")).data.events == str(odd / "north.csv")
+
+
+def test_words_of_shops_are_no_markup_in_the_status(fedrec, town):
+    about = {"run_id": "r", "phase": "failed", "last_error": "the first, 'north', with [/bold] [red]x[/]"}
+    (town / "c/status.json").write_text(json.dumps(about))
+    assert "with [/bold] [red]x[/]" in fedrec("coordinator", "status", "c").out
+    traffic = {"connected": False, "last_error": "[/no]", "answered": {}, "refused": 0, "bytes_up": 0}
+    shop = {"at": "now", "shop": "north", "run_id": "", "model": "local", "traffic": traffic, "ledger": {}}
+    (town / "north/status.json").write_text(json.dumps(shop))
+    assert "no: [/no]" in fedrec("shop", "status", "north").out
+
+
+def test_a_file_of_brackets_is_no_document(fedrec, town):
+    Path("deep.json").write_text("[" * 100_000)
+    refused(fedrec("coordinator", "admit", "c", "deep.json"), "not a fedrec enrolment")
 
 
 def test_admit_refuses_files_that_are_no_enrolment_of_this_federation(fedrec, town):
@@ -86,7 +117,10 @@ def test_a_name_or_key_that_is_enrolled_is_refused_until_it_is_removed(fedrec, t
     assert "north is off the roster; 2 shops" in fedrec("coordinator", "remove", "c", "north").out
     refused(fedrec("coordinator", "remove", "c", "north"), "'north' is not enrolled: south, west")
     assert fedrec("coordinator", "admit", "c", "again/north.enrolment.json").status == 0
-    refused(fedrec("coordinator", "remove", "c", "../coordinator"), "is not enrolled")
+    for other in ("../coordinator", "../ledger-heads"):
+        (town / "c/ledger-heads.json").write_text("{}")
+        refused(fedrec("coordinator", "remove", "c", other), "is not enrolled")
+    assert (town / "c/ledger-heads.json").exists()
 
 
 def test_enrol_refuses_what_it_cannot_use(fedrec, town):

@@ -17,6 +17,7 @@ import httpx
 import pytest
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from google.protobuf.message import DecodeError
 
 from fedrec.errors import DataError
 from fedrec.flower import _agent_compat, agent
@@ -200,6 +201,42 @@ def test_a_clock_that_is_right_is_not_blamed():
     assert _why(refused(409, json={"detail": "another agent"})) == "the coordinator answers 409: another agent"
     assert _why(refused(502)) == "the coordinator answers 502: Bad Gateway"
     assert _why(httpx.ConnectError("refused\nhere")) == "no connection: refused here"
+
+
+@pytest.mark.parametrize("body", [[], "x", {"detail": "gone\n2026-11-21 info    all is well\x1b[2J"}, 7, None])
+def test_a_coordinators_words_are_one_line_whatever_they_are(body):
+    found = _why(refused(409, json=body))
+    assert found.startswith("the coordinator answers 409: ")
+    assert found.isprintable()
+
+
+@pytest.mark.parametrize("spoil", ["no protobuf", "no tree", "no message"])
+def test_an_agent_outlives_a_coordinator_that_sends_anything(tls, monkeypatch, spoil):
+    key = _agent_compat.new_key()
+    pull = _agent_compat.FleetHttpClient.PullMessages
+
+    def spoiled(self, request):
+        found = pull(self, request)
+        if spoil == "no protobuf":
+            raise DecodeError("x")
+        if spoil == "no tree":
+            del found.message_object_trees[:]
+        for message, tree in zip(found.messages_list, found.message_object_trees, strict=False):
+            tree.CopyFrom(tree.children[0])
+            message.metadata.message_id = tree.object_id
+        return found
+
+    monkeypatch.setattr(_agent_compat.FleetHttpClient, "PullMessages", spoiled)
+    with coordinator(tls, key) as (_, port, fleet):
+        one, _ = made(tls, key, port, echo_app())
+        with running(one) as thread:
+            fleet.wait_for(1, deadline_s=60)
+            grid = fleet.grid()
+            grid.push_messages([Message(bytes_to_record(b"ab"), fleet.nodes["ant"], "query.echo")])
+            _wait(lambda: "sent what is no message" in one.traffic.last_error)
+            monkeypatch.setattr(_agent_compat.FleetHttpClient, "PullMessages", pull)
+            _wait(lambda: one.traffic.answered == {"query.echo": 1})
+            assert thread.is_alive()
 
 
 def test_an_agent_whose_clock_is_wrong_says_so(tls, monkeypatch):

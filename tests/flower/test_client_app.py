@@ -7,13 +7,13 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from fedrec import errors
-from fedrec.errors import TooFewShops
+from fedrec.errors import TooFewShops, one_line
 from fedrec.federation.release import read_release
 from fedrec.federation.terms import Terms
 from fedrec.flower import _compat, client_app
 from fedrec.flower.client_app import NodesInMemory, make_client_app
 from fedrec.flower.engines import RunOptions, run_local
-from fedrec.flower.exchange import REFUSALS, one_line, plan_to_record, release_from_record, unavailable
+from fedrec.flower.exchange import REFUSALS, plan_to_record, release_from_record, unavailable
 from fedrec.models.ease import Ease
 from fedrec.models.popularity import Popularity
 from fedrec.privacy.mechanisms import calibrate

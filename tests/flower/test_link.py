@@ -16,7 +16,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.common.serde import message_to_proto
-from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, PushMessagesRequest
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, PushMessagesRequest, PushMessagesResponse
+from flwr.proto.message_pb2 import PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
@@ -258,8 +259,6 @@ def test_an_enrolled_key_cannot_reply_in_anothers_name(link):
 
 
 def test_what_a_reply_says_of_itself_inside_does_not_make_it_anothers(link):
-    from flwr.proto.fleet_pb2 import PushMessagesResponse
-    from flwr.proto.message_pb2 import PushObjectRequest
     from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
     link.client("bee").connect()
@@ -290,15 +289,23 @@ def test_a_reply_that_is_no_message_is_an_error_and_not_a_crash(link):
     asked = link.ask(shops=("ant",))
     message = received(link, "ant", asked)
     honest = answer_to(message)
-    content = RecordDict({})
+    node, content = Node(node_id=link.fleet.nodes["ant"]), RecordDict({})
     request = PushMessagesRequest(
-        node=Node(node_id=link.fleet.nodes["ant"]),
+        node=node,
         messages_list=[message_to_proto(_link_compat.remove_content_from_message(honest))],
-        message_object_trees=[get_object_tree(content)],  # another root than the message's id
+        message_object_trees=[get_object_tree(content)],
         clientapp_runtime_list=[0.0],
     )
-    request.messages_list[0].metadata.message_id = "f" * 64
-    assert post(link, "push-messages", request, signed(link.keys["ant"])).status_code == 200
+    request.messages_list[0].metadata.message_id = content.object_id
+    answer = post(link, "push-messages", request, signed(link.keys["ant"]))
+    pushed_part = PushObjectRequest(
+        node=node,
+        run_id=message.metadata.run_id,
+        object_id=content.object_id,
+        object_content=content.deflate(),
+        session_id=PushMessagesResponse.FromString(answer.content).session_id,
+    )
+    assert post(link, "push-object", pushed_part, signed(link.keys["ant"])).status_code == 200
     _compat.set_identity(link.fleet.run_id)
     (reply,) = link.grid.pull_messages([asked["ant"].metadata.message_id])
     assert reply.has_error()
