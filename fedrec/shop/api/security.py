@@ -59,6 +59,7 @@ class Guard:
         """
         self._shops = shops
         self._grants: OrderedDict[_Shown, Grant] = OrderedDict()
+        self._by_key: dict[tuple[str, str], Grant] = {}
 
     def admit(self, scope: Scope, needed: KeyScope) -> Grant:
         """The key of a request, one request spent.
@@ -85,7 +86,7 @@ class Guard:
         if grant.scope < needed:
             raise ApiError(403, f"this key has scope {grant.scope.name.lower()}; give one with {needed.name.lower()}")
         if rate := grant.shop.settings.requests_per_s:
-            grant.tokens = min(2 * rate, grant.tokens + (now - grant.filled) * rate)
+            grant.tokens = min(_burst(grant.shop), grant.tokens + (now - grant.filled) * rate)
             grant.filled = now
             if grant.tokens < 1:
                 wait_s = str(max(1, round((1 - grant.tokens) / rate)))
@@ -95,19 +96,14 @@ class Guard:
             grant.tokens -= 1
         return grant
 
-    def forget(self, key_id: str) -> None:
-        """Look a key up again at its next use."""
-        for digest in [digest for digest, grant in self._grants.items() if grant.key_id == key_id]:
-            del self._grants[digest]
-
     def _look_up(self, shown: _Shown, find: Callable[[], _Found], now: float) -> Grant:
-        before = self._grants.pop(shown, None)
+        self._grants.pop(shown, None)
         if (found := find()) is None:
             raise ApiError(401, _UNAUTHORIZED, headers={"WWW-Authenticate": "Bearer"})
         shop, key = found
-        if before is not None:
-            before.checked, before.scope = now, key.scope
-        grant = before or Grant(shop, key.id, key.scope, now, 2 * shop.settings.requests_per_s, now)
+        # One for each key, however it was shown: its rate is the key's.
+        grant = self._by_key.setdefault((shop.name, key.id), Grant(shop, key.id, key.scope, now, _burst(shop), now))
+        grant.checked = now
         self._grants[shown] = grant
         if len(self._grants) > _MOST_KEYS:
             self._grants.popitem(last=False)
@@ -127,6 +123,11 @@ class Guard:
         every = shop.store.keys()
         keys = [key for key in every if key.id == key_id and key.revoked is None]
         return (shop, keys[0]) if keys else None
+
+
+def _burst(shop: LiveShop) -> float:
+    """Requests of one key at once."""
+    return max(1.0, 2 * shop.settings.requests_per_s)
 
 
 class Edge:

@@ -118,13 +118,16 @@ def test_a_revoked_key_is_refused(corner: Corner, monkeypatch: pytest.MonkeyPatc
         assert httpx.get(f"{url}/v1/popular", headers=read).status_code == 401
 
 
-def test_a_key_has_a_rate(tmp_path: Path) -> None:
+def test_a_key_has_a_rate_however_it_is_written(tmp_path: Path) -> None:
     corner = Corner(tmp_path / "slow", settings=ServingSettings(requests_per_s=0.001))
-    corner.keys[KeyScope.READ] = corner.store.new_key("corner", "another", KeyScope.READ)[1]
+    key = corner.keys[KeyScope.READ]
     with serving(make_app({corner.name: corner.live})) as url:
-        answer = httpx.get(f"{url}/v1/popular", headers=corner.headers(KeyScope.READ))
-    assert answer.status_code == 429
-    assert int(answer.headers["Retry-After"]) >= 1
+        answers = [
+            httpx.get(f"{url}/v1/popular", headers={"Authorization": f"{word} {key}"}) for word in ("Bearer", "bearer")
+        ]
+        other = httpx.get(f"{url}/v1/popular", headers=corner.headers(KeyScope.WRITE))
+    assert [answer.status_code for answer in (*answers, other)] == [200, 429, 200]
+    assert int(answers[1].headers["Retry-After"]) >= 1
 
 
 def test_long_bodies_are_refused_declared_or_not(corner: Corner) -> None:
