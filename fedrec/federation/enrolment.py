@@ -29,8 +29,8 @@ from fedrec.secure_aggregation.keys import IdentityKey, PublicKey
 
 FORMAT = 1
 SHOP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
-RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""A shop names files after a run."""
+RUN_ID = re.compile(r"(?!local$|.*\.json$)[a-z0-9][a-z0-9._-]{0,99}", re.IGNORECASE)
+"""A shop names folders after a run, beside files of its own; ``local`` is its own model."""
 
 _MOST_ITEMS = 10_000_000
 
@@ -163,7 +163,7 @@ class Offer:
         try:
             terms = Terms.from_json(found.terms)
             if not RUN_ID.fullmatch(terms.run_id):
-                raise BadMessage(f"run id {terms.run_id[:40]!r}: letters, digits, '.', '_' and '-', at most 100")
+                raise BadMessage(f"run id {terms.run_id[:40]!r}: letters, digits, '.', '_' and '-', at most 100, no file's name")
             if sorted(found.roster) != sorted(terms.roster):
                 raise BadMessage("an offer whose roster and terms name different shops")
             keys = {name: _public(value) for name, value in found.roster.items()}

@@ -89,6 +89,14 @@ def test_a_schedule_of_numbers_that_no_accountant_counts_is_refused(town: Town, 
     assert member.run_id == ""
 
 
+@pytest.mark.parametrize("run_id", ["local", "LOCAL", "current.json", "x.JSON", "..", "../x", "a/b", ".x", "x\n", ""])
+def test_a_run_cannot_take_the_name_of_a_shops_own_file(town: Town, run_id: str):
+    """A folder in the place of ``current.json`` would stop the shop from serving anything."""
+    offer = town.offer()
+    with pytest.raises(BadMessage, match="run id"):
+        town.member().accept(dataclasses.replace(offer, terms={**offer.terms, "run_id": run_id}).sign(town.key))
+
+
 def test_steps_inside_the_shop_count_as_noisy_sums(town: Town):
     """Else a plan of one round keeps the shop computing for ever."""
     town.change("ant", require_masks=False, min_shops=1)
