@@ -163,7 +163,9 @@ class Offer:
         try:
             terms = Terms.from_json(found.terms)
             if not RUN_ID.fullmatch(terms.run_id):
-                raise BadMessage(f"run id {terms.run_id[:40]!r}: letters, digits, '.', '_' and '-', at most 100, no file's name")
+                raise BadMessage(
+                    f"run id {terms.run_id[:40]!r}: letters, digits, '.', '_' and '-', at most 100, no file's name"
+                )
             if sorted(found.roster) != sorted(terms.roster):
                 raise BadMessage("an offer whose roster and terms name different shops")
             keys = {name: _public(value) for name, value in found.roster.items()}

@@ -260,13 +260,20 @@ class _Gate:
     async def _pass(self, scope: Scope, receive: Receive, send: Send, key: str) -> None:
         """One of the few requests that a shop may have open."""
         self.open[key] += 1
+        sent: list[Any] = []
+
+        async def noted(message: Any) -> None:
+            sent.append(message["type"])
+            await send(message)
+
         try:
             async with asyncio.timeout(MOST_REQUEST_S):
-                await self.app(scope, receive, send)
+                await self.app(scope, receive, noted)
         except TimeoutError:
-            await JSONResponse({"detail": "the request took too long"}, 408, {"connection": "close"})(
-                scope, receive, send
-            )
+            if sent:  # half an answer: the line is closed
+                raise
+            late = JSONResponse({"detail": "the request took too long"}, 408, {"connection": "close"})
+            await late(scope, receive, send)
         finally:
             self.open[key] -= 1
 
