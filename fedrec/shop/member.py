@@ -45,6 +45,7 @@ from fedrec.shop.policy import Policy
 
 LEDGER_FILE = "ledger.sqlite"
 OFFER_FILE = "offer.json"
+NO_PROMISE_FILE = "without-a-promise"
 HEADS_FILE = "peer-heads.json"
 LOST_FILE = "lost-heads.json"
 IDENTITY_FILE = "identity.key"
@@ -165,6 +166,8 @@ class Member:
         if self._source is not None:
             self.data, self._shop_public = self._source.read()
         run = self._open_run(offer)
+        if run.node.ledger is None:  # in no ledger: this is all that remembers it when the run is long over
+            write_atomically(self.folder / NO_PROMISE_FILE, f"{run.run_id}\n".encode())
         write_atomically(path, data)
         if self._run is not None:
             self._end(self._run)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedrec.federation.enrolment import Offer
 from fedrec.privacy.ledger import Ledger
 from fedrec.shop.adoption import modes
-from fedrec.shop.member import LEDGER_FILE, MODELS_FOLDER, OFFER_FILE, read_invitation
+from fedrec.shop.member import LEDGER_FILE, MODELS_FOLDER, NO_PROMISE_FILE
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,9 @@ def past_releases(folder: Path, shop: str) -> PastReleases:
         shop: its name.
     Raises:
         PrivacyError: the ledger cannot be trusted.
-        StoreError: a model or the offer cannot be read.
-    Guarantee: releases under a promise are all in the ledger, which bounds them. Those of a run without one are in no
-        ledger; they are noticed by the run's offer or its model, and then there is no bound. A run without a promise
-        that ended without a model and was followed by another is not noticed: policies forbid such runs unless
-        ``allow_research`` is set.
+        StoreError: a model does not say how it was trained.
+    Guarantee: releases under a promise are all in the ledger, which bounds them. Runs without one are in no ledger, but
+        are remembered for ever from when the shop agreed to them, and then there is no bound.
     """
     spent = None
     if (folder / LEDGER_FILE).exists():
@@ -58,15 +55,9 @@ def past_releases(folder: Path, shop: str) -> PastReleases:
         finally:
             ledger.close()
     num_releases = 0 if spent is None else spent.num_charges
-    is_unbounded = "none" in modes(folder / MODELS_FOLDER).values() or _is_in_research(folder)
+    is_unbounded = "none" in modes(folder / MODELS_FOLDER).values() or (folder / NO_PROMISE_FILE).exists()
     if is_unbounded or (spent is not None and not spent.is_deployable):
         return PastReleases(num_releases, None, 0.0)
     if spent is None or not num_releases:
         return PastReleases(0, 0.0, 0.0)
     return PastReleases(num_releases, spent.lifetime_epsilon, spent.budget.delta)
-
-
-def _is_in_research(folder: Path) -> bool:
-    """Whether the run that was agreed to last promises nothing."""
-    path = folder / OFFER_FILE
-    return path.exists() and Offer.read(path.read_bytes(), read_invitation(folder).key).read_terms().privacy is None

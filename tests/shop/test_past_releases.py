@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -35,14 +36,21 @@ def test_what_left_under_a_promise_is_bounded_by_the_ledger(town: Town) -> None:
     assert f"up to epsilon {found.epsilon:.3g} at delta" in str(found)
 
 
-@pytest.mark.parametrize("trace", ["offer", "model"])
-def test_sums_that_left_without_a_promise_have_no_bound(town: Town, trace: str) -> None:
+def test_sums_that_left_without_a_promise_have_no_bound_for_ever(town: Town) -> None:
     folder = town.folder / "ant"
-    if trace == "offer":
-        offer = town.offer()
-        terms = dataclasses.replace(offer.read_terms(), privacy=None, schedule=())
-        (folder / "offer.json").write_bytes(dataclasses.replace(offer, terms=terms.to_json()).sign(town.key))
-    else:
-        judge(folder / "models", "run-0", GOOD)
+    town.change("ant", allow_research=True)
+    offer = town.offer("open")
+    terms = dataclasses.replace(offer.read_terms(), privacy=None, schedule=())
+    member = town.member()
+    member.accept(dataclasses.replace(offer, terms=terms.to_json()).sign(town.key))
+    assert past_releases(folder, "ant").epsilon is None
+    member.accept(town.offer("later").sign(town.key))
+    member.leave()
+    member.close()
     assert past_releases(folder, "ant").epsilon is None
     assert "nothing bounds" in str(past_releases(folder, "ant"))
+
+
+def test_a_model_without_a_promise_has_no_bound(tmp_path: Path) -> None:
+    judge(tmp_path / "models", "run-0", GOOD, mode="none")
+    assert past_releases(tmp_path, "ant").epsilon is None
