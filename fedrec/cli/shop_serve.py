@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedrec.errors import ConfigError, StoreError
+from fedrec.errors import ConfigError, FedrecError, StoreError
 
 if TYPE_CHECKING:
     from fedrec.role_config import ShopSettings
+    from fedrec.shop.api.arms import OpenModel
     from fedrec.shop.api.live_shop import LiveShop
+    from fedrec.shop.serving_model import ServingModel
 
 SPLIT_KEY_FILE = "split.key"
 
@@ -64,8 +66,10 @@ def serve(
             words = make_demo(chosen[0])
 
         def application() -> Any:
-            shops = [open_live_shop(folder) for folder in chosen]
-            return make_app({shop.name: shop for shop in shops}, origins=origin or ())
+            shops = {shop.name: shop for shop in map(open_live_shop, chosen)}
+            if len(shops) < len(chosen):
+                raise ConfigError("two of the shops have one name; a key could not tell them apart")
+            return make_app(shops, origins=origin or ())
 
         def announce(url: str) -> None:
             typer.echo(f"serves {', '.join(map(str, chosen))} at {url}")
@@ -90,26 +94,56 @@ def refresh(
 
 
 def open_live_shop(folder: Path) -> LiveShop:
-    """A shop's folder, ready to be served; its model is made ready first where that was never done."""
+    """A shop's folder, ready to be served; its model is made ready first where there is none that can be opened.
+
+    Raises:
+        ConfigError, StoreError: the folder's settings or store cannot be used, or no model can be served.
+    Guarantee: a model that was made ready under another ``inside_shop`` than the shop's file asks for is not served.
+    """
     from fedrec.role_config import open_store, read_shop
-    from fedrec.shop.adoption import current_version
     from fedrec.shop.api.live_shop import LiveShop
     from fedrec.shop.imports import import_events
-    from fedrec.shop.member import MODELS_FOLDER
-    from fedrec.shop.serving_files import is_prepared, open_serving
+    from fedrec.shop.serving_files import open_serving
 
     settings = read_shop(folder)
     store = open_store(folder, settings)
-    models = folder / MODELS_FOLDER
     if not settings.data.store and not store.num_events():
         typer.echo(f"{folder}: imports the file that the shop trains on", err=True)
         import_events(store, settings.data.data_settings(), settings.name)
-    if not is_prepared(models, current := current_version(models)):
-        typer.echo(f"{folder}: makes version {current} ready", err=True)
-        make_ready(folder, settings, current)
+
+    def open_model(models: Path, version: str) -> ServingModel:
+        model = open_serving(models, version)
+        if model.served.inside_shop is not settings.serving.inside_shop:
+            raise StoreError(f"version {version} was made ready with inside_shop = {model.served.inside_shop}")
+        return model
+
+    _make_one_ready(folder, settings, open_model)
     serving = settings.serving.settings()
     split_key = b"" if serving.split is None else _split_key(folder / SPLIT_KEY_FILE)
-    return LiveShop(settings.name, folder, store, serving, open_model=open_serving, split_key=split_key)
+    return LiveShop(settings.name, folder, store, serving, open_model=open_model, split_key=split_key)
+
+
+def _make_one_ready(folder: Path, settings: ShopSettings, open_model: OpenModel) -> None:
+    """See to it that the current model can be opened, or else the shop's own; what fails is said."""
+    from fedrec.shop.adoption import LOCAL, current_version
+    from fedrec.shop.member import MODELS_FOLDER
+
+    models = folder / MODELS_FOLDER
+    try:
+        current = current_version(models)
+    except StoreError:
+        current = LOCAL  # the server says so in its health
+    for version in dict.fromkeys((current, LOCAL)):
+        try:
+            open_model(models, version)
+            return
+        except StoreError:
+            typer.echo(f"{folder}: makes version {version} ready", err=True)
+        try:
+            make_ready(folder, settings, version)
+            return
+        except FedrecError as error:
+            typer.echo(f"{folder}: version {version} cannot be made ready: {error}", err=True)
 
 
 def make_ready(folder: Path, settings: ShopSettings, version: str) -> None:
@@ -135,9 +169,12 @@ def make_ready(folder: Path, settings: ShopSettings, version: str) -> None:
         rows = sparse.csr_matrix((0, public.num_items), dtype="float32")
     elif about.store:
         with open_store(folder, settings) as store:
-            source = StoreData(store, name, validation="none", kinds=about.train_on, min_rating=about.min_rating)
-            data, public = source.read()
-        rows = data.train
+            public = catalogue_of(store)
+            rows = sparse.csr_matrix((0, public.num_items), dtype="float32")
+            if store.num_events() or not public.num_items:
+                source = StoreData(store, name, validation="none", kinds=about.train_on, min_rating=about.min_rating)
+                data, public = source.read()
+                rows = data.train
     else:
         data, public = read_own_data(about.data_settings(), name, validation="none")
         rows = data.train

@@ -25,8 +25,8 @@ from typing import Any
 import orjson
 from starlette.concurrency import run_in_threadpool
 
-from fedrec.errors import FedrecError, StoreError
-from fedrec.shop.adoption import current_version, roll_back, versions
+from fedrec.errors import ConfigError, FedrecError, StoreError
+from fedrec.shop.adoption import roll_back, versions
 from fedrec.shop.api.arms import CURRENT_ARM, OTHER_ARM, Opened, OpenModel, arm_of, files_of, open_models
 from fedrec.shop.api.counting import Counting
 from fedrec.shop.api.kept_lists import KeptList, KeptLists
@@ -215,10 +215,15 @@ class LiveShop:
             "past_releases": str(past),
         }
 
-    def models(self) -> dict[str, Any]:
-        """As `fedrec.shop.api.schemas.ModelsOut`; in a thread."""
+    def models(self, current: str | None = None) -> dict[str, Any]:
+        """As `fedrec.shop.api.schemas.ModelsOut`; in a thread.
+
+        Args:
+            current: what should be served, if that is newer than what was looked for last.
+        """
+        current = current or self._opened.current
         served = self._arms[CURRENT_ARM].model.served.version
-        current, split = current_version(self._models), self.settings.split
+        split = self.settings.split
         found = versions(self._models)
         return {
             "served": served,
@@ -231,10 +236,9 @@ class LiveShop:
     def roll_back(self, version: str | None) -> dict[str, Any]:
         """Serve another version from now on; in a thread. The watcher opens it."""
         try:
-            roll_back(self._models, version)
-        except FedrecError as error:
+            return self.models(roll_back(self._models, version))
+        except ConfigError as error:
             raise ApiError(409, str(error)) from error
-        return self.models()
 
     def privacy(self) -> dict[str, Any]:
         """As `fedrec.shop.api.schemas.PrivacyOut`; in a thread."""
