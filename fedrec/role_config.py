@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 COORDINATOR_FILE = "coordinator.toml"
 SHOP_FILE = "shop.toml"
 TOMBSTONES_FILE = "store.tombstones"
-_OF_FILES = ("events", "url", "query", "items", "columns", "item_key")
+_OF_FILES = ("events", "url", "query", "in_parts", "items", "columns", "item_key")
 Name = Annotated[str, AfterValidator(check_name)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -131,6 +131,7 @@ class ShopDataSection(_Section):
     events: str | None = None
     url: str | None = None
     query: str | None = None
+    in_parts: bool = False
     items: str | None = None
     columns: dict[str, str] = {}
     item_key: str | None = None

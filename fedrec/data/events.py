@@ -125,7 +125,9 @@ class _Account:
             self.handled.append((what, int(count)))
 
 
-def clean(raw: pd.DataFrame, *, rules: CleaningRules | None = None) -> tuple[Events, CleaningReport]:
+def clean(
+    raw: pd.DataFrame, *, rules: CleaningRules | None = None, is_part: bool = False
+) -> tuple[Events, CleaningReport]:
     """Turn somebody's rows into events, with an account of each row that is no event.
 
     A repeat of a purchase at another time or in another basket is an event of its own. A duplicate agrees with an
@@ -136,6 +138,7 @@ def clean(raw: pd.DataFrame, *, rules: CleaningRules | None = None) -> tuple[Eve
     Args:
         raw: columns named by our roles (see `Events`; also ``is_cancel`` and ``item_key``), cells of any type.
         rules: what is no event beyond that.
+        is_part: there are more rows elsewhere: of these none need be left, and none need have a date.
     Returns:
         Events with the raw table's columns (``item_key`` included), rows in the given order; and the account.
     Raises:
@@ -150,7 +153,7 @@ def clean(raw: pd.DataFrame, *, rules: CleaningRules | None = None) -> tuple[Eve
     account = _Account(np.zeros(len(raw), np.int8))
     columns = _read_ids(raw, account)
     if "timestamp" in raw:
-        columns["timestamp"] = _read_times(raw["timestamp"], account)
+        columns["timestamp"] = _read_times(raw["timestamp"], account, is_part=is_part)
     columns |= _read_numbers(raw, account)
     _drop_cancelled(raw, columns, account, rules)
     _drop_service_codes(columns["item"], account, rules)
@@ -159,7 +162,7 @@ def clean(raw: pd.DataFrame, *, rules: CleaningRules | None = None) -> tuple[Eve
     account.reason[_is_duplicate(table, account.reason == 0)] = 1 + REASONS.index("duplicate")
     counts = np.bincount(account.reason, minlength=len(REASONS) + 1)
     dropped = tuple(zip(REASONS, map(int, counts[1:]), strict=True))
-    if counts[0] == 0:
+    if counts[0] == 0 and not is_part:
         why = ", ".join(f"{reason} {count}" for reason, count in dropped if count)
         raise DataError(f"nothing is left of {len(raw)} rows after cleaning ({why}); check which columns were taken")
     if counts[0] < len(raw):
@@ -191,9 +194,9 @@ def _read_ids(raw: pd.DataFrame, account: _Account) -> dict[str, Any]:
     return columns
 
 
-def _read_times(cells: pd.Series, account: _Account) -> np.ndarray:
+def _read_times(cells: pd.Series, account: _Account, *, is_part: bool) -> np.ndarray:
     times = seconds(cells)
-    if np.isnan(times.seconds).all():
+    if np.isnan(times.seconds).all() and not is_part:
         example = next((" ".join(str(value).split())[:40] for value in distinct(cells)[1]), "")
         raise DataError(
             f"not one of {len(cells)} dates can be read, the first is '{example}'; write them as 2024-12-31 23:59 or "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import gzip
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -23,6 +23,7 @@ Choose = Callable[[list[str]], Mapping[str, str]]
 _SAMPLE_BYTES = 1 << 16
 _THREADS_FROM_BYTES = 1 << 24
 """Arrow's reading threads can outlive a process that ends right away, which aborts it; small files need none."""
+_BUFFER_BYTES = 1 << 20
 _DELIMITERS = ",;\t|"
 _NUMBERS = frozenset({"rating", "quantity", "price", "timestamp", "order"})
 
@@ -54,6 +55,32 @@ def read_file(path: str | Path, choose: Choose) -> RawTable:
     try:
         return _read_parquet(path, choose) if _is_parquet(path) else _read_csv(path, choose)
     except (pa.ArrowException, OSError, EOFError, UnicodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read ({_first_line(error)}); give a CSV or Parquet file") from error
+
+
+def parquet_parts(path: str | Path, choose: Choose, part_rows: int) -> Iterator[RawTable]:
+    """The wanted columns of a Parquet file, or of a folder of such files, in parts of at most so many rows.
+
+    Raises:
+        DataError: as `read_file`; it is no Parquet; or folders within say what a column says.
+    """
+    path = _existing(path)
+    if not _is_parquet(path):
+        raise DataError(f"{path}: only Parquet and databases are read in parts; convert it, or leave in_parts out")
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    if any("=" in str(file.relative_to(path)) for file in files):
+        raise DataError(f"{path}: folders like shop=north are not read in parts; name one file, or a folder of files")
+    try:
+        for file in files:
+            # Row group by row group, without reading ahead: else Arrow holds several of them.
+            with pa.parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES) as opened:
+                names = opened.schema_arrow.names
+                roles = dict(choose(list(names)))
+                wanted = list(dict.fromkeys(roles.values()))
+                for group in range(opened.num_row_groups):
+                    for batch in opened.iter_batches(part_rows, [group], wanted, use_threads=False):
+                        yield RawTable(by_role(pa.Table.from_batches([batch]), roles), roles, tuple(names))
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read ({_first_line(error)}); give a CSV or Parquet file") from error
 
 

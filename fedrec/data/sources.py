@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from fedrec.data import columns as naming
 from fedrec.data import public_sets
+from fedrec.data.database import read_sql, sql_parts
 from fedrec.data.events import (
     REASONS,
     SERVICE_CODES,
@@ -23,16 +25,16 @@ from fedrec.data.events import (
     clean,
     service_code_pattern,
 )
-from fedrec.data.files import RawTable, column_names, read_file
+from fedrec.data.files import RawTable, column_names, parquet_parts, read_file
 from fedrec.data.fingerprint import fingerprint
 from fedrec.data.items import Items, build_items, clean_catalogue
 from fedrec.data.marketplace import SyntheticSettings
+from fedrec.data.parts import PART_ROWS, FirstEvents, check_part
 from fedrec.errors import ConfigError, DataError
 
 SYNTHETIC = "synthetic"
 Notes = tuple[tuple[str, int], ...]
 
-_CHUNK_ROWS = 50_000
 _OWN_ID = frozenset({"item", "itemid", "ownid", "own"})
 
 
@@ -51,6 +53,8 @@ class DataSettings:
             item column itself: an item's own id does.
         min_rating: keep ratings of at least this; None keeps all.
         service_codes: items that are no goods; None: `SERVICE_CODES` where the items are stock codes, else none.
+        in_parts: read Parquet or a database part by part, and keep the first event of each shopper and item alone: for
+            tables larger than memory. Rules that look at a whole column (the unit of times) look at each part.
         folder: where named sets lie; None: the folder that FEDREC_DATA names.
         synthetic: what marketplace to generate.
     """
@@ -65,6 +69,7 @@ class DataSettings:
     item_key: str | None = None
     min_rating: float | None = None
     service_codes: tuple[str, ...] | None = None
+    in_parts: bool = False
     folder: str | None = None
     synthetic: SyntheticSettings = field(default_factory=SyntheticSettings)
 
@@ -74,6 +79,8 @@ class DataSettings:
             raise ConfigError(f"give one of source, events and url; given: {' and '.join(given) or 'none'}")
         if bool(self.url) != bool(self.query):
             raise ConfigError(f"{'query' if self.url else 'url'} is missing; a database needs both url and query")
+        if self.in_parts and (self.source or self.test):
+            raise ConfigError("in_parts reads events or url alone, without test; leave it out for the rest")
         CleaningRules(min_rating=self.min_rating)
         naming.check_roles(self.columns)
         if self.source == SYNTHETIC:
@@ -146,12 +153,17 @@ def load(
         return _generate(settings.synthetic, seed)
     tables, about = _read(settings)
     if prepare is not None:
+        if settings.in_parts:
+            raise ConfigError("in_parts = true: rows that are changed before they are cleaned have to be whole")
         tables = dataclasses.replace(
             tables, events=dataclasses.replace(tables.events, frame=prepare(tables.events.frame))
         )
     _check_item_key(settings, tables)
     rules = _rules(settings, tables)
-    events, cleaning = _clean(tables.events, rules, tables.where)
+    if settings.in_parts:
+        events, cleaning = _clean_parts(tables, rules)
+    else:
+        events, cleaning = _clean(tables.events, rules, tables.where)
     both, test_cleaning = [events], None
     if tables.test is not None:
         test, test_cleaning = _clean(tables.test, rules, tables.test_where)
@@ -169,7 +181,7 @@ def load(
 
 @dataclass(frozen=True)
 class _Tables:
-    """What was read, before cleaning."""
+    """What was read, before cleaning; of events in parts, the first part."""
 
     events: RawTable
     items: RawTable | None
@@ -178,12 +190,15 @@ class _Tables:
     test_where: str = ""
     notes: tuple[tuple[str, int], ...] = ()
     has_stock_codes: bool = False
+    other_parts: Iterable[RawTable] = ()
 
 
 def _read(settings: DataSettings) -> tuple[_Tables, dict[str, Any]]:
     """Raw tables, and where they are from."""
     if settings.source is not None:
         tables, about = _read_named(settings, public_sets.named_set(settings.source))
+    elif settings.in_parts:
+        tables, about = _read_parts(settings)
     elif settings.events is not None:
         table = read_file(settings.events, partial(_event_roles, settings, settings.events))
         tables = _Tables(table, None, None, settings.events)
@@ -199,6 +214,23 @@ def _read(settings: DataSettings) -> tuple[_Tables, dict[str, Any]]:
         test = read_file(settings.test, partial(_test_roles, settings, settings.test))
         tables = dataclasses.replace(tables, test=test, test_where=settings.test)
     return tables, about
+
+
+def _read_parts(settings: DataSettings) -> tuple[_Tables, dict[str, Any]]:
+    """The first part, and the others to come."""
+    parts: Iterator[tuple[RawTable, str]]
+    if settings.events is not None:
+        where = settings.events
+        choose = partial(_part_roles, settings, where)
+        parts = ((part, where) for part in parquet_parts(where, choose, PART_ROWS))
+    else:
+        parts = sql_parts(settings.url or "", settings.query or "", partial(_part_roles, settings), PART_ROWS)
+    found = next(parts, None)
+    if found is None:
+        raise DataError(f"{settings.events or 'the query'}: there are no rows to read")
+    first, origin = found
+    about = {"name": Path(origin).name if settings.events else origin, "licence": "", "origin": origin}
+    return _Tables(first, None, None, origin, other_parts=(part for part, _ in parts)), about
 
 
 def _read_named(settings: DataSettings, chosen: public_sets.PublicSet) -> tuple[_Tables, dict[str, Any]]:
@@ -220,6 +252,14 @@ def _event_roles(settings: DataSettings, where: str, names: list[str]) -> dict[s
     """Which columns of the events to read; those that the user names must be here or in the items file."""
     elsewhere = column_names(settings.items) if settings.items else []
     return _roles(settings, naming.EVENT_COLUMNS, where, names, elsewhere=elsewhere)
+
+
+def _part_roles(settings: DataSettings, where: str, names: list[str]) -> dict[str, str]:
+    """As `_event_roles`, without what changes nothing where only a pair's first event is kept."""
+    roles = _event_roles(settings, where, names)
+    is_invoice = "basket" in roles and naming.simple_name(roles["basket"]) in naming.INVOICE_NAMES
+    unused = {"basket": not is_invoice, "rating": settings.min_rating is None}
+    return {role: column for role, column in roles.items() if not unused.get(role, False)}
 
 
 def _test_roles(settings: DataSettings, where: str, names: list[str]) -> dict[str, str]:
@@ -276,10 +316,30 @@ def _rules(settings: DataSettings, tables: _Tables) -> CleaningRules:
     return CleaningRules(settings.min_rating, tuple(codes), "C" if is_invoice else None)
 
 
-def _clean(table: RawTable, rules: CleaningRules, where: str) -> tuple[Events, CleaningReport]:
+def _clean_parts(tables: _Tables, rules: CleaningRules) -> tuple[Events, CleaningReport]:
+    """Clean part by part; the first events of all pairs, and the account of all rows."""
+    gathered, dropped = FirstEvents(has_order="order" in tables.events.roles), Counter[str]()
+    handled, num_rows = Counter[str](), 0
+    for part in chain([tables.events], tables.other_parts):
+        check_part(part.frame, tables.where)
+        events, report = _clean(part, rules, tables.where, is_part=True)
+        gathered.add(events)
+        num_rows += report.rows_read
+        dropped.update(dict(report.dropped))
+        handled.update(dict(report.handled))
+    events = gathered.events()
+    handled["events that repeat an item of their shopper, the first kept"] = gathered.num_repeats
+    account = tuple((reason, dropped[reason]) for reason in REASONS)
+    notes = tuple((what, count) for what, count in handled.items() if count)
+    return events, CleaningReport(num_rows, account, num_rows - sum(dropped.values()), notes)
+
+
+def _clean(
+    table: RawTable, rules: CleaningRules, where: str, *, is_part: bool = False
+) -> tuple[Events, CleaningReport]:
     """Clean, name the table in errors, and count the lines that were no rows."""
     try:
-        events, report = clean(table.frame, rules=rules)
+        events, report = clean(table.frame, rules=rules, is_part=is_part)
     except DataError as error:
         lines = f"; {table.broken_lines} lines have another number of fields than the header" * bool(table.broken_lines)
         raise DataError(f"{where}: {error}{lines}") from error
@@ -319,65 +379,3 @@ def _generate(settings: SyntheticSettings, seed: int) -> Loaded:
     report = CleaningReport(len(events), tuple((reason, 0) for reason in REASONS), len(events))
     about = {"name": SYNTHETIC, "licence": "none needed", "origin": f"generated with seed {seed}"}
     return Loaded(events, items, report, {**about, "fingerprint": fingerprint([events], items), "columns": {}})
-
-
-def read_sql(url: str, query: str, choose: Callable[[str, list[str]], Mapping[str, str]]) -> tuple[RawTable, str]:
-    """Read the wanted columns of a query's result, chunk by chunk, and the database's URL without its password.
-
-    Raises:
-        DataError: the URL, driver, database or query does not work.
-    """
-    import sqlalchemy
-
-    try:
-        address = sqlalchemy.make_url(url)
-        origin = address.render_as_string(hide_password=True)
-        if address.get_backend_name() == "sqlite" and address.database and not Path(address.database).is_file():
-            raise DataError(f"{origin}: there is no such database file")
-        engine = sqlalchemy.create_engine(address)
-    except sqlalchemy.exc.ArgumentError as error:
-        raise DataError(
-            "the database URL cannot be read; write it as sqlite:///sales.db or postgresql://host/name"
-        ) from error
-    except ImportError as error:
-        raise DataError(f"{origin}: the driver {error.name} is not installed; pip install it") from error
-    try:
-        with engine.connect() as connection:
-            result = connection.execution_options(stream_results=True).execute(sqlalchemy.text(query))
-            if not result.returns_rows:
-                raise DataError(f"{origin}: the query returns no rows; give a SELECT")
-            names = list(result.keys())
-            if len(set(names)) < len(names):
-                raise DataError(f"{origin}: two columns of the query have one name ({', '.join(names)}); rename one")
-            roles = dict(choose(origin, names))
-            places = {role: names.index(column) for role, column in roles.items()}
-            coded = {role: _Coded() for role in roles}
-            for rows in result.partitions(_CHUNK_ROWS):
-                cells = list(zip(*rows, strict=True))
-                for role, place in places.items():
-                    coded[role].extend(cells[place])
-    except sqlalchemy.exc.SQLAlchemyError as error:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        raise DataError(f"{origin}: the query failed ({reason})") from error
-    finally:
-        engine.dispose()
-    return RawTable(pd.DataFrame({role: one.column() for role, one in coded.items()}), roles, tuple(names)), origin
-
-
-class _Coded:
-    """A column that grows chunk by chunk and holds each distinct value once."""
-
-    def __init__(self) -> None:
-        self._code: dict[Any, int] = {}
-        self._chunks: list[np.ndarray] = []
-
-    def extend(self, cells: Sequence[Any]) -> None:
-        code = self._code
-        cells = [cell if cell is None or isinstance(cell, Hashable) else str(cell) for cell in cells]
-        self._chunks.append(
-            np.array([-1 if cell is None else code.setdefault(cell, len(code)) for cell in cells], np.int32)
-        )
-
-    def column(self) -> pd.Categorical:
-        codes = np.concatenate([np.zeros(0, np.int32), *self._chunks])
-        return pd.Categorical.from_codes(codes, categories=pd.Index(list(self._code), dtype=object))

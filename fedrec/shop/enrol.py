@@ -113,7 +113,8 @@ def own_data(
 ) -> tuple[ShopData, PublicInputs]:
     """A shop's events, all its own, as `read_own_data` gives them."""
     table = events.table
-    events = Events(table.assign(shop=np.full(len(table), shop, dtype=object)).astype({"shop": "category"}))
+    own = pd.Categorical.from_codes(np.zeros(len(table), np.int8), categories=pd.Index([shop], dtype="str"))
+    events = Events(table.assign(shop=own))
     split = _held_back(events, validation, seed)
     _, (built,) = build_shops(split, items)
     nothing = sparse.csr_matrix(built.test.shape, dtype=np.float32)
