@@ -257,6 +257,10 @@ class Client:
         """Add or replace items; returns how many."""
         return self._send(_items(items))
 
+    def item(self, item: str) -> Item:
+        """What the shop's API knows of an item."""
+        return self._send(_item(item))
+
     def hide_item(self, item: str, is_hidden: bool = True) -> None:
         """Take an item out of all lists, or bring it back."""
         self._send(_hide(item, is_hidden))
@@ -361,6 +365,10 @@ class AsyncClient:
         """As `Client.put_items`."""
         return await self._send(_items(items))
 
+    async def item(self, item: str) -> Item:
+        """As `Client.item`."""
+        return await self._send(_item(item))
+
     async def hide_item(self, item: str, is_hidden: bool = True) -> None:
         """As `Client.hide_item`."""
         await self._send(_hide(item, is_hidden))
@@ -430,6 +438,10 @@ def _events(events: Iterable[Event]) -> _Call[Taken]:
 
 def _items(items: Iterable[Item]) -> _Call[int]:
     return _Call("PUT", "/v1/items", lambda body: int(body["stored"]), body={"items": [_given(item) for item in items]})
+
+
+def _item(item: str) -> _Call[Item]:
+    return _Call("GET", _path("items", item), lambda found: Item(**found))
 
 
 def _hide(item: str, is_hidden: bool) -> _Call[None]:

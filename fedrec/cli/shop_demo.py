@@ -31,7 +31,7 @@ try:
   curl -s -H "Authorization: Bearer $KEY" -H "Content-Type: application/json" URL/v1/events \\
     -d '{{"events": [{{"event_id": "1", "shopper": "you", "item": "{item}", "kind": "purchase"}}]}}'
   curl -s -H "Authorization: Bearer $KEY" "URL/v1/shoppers/you/recommendations?n=3"
-description: URL/openapi.json; Ctrl-C ends the server"""
+dashboard: URL with one of the keys; description: URL/openapi.json; Ctrl-C ends the server"""
 
 
 def make_demo(folder: Path) -> str:

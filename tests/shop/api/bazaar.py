@@ -71,7 +71,7 @@ class Bazaar:
             for row in items.table.loc[sorted(sold)].itertuples()
         )
         self.store.put_items([Item("hostile", HOSTILE, "<b>bold</b>", price=1.0)])
-        return self.store.shoppers()
+        return sorted(set(own["shopper"].astype(str)))
 
     def _train(self) -> None:
         """The shop's own model, and one of everybody's events, judged and served instead."""

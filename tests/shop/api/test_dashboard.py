@@ -193,7 +193,7 @@ def test_an_empty_shop_is_told_what_to_do(tmp_path: Path) -> None:
     corner.store.delete_items([line.item.key for line in corner.store.items_after(0)])
     with people(corner) as client:
         page = log_in(client, corner)
-    for wanted in ("PUT /v1/items", "GET /v1/shoppers", "fedrec shop enrol", "[serving.split]", "fedrec shop run"):
+    for wanted in ("PUT /v1/items", "GET /v1/shoppers", "fedrec shop enrol", "[serving]", "fedrec shop run"):
         assert wanted in page
 
 
