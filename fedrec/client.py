@@ -259,7 +259,7 @@ class Client:
 
     def item(self, item: str) -> Item:
         """What the shop's API knows of an item."""
-        return self._send(_item(item))
+        return self._send(_Call("GET", _path("items", item), lambda found: Item(**found)))
 
     def hide_item(self, item: str, is_hidden: bool = True) -> None:
         """Take an item out of all lists, or bring it back."""
@@ -367,7 +367,7 @@ class AsyncClient:
 
     async def item(self, item: str) -> Item:
         """As `Client.item`."""
-        return await self._send(_item(item))
+        return await self._send(_Call("GET", _path("items", item), lambda found: Item(**found)))
 
     async def hide_item(self, item: str, is_hidden: bool = True) -> None:
         """As `Client.hide_item`."""
@@ -438,10 +438,6 @@ def _events(events: Iterable[Event]) -> _Call[Taken]:
 
 def _items(items: Iterable[Item]) -> _Call[int]:
     return _Call("PUT", "/v1/items", lambda body: int(body["stored"]), body={"items": [_given(item) for item in items]})
-
-
-def _item(item: str) -> _Call[Item]:
-    return _Call("GET", _path("items", item), lambda found: Item(**found))
 
 
 def _hide(item: str, is_hidden: bool) -> _Call[None]:

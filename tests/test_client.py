@@ -41,6 +41,7 @@ def test_every_call_does_what_it_says(shop: tuple[str, str]) -> None:
         assert client.popular(category=["odd"], n=1).keys == ["b"]
         assert client.trending(price_max=10.5).keys == ["a"]
         assert client.put_items([Item("z/9", "Last", created=2e9)]) == 1
+        assert client.item("z/9") == Item("z/9", "Last", created=2e9)
         assert client.newest(n=1).keys == ["z/9"]
         client.hide_item("z/9")
         assert "z/9" not in client.newest().keys
