@@ -24,7 +24,9 @@ from fedrec.shop.enrol import rows_of_shop
 from fedrec.shop.store import EventRow, Store
 from fedrec.shop.store_rows import MAX_AHEAD_S, MAX_NUMBER, EventKind, Item, check_id, content_id
 
-CHUNK_ROWS = 20_000
+CHUNK_ROWS = 50_000
+_PAUSE_S = 0.1
+"""Between two chunks: SQLite asks for its lock every 0.1 s, so that a server that waits gets its turn."""
 _SENT_BACK = "sent back"
 _KIND_NAMES = {
     EventKind.VIEW: "view views viewed pageview productview itemview click clicked detail",
@@ -93,6 +95,8 @@ def import_events(
     accepted = 0
     dropped |= {"there already": 0, "of an erased shopper": 0}
     for start in range(0, len(rows), CHUNK_ROWS):
+        if start:
+            time.sleep(_PAUSE_S)
         done = store.append_rows(rows[start : start + CHUNK_ROWS], is_forced=is_forced)
         accepted += done.accepted
         dropped["there already"] += done.duplicates
