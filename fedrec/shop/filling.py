@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -122,12 +122,11 @@ def _interleaved(
     seen = {place.item for place in listed}
     ordinary, fresh = iter(rest), iter(reserved)
 
-    def following(places: object) -> Place | None:
-        for place in places:  # type: ignore[attr-defined]
-            if place.item not in seen:
-                seen.add(place.item)
-                return place
-        return None
+    def following(places: Iterator[Place]) -> Place | None:
+        found = next((place for place in places if place.item not in seen), None)
+        if found is not None:
+            seen.add(found.item)
+        return found
 
     while len(listed) < count:
         at = len(listed)

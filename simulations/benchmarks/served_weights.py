@@ -83,7 +83,7 @@ def main() -> None:
                 of_model.setdefault(keep, []).append(judge(AsScorer(model), asked, seed=settings.seed, k=10))
                 weights = model.terms[0].neighbours
                 assert weights is not None
-                if name == "shared" and keep == 200:
+                if keep == 200:
                     largest = max(largest, (public.num_items, weights.items.nbytes + weights.weights.nbytes, keep))
         print(f"{shop.name}: {public.num_items:,} items, {len(asked.rows):,} test shoppers", flush=True)
     print(
