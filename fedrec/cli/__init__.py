@@ -120,5 +120,6 @@ def _interrupted(message: str) -> int:
 
 
 def _refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    text = "".join(char if char.isprintable() else " " for char in message)  # words of others' files may be in it
+    print(f"error: {text}", file=sys.stderr)
     return REFUSED

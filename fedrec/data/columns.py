@@ -212,7 +212,7 @@ def find_columns(
         if role not in found:
             raise DataError(
                 f"{where}: no column is the {role} by its name; columns are {listed(names)}; "
-                f"say which with --columns {role}=NAME"
+                f'say which with --columns {role}=NAME, or in a file columns = {{ {role} = "NAME" }} under [data]'
             )
     return found
 

@@ -32,6 +32,9 @@ SHOP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 RUN_ID = re.compile(r"(?!local$|.*\.json$)[a-z0-9][a-z0-9._-]{0,99}", re.IGNORECASE)
 """A shop names folders after a run, beside files of its own; ``local`` is its own model."""
 
+_ADDRESS = re.compile(r"[A-Za-z0-9.:\[\]-]{1,300}")
+"""What a terminal shows beside the fingerprint to compare must not be able to hide it."""
+
 _MOST_ITEMS = 10_000_000
 
 
@@ -71,6 +74,10 @@ class Invitation:
             BadSignature: changed since it was signed.
         """
         found = cls(**_fields("invitation", data, cls))
+        if not SHOP_NAME.fullmatch(found.federation) or not _ADDRESS.fullmatch(found.address):
+            raise BadMessage(
+                "an invitation whose federation or address holds other signs than a name's or an address's"
+            )
         verify_document(data, found.key)
         if _time(found.expires) < now:
             raise BadMessage(f"the invitation expired on {found.expires[:10]}: ask the coordinator for a new one")

@@ -98,6 +98,13 @@ def test_a_file_of_brackets_is_no_document(fedrec, town):
     refused(fedrec("coordinator", "admit", "c", "deep.json"), "not a fedrec enrolment")
 
 
+def test_an_error_shows_no_control_signs_of_a_file(fedrec, town):
+    Path("odd.json").write_text(json.dumps({"kind": "\x1b[8mx", "format": 1, "signature": "00"}))
+    said = fedrec("coordinator", "admit", "c", "odd.json")
+    refused(said, "in place of a fedrec enrolment")
+    assert said.err.rstrip("\n").isprintable()
+
+
 def test_admit_refuses_files_that_are_no_enrolment_of_this_federation(fedrec, town):
     refused(fedrec("coordinator", "admit", "c", "none.json"), "none.json: cannot be read")
     refused(fedrec("coordinator", "admit", "c", "items.csv"), "not a fedrec enrolment")

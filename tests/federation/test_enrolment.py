@@ -49,6 +49,17 @@ def test_what_was_signed_is_read_again():
     assert found.read_model().name == "popularity"
 
 
+@pytest.mark.parametrize("field", ["federation", "address"])
+@pytest.mark.parametrize(
+    "text", ["b\x1b[8m", "b\ncompare with the coordinator by telephone: 0000", "", "b c", "b\u202e"]
+)
+def test_an_invitation_cannot_hide_the_fingerprint_that_is_compared(field, text):
+    """Whoever changes the file on its way signs it himself; his words stand beside his own fingerprint."""
+    invitation = dataclasses.replace(INVITATION, **{field: text})
+    with pytest.raises(BadMessage, match="federation or address"):
+        Invitation.read(invitation.sign(COORDINATOR), now=NOW)
+
+
 def test_a_document_says_no_more_and_no_less_than_it_should():
     body = json.loads(ENROLMENT.sign(NORTH))
     assert set(body) == {"kind", "format", "signature", *(field.name for field in dataclasses.fields(Enrolment))}
