@@ -4,8 +4,9 @@ Run: make demo-deployment, or: python server/demo_deployment.py [--data xmarket]
 
 Every step is a command that operators give (`fedrec coordinator …`, `fedrec shop …`), in a folder that is made for it
 and removed at the end. The federation trains EASE under epsilon 2 with masks. While it runs, the coordinator and one
-shop are killed (SIGKILL) and started again. It fails unless the run ends, every shop got the model, and no ledger was
-charged twice for a noisy sum. Ends no process that it did not start.
+shop are killed (SIGKILL) and started again. Then one recommend API serves all five. It fails unless the run ends,
+every shop got the model and serves what it chose, and no ledger was charged twice for a noisy sum. Ends no process that
+it did not start.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from fedrec.client import Client, Event
 from fedrec.errors import FedrecError
 
 if TYPE_CHECKING:
@@ -245,6 +247,32 @@ def check(folder: Path, shops: list[str]) -> None:
     print("NDCG@50: on each shop's own validation events, which no other party sees.")
 
 
+def serve(folder: Path, processes: Processes, shops: list[str]) -> None:
+    """Start one API for all shops, ask each for a list with its own key.
+
+    Raises:
+        DemoError: a shop does not serve the model that it chose.
+    """
+    keys = {
+        shop: fedrec(folder, "shop", "key", shop, "add", "--scope", "write", shows=shop == shops[0]).split()[-1]
+        for shop in shops
+    }
+    print(f"$ fedrec shop serve {' '.join(shops)} --port 0", flush=True)
+    processes.start("api", "shop", "serve", *shops, "--port", "0")
+    processes.wait_until("the API answers", lambda: " at http://" in processes.log("api"))
+    url = processes.log("api").split(" at ")[-1].split()[0]
+    for shop in shops:
+        chosen = _read(folder / shop / "models" / "current.json")["current"]
+        with Client(url, keys[shop]) as client:
+            popular = client.popular(n=1).keys[0]
+            client.send([Event("order-1", "somebody new", popular, "purchase")])
+            found = client.home("somebody new", n=3)
+        if found.model_version != chosen:
+            raise DemoError(f"{shop} serves {found.model_version}, chose {chosen}\n{processes.log('api')}")
+        outside = "no bound" if found.epsilon_outside is None else f"ε {found.epsilon_outside:.3f}"
+        print(f"{shop}: after {popular}, {found.reason} list by {chosen} ({outside}): {', '.join(found.keys)}")
+
+
 def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise DemoError(f"{path} is missing")
@@ -270,6 +298,8 @@ def run(folder: Path, data: str) -> dict[str, float]:
             print()
             fedrec(folder, "coordinator", "rounds", COORDINATOR)
             fedrec(folder, "shop", "privacy", shops[0])
+        with phase("shops' websites ask", seconds):
+            serve(folder, processes, shops)
     finally:
         processes.stop_all()
     return seconds

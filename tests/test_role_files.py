@@ -22,7 +22,11 @@ from fedrec.flower.observe import serve_metrics
 from fedrec.role_config import coordinator_toml, read_coordinator, read_shop, shop_toml
 
 ROOT = Path(__file__).parents[1]
-UNITS = (ROOT / "server" / "fedrec-coordinator.service", ROOT / "clients" / "fedrec-shop.service")
+UNITS = (
+    ROOT / "server" / "fedrec-coordinator.service",
+    ROOT / "clients" / "fedrec-shop.service",
+    ROOT / "clients" / "fedrec-shop-api.service",
+)
 COMPOSE = (ROOT / "server" / "compose.yaml", ROOT / "clients" / "compose.yaml")
 PAGES = ("README.md", "server/README.md", "clients/README.md", "docs/deploy.md", "docs/store.md")
 PORTS = {"coordinator": "7480", "shop": "7481"}
