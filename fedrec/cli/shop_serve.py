@@ -103,6 +103,7 @@ def open_live_shop(folder: Path) -> LiveShop:
     from fedrec.role_config import open_store, read_shop
     from fedrec.shop.api.live_shop import LiveShop
     from fedrec.shop.imports import import_events
+    from fedrec.shop.past_releases import past_releases
     from fedrec.shop.serving_files import open_serving
 
     settings = read_shop(folder)
@@ -120,7 +121,15 @@ def open_live_shop(folder: Path) -> LiveShop:
     _make_one_ready(folder, settings, open_model)
     serving = settings.serving.settings()
     split_key = b"" if serving.split is None else _split_key(folder / SPLIT_KEY_FILE)
-    return LiveShop(settings.name, folder, store, serving, open_model=open_model, split_key=split_key)
+    return LiveShop(
+        settings.name,
+        folder,
+        store,
+        serving,
+        open_model=open_model,
+        outside=lambda: past_releases(folder, settings.name).epsilon,
+        split_key=split_key,
+    )
 
 
 def _make_one_ready(folder: Path, settings: ShopSettings, open_model: OpenModel) -> None:

@@ -145,7 +145,7 @@ def roll_back(folder: Path, version: str | None = None) -> str:
         if not adopted:
             raise ConfigError(f"version {served!r} replaced no other: there is nothing to go back to")
         version = str(adopted[-1]["instead_of"])
-    if version != LOCAL and not (folder / version / _ABOUT).exists():
+    if version not in versions(folder):
         raise ConfigError(f"no version {version!r} here: {', '.join(sorted(versions(folder)))}")
     _write_current(folder, version, [*history, {"run_id": version, "reason": f"rolled back from {served}"}])
     return version

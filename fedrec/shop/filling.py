@@ -16,6 +16,9 @@ from fedrec.shop.stages import NEVER, Stage
 from fedrec.shop.taste import TasteSettings
 
 _POOL = 100
+_MOST_SPREAD = 200
+"""Places that diversity orders; a list that goes on further goes on by score."""
+
 _BLOCK = 64
 _MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9))
 
@@ -149,9 +152,13 @@ def _ranked(
     boosts = _boosts(query.boost, scores, candidates, shelf)
     scores = np.where(is_allowed if candidates is None else is_allowed[candidates], scores, NEVER)
     if query.diversity > 0:
-        pool = best(scores, max(_POOL, 2 * count), query.seed)
+        spread = min(count, _MOST_SPREAD)
+        pool = best(scores, max(_POOL, 2 * spread), query.seed)
         of_pool = pool if candidates is None else candidates[pool]
-        places = pool[spread_out(scores[pool], likeness(of_pool), query.diversity, count)]
+        places = pool[spread_out(scores[pool], likeness(of_pool), query.diversity, spread)]
+        if count > spread:
+            rest = best(scores, count, query.seed)
+            places = np.concatenate([places, rest[~np.isin(rest, places)]])[:count]
     else:
         places = best(scores, count, query.seed)
     values = scores[places].tolist()

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedrec.errors import ConfigError, DataError
+from fedrec.shop import filling
 from fedrec.shop.filling import ListSettings
 from fedrec.shop.lists import Lists
 from fedrec.shop.neighbours import Neighbours
@@ -177,6 +178,17 @@ def test_under_joint_dp_trends_are_not_looked_at():
         assert found.keys == ["f", "e"]
         assert found.reason is Source.POPULAR
         assert found.served.inside_shop == "joint_dp"
+
+
+def test_diversity_orders_the_first_places_and_the_list_goes_on_by_score(monkeypatch):
+    asked = []
+    monkeypatch.setattr(filling, "_MOST_SPREAD", 3)
+    monkeypatch.setattr(filling, "_POOL", 6)
+    model = linear(np.zeros((20, 20)), popularity=list(range(20, 0, -1)))
+    here = Lists(shelf_of(20), model, ListSettings(new_share=0.0))
+    monkeypatch.setattr(here, "_likeness", lambda items: asked.append(len(items)) or np.ones((len(items),) * 2))
+    assert here.popular(Query(n=4, offset=10, diversity=0.5)).keys == list("klmn")
+    assert asked == [6]
 
 
 @pytest.mark.parametrize("has_words", [True, False])

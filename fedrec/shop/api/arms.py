@@ -120,10 +120,11 @@ def files_of(folder: Path, split: Split | None) -> object:
         version = ""
     versions = [version, *([] if split is None else [split.version])]
     paths = [current, *(folder / one / SERVING_FILE for one in versions if one)]
-    return tuple((str(path), *_stamp(path)) for path in paths)
+    return tuple((str(path), *stamp(path)) for path in paths)
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
+def stamp(path: Path) -> tuple[int, int, int]:
+    """Of a file's content; zeros where there is none."""
     try:
         found = path.stat()
     except OSError:

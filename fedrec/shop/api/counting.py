@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -72,17 +73,14 @@ class Counting:
 
     def _add(self, trends: Trends, events: Sequence[StoredEvent], shelf: Shelf) -> None:
         rows = []
-        for one in events:
-            place, strength = shelf.position(one.item), strength_of(one, self._taste)
-            if place == NOT_HERE or strength <= 0:
-                continue
-            before = (
-                strength_of(other, self._taste)
-                for other in self._store.history(one.shopper)
-                if other.item == one.item and other.sequence < one.sequence
-            )
-            if (more := strength - max(before, default=0.0)) > 0:
-                rows.append((place, more, one.timestamp))
+        for shopper, new in _by_shopper(events).items():
+            strongest: dict[str, float] = {}
+            for one in (*(one for one in self._store.history(shopper) if one.sequence < new[0].sequence), *new):
+                strength, before = strength_of(one, self._taste), strongest.get(one.item, 0.0)
+                strongest[one.item] = max(strength, before)
+                place = shelf.position(one.item)
+                if one.sequence >= new[0].sequence and place != NOT_HERE and strength > before:
+                    rows.append((place, strength - before, one.timestamp))
         if rows:
             places, strengths, timestamps = (np.array(column) for column in zip(*rows, strict=True))
             trends.add(places, strengths, timestamps, now=time.time())
@@ -91,3 +89,11 @@ class Counting:
 def _log_failure(done: Future[None]) -> None:
     if not done.cancelled() and (error := done.exception()) is not None:
         _log.warning("events were not counted for popularity (%s); the next start counts them", type(error).__name__)
+
+
+def _by_shopper(events: Sequence[StoredEvent]) -> dict[str, list[StoredEvent]]:
+    """In the order of arrival."""
+    found: dict[str, list[StoredEvent]] = defaultdict(list)
+    for one in events:
+        found[one.shopper].append(one)
+    return found

@@ -130,10 +130,11 @@ class _Desk:
         return answer
 
     async def look_up(self, grant: Grant, session: Session, form: Form) -> Response:
-        """A shopper's list, with reasons."""
+        """A shopper's list, with reasons; what she did is for those who may export it."""
         shopper = check_id("shopper", form.get("shopper", "").strip())
         found = figures.look_up(grant.shop, shopper)
-        return self._answer("shopper.html", 200, **self._common(grant, session), found=found)
+        is_admin = grant.scope >= KeyScope.ADMIN
+        return self._answer("shopper.html", 200, **self._common(grant, session), found=found, is_admin=is_admin)
 
     async def roll_back(self, grant: Grant, session: Session, form: Form) -> Response:
         """Serve another version; answers once it is served, or cannot be."""

@@ -7,6 +7,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 MOST_SUBJECTS = 20_000
+MOST_BYTES = 64 * 1024**2
+"""Of all lists and what was asked for them: whoever asks for long ones does not fill the memory."""
+
 MOST_QUERIES = 8
 """Of one subject."""
 
@@ -38,6 +41,7 @@ class KeptLists:
 
     def __init__(self) -> None:
         self._subjects: OrderedDict[tuple[str, str], dict[bytes, KeptList]] = OrderedDict()
+        self._num_bytes = 0
 
     def __len__(self) -> int:
         return len(self._subjects)
@@ -53,17 +57,27 @@ class KeptLists:
 
     def put(self, subject: str, query: bytes, one: KeptList) -> None:
         """Keep a list."""
-        queries = self._subjects.setdefault((one.name, subject), {})
-        if len(queries) >= MOST_QUERIES:
-            queries.clear()
+        place = one.name, subject
+        if len(self._subjects.get(place, ())) >= MOST_QUERIES:
+            self.drop(*place)
+        queries = self._subjects.setdefault(place, {})
+        if (old := queries.get(query)) is not None:
+            self._num_bytes -= _size(query, old)
         queries[query] = one
-        if len(self._subjects) > MOST_SUBJECTS:
-            self._subjects.popitem(last=False)
+        self._num_bytes += _size(query, one)
+        while len(self._subjects) > MOST_SUBJECTS or self._num_bytes > MOST_BYTES:
+            self.drop(*next(iter(self._subjects)))
 
     def drop(self, name: str, subject: str) -> None:
         """All of a subject's."""
-        self._subjects.pop((name, subject), None)
+        gone = self._subjects.pop((name, subject), {})
+        self._num_bytes -= sum(_size(query, one) for query, one in gone.items())
 
     def clear(self) -> None:
         """All."""
         self._subjects.clear()
+        self._num_bytes = 0
+
+
+def _size(query: bytes, one: KeptList) -> int:
+    return len(query) + len(one.body)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -26,21 +27,22 @@ import orjson
 from starlette.concurrency import run_in_threadpool
 
 from fedrec.errors import ConfigError, FedrecError, StoreError
-from fedrec.shop.adoption import roll_back, versions
-from fedrec.shop.api.arms import CURRENT_ARM, OTHER_ARM, Opened, OpenModel, arm_of, files_of, open_models
+from fedrec.shop.adoption import CURRENT_FILE, roll_back, versions
+from fedrec.shop.api.arms import CURRENT_ARM, OTHER_ARM, Opened, OpenModel, arm_of, files_of, open_models, stamp
 from fedrec.shop.api.counting import Counting
 from fedrec.shop.api.kept_lists import KeptList, KeptLists
 from fedrec.shop.api.metrics import ShopMetrics
 from fedrec.shop.api.problems import ApiError
 from fedrec.shop.lists import Lists
-from fedrec.shop.member import MODELS_FOLDER
+from fedrec.shop.member import LEDGER_FILE, MODELS_FOLDER, NO_PROMISE_FILE
 from fedrec.shop.past_releases import past_releases
 from fedrec.shop.ranked import ListedItem, Query, RankedList
+from fedrec.shop.serving_model import ServingModel
 from fedrec.shop.serving_settings import ServingSettings
 from fedrec.shop.shelf import NOT_HERE, Shelf
 from fedrec.shop.status import STATUS_FILE, read_status
 from fedrec.shop.store import Store
-from fedrec.shop.store_rows import Impression, Item, StoredEvent
+from fedrec.shop.store_rows import Impression, Item, StoredEvent, check_id
 from fedrec.shop.trends import Trends
 
 _log = logging.getLogger("fedrec.shop.api")
@@ -73,6 +75,7 @@ class LiveShop:
         settings: ServingSettings,
         *,
         open_model: OpenModel,
+        outside: Callable[[], float | None] | None = None,
         split_key: bytes = b"",
     ) -> None:
         """Open the catalogue and the model.
@@ -83,13 +86,15 @@ class LiveShop:
             store: the shop's; closed with the shop.
             settings: from the shop's file.
             open_model: reads a model.
+            outside: what all that ever left the shop tells of one shopper by now, None = no bound; asked again when
+                anything left. Without it lists say what was true when their model was made ready.
             split_key: secret of at most 64 bytes, the same at every start; needed for a split.
         Raises:
             StoreError: the store cannot be read, or no model can be served.
         """
         self.name, self.settings, self.store, self.metrics = name, settings, store, ShopMetrics()
         self.folder, self._models = folder, folder / MODELS_FOLDER
-        self._open_model, self._split_key = open_model, split_key
+        self._open_model, self._find_outside, self._split_key = open_model, outside, split_key
         self._kept = KeptLists()
         self._impressions: list[Impression] = []
         self._counting = Counting(store, settings.lists.taste, settings.trends)
@@ -101,7 +106,8 @@ class LiveShop:
         self._is_behind = False
         self._shelf = Shelf()
         self._tasks: list[asyncio.Task[None]] = []
-        self._files = files_of(self._models, settings.split)
+        self._files, self._left = files_of(self._models, settings.split), self._stamps_of_releases()
+        self._outside = self._ask_outside()
         self._take_items()
         self._opened = self._open(None)
         self._stock(self._opened)
@@ -157,6 +163,8 @@ class LiveShop:
             ApiError: 404, an unknown item.
             StoreError: her events cannot be read.
         """
+        if name is ListName.HOME and subject:
+            check_id("shopper", subject)
         arm = self._arm_of(subject) if name is ListName.HOME else CURRENT_ARM
         lists = self._arms[arm]
         if name in (ListName.SIMILAR, ListName.TOGETHER) and lists.shelf.position(subject) == NOT_HERE:
@@ -205,14 +213,19 @@ class LiveShop:
             What was erased, and what past releases may still tell.
         """
         erased = self.store.erase_shopper(shopper)
-        past = past_releases(self.folder, self.name)
+        try:
+            past = past_releases(self.folder, self.name)
+            epsilon, told = past.epsilon, str(past)
+        except FedrecError as error:  # she is erased all the same
+            _log.warning("shop %s: what has left it cannot be said: %s", self.name, error)
+            epsilon, told = None, "what has left the shop cannot be said: its ledger or a model cannot be read"
         return {
             "num_events": erased.num_events,
             "num_impressions": erased.num_impressions,
             "erased_at": datetime.fromtimestamp(erased.erased_at, UTC).isoformat(timespec="seconds"),
             "is_wiped": erased.is_wiped,
-            "epsilon_outside": past.epsilon,
-            "past_releases": str(past),
+            "epsilon_outside": epsilon,
+            "past_releases": told,
         }
 
     def models(self, current: str | None = None) -> dict[str, Any]:
@@ -361,11 +374,32 @@ class LiveShop:
 
     def _lists_of(self, opened: Opened) -> dict[str, Lists]:
         found = {
-            arm: Lists(self._shelf, model, self.settings.lists, self._trends) for arm, model in opened.models.items()
+            arm: Lists(self._shelf, self._told(model), self.settings.lists, self._trends)
+            for arm, model in opened.models.items()
         }
         for lists in found.values():  # warm before anybody asks
             lists.popular(Query(explain=True))
         return found
+
+    def _told(self, model: ServingModel) -> ServingModel:
+        """A model that says what has left the shop by now; it was made ready some time ago."""
+        if self._find_outside is None:
+            return model
+        served = replace(model.served, epsilon_outside=self._outside)
+        return replace(model, served=served)  # type: ignore[type-var]
+
+    def _ask_outside(self) -> float | None:
+        """None, no bound, too where nobody can say."""
+        try:
+            return None if self._find_outside is None else self._find_outside()
+        except FedrecError as error:
+            _log.warning("shop %s: what has left it cannot be said: %s", self.name, error)
+            return None
+
+    def _stamps_of_releases(self) -> object:
+        """Compares unequal to an earlier one when something may have left the shop since."""
+        files = [LEDGER_FILE, f"{LEDGER_FILE}-wal", NO_PROMISE_FILE, f"{MODELS_FOLDER}/{CURRENT_FILE}"]
+        return [stamp(self.folder / file) for file in files]
 
     async def _watch(self) -> None:
         """Put in place what threads have made: another model, or counts."""
@@ -376,6 +410,11 @@ class LiveShop:
             self._trends, self._counted = self._counted.result(), None
             self._counting.add(self._trends, self._uncounted, self._shelf)
             self._put(self._opened, await run_in_threadpool(self._lists_of, self._opened))
+        if (left := self._stamps_of_releases()) != self._left:
+            before, self._outside = self._outside, await run_in_threadpool(self._ask_outside)
+            self._left = left
+            if self._outside != before:
+                self._put(self._opened, await run_in_threadpool(self._lists_of, self._opened))
         files = files_of(self._models, self.settings.split)
         if files != self._files:
             opened = await run_in_threadpool(self._open, self._opened)

@@ -107,7 +107,7 @@ class ItemIn(_Request):
     title: str = Field("", max_length=1_000)
     category: str = Field("", max_length=200)
     price: float | None = Field(None, ge=0, le=1e12)
-    stock: int | None = Field(None, ge=0, le=10**12, description="Missing = not counted, always there.")
+    stock: int | None = Field(None, ge=0, lt=2**31, description="Missing = not counted, always there.")
     is_hidden: bool = Field(False, description="In no list from the next call on; still learned from.")
     created: float | None = Field(None, ge=0, le=4e9, description="Unix seconds; now where it is missing.")
 

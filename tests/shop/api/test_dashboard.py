@@ -188,6 +188,16 @@ def test_looking_a_shopper_up_shows_her_list_and_notes_nothing(corner: Corner) -
     assert 'fedrec_lists_total{arm="",list="home",reason="personal",version="r1"} 1.0' in metrics
 
 
+def test_what_she_did_is_for_those_who_may_export_it(corner: Corner) -> None:
+    corner.store.append_events([Event("ann", "d", EventKind.RETURN, 1.0)])
+    with people(corner) as client:
+        for scope, is_told in ((KeyScope.READ, False), (KeyScope.ADMIN, True)):
+            token = token_of(log_in(client, corner, scope))
+            page = client.post("/dashboard/shopper", data={"shopper": "ann", "token": token})
+            assert "What she would be shown now" in page.text
+            assert ("Title d" in page.text) == is_told
+
+
 def test_an_empty_shop_is_told_what_to_do(tmp_path: Path) -> None:
     corner = Corner(tmp_path / "corner")
     corner.store.delete_items([line.item.key for line in corner.store.items_after(0)])

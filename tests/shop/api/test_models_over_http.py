@@ -18,9 +18,14 @@ from fedrec.errors import StoreError
 from fedrec.shop.adoption import CURRENT_FILE, LOCAL
 from fedrec.shop.api.app import make_app
 from fedrec.shop.api.live_shop import LiveShop
+from fedrec.shop.member import LEDGER_FILE
+from fedrec.shop.past_releases import past_releases
 from fedrec.shop.serving_model import ServingModel
 from fedrec.shop.serving_settings import ServingSettings, Split
+from fedrec.shop.store_rows import KeyScope
 
+from ..test_member import agreed, run_rounds
+from ..town import Town
 from .conftest import Corner, chain, serving
 from .test_lists_over_http import home
 
@@ -157,3 +162,42 @@ def test_two_models_are_compared_on_shoppers_who_stay_in_their_arm(corner: Corne
             time.sleep(0.05)
             rows = api.get("/v1/click-through").json()["rows"]
         assert {(row["version"], row["arm"]) for row in rows} == {(LOCAL, "a"), ("challenger", "b")}
+
+
+def test_lists_say_what_has_left_the_shop_by_now(town: Town, corner: Corner) -> None:
+    """Without a new model: the one that is served was made ready before."""
+    folder, asked = town.folder / "ant", 0
+
+    def outside() -> float | None:
+        nonlocal asked
+        asked += 1
+        return past_releases(folder, "ant").epsilon
+
+    live = LiveShop("ant", folder, corner.store, ServingSettings(), open_model=lambda *_: chain(), outside=outside)
+    key = corner.store.new_key("ant", "test", KeyScope.ADMIN)[1]
+    with (
+        serving(make_app({"ant": live})) as url,
+        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}) as api,
+    ):
+        assert home(api, "ann").epsilon_outside == 0
+        members = agreed(town, offer := town.offer())
+        run_rounds(town, members, offer)
+        spent = members[0].ledger().spent().lifetime_epsilon
+        deadline = time.monotonic() + 20
+        while home(api, "ann").epsilon_outside != spent:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert api.get("/v1/privacy").json()["epsilon_outside"] == spent
+        for member in members:
+            member.close()
+        time.sleep(0.8)
+        before = asked
+        time.sleep(0.8)
+        assert asked == before  # looking at the ledger does not look like a release
+        (folder / LEDGER_FILE).write_bytes(b"damaged")
+        while home(api, "ann").epsilon_outside is not None:
+            assert time.monotonic() < deadline + 20
+            time.sleep(0.05)
+        erased = api.delete("/v1/shoppers/ann")
+        assert (erased.status_code, erased.json()["epsilon_outside"]) == (200, None)
+        assert "cannot be said" in erased.json()["past_releases"]
