@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from fedrec.shop.store_rows import MAX_ID_LENGTH
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH, pattern=r"^[^\x00-\x1f\x7f]+$")]
+MOST_DIVERSE = 300
+"""Places of a list with diversity: its time rises with their square."""
+
 MOST_EVENTS = 5_000
 """Of one batch."""
 
@@ -52,7 +55,13 @@ class ListQuery(_Request):
     in_stock: bool = Field(True, description="Leave out what is known to be out of stock.")
     exclude: tuple[Id, ...] = Field((), max_length=500, description="None of these items.")
     include_bought: bool = Field(False, description="Also items that the shopper had.")
-    diversity: float = Field(0.0, ge=0, le=1, description="MMR weight: 0 = by score alone, 1 = as different as can be.")
+    diversity: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description=f"MMR weight: 0 = by score alone, 1 = as different as can be; above 0, offset + n is at most "
+        f"{MOST_DIVERSE}.",
+    )
     boost: tuple[str, ...] = Field(
         (),
         max_length=50,
@@ -63,7 +72,9 @@ class ListQuery(_Request):
     seed: int | None = Field(None, ge=0, lt=2**32, description="Orders equal scores by chance, repeatably.")
 
     @model_validator(mode="after")
-    def _prices(self) -> ListQuery:
+    def _is_possible(self) -> ListQuery:
+        if self.diversity > 0 and self.offset + self.n > MOST_DIVERSE:
+            raise ValueError(f"with diversity, offset + n must be at most {MOST_DIVERSE}")
         if self.price_min is not None and self.price_max is not None and self.price_min > self.price_max:
             raise ValueError("price_min must not be above price_max")
         return self
