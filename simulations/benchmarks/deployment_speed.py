@@ -1,4 +1,4 @@
-"""What a deployment costs where nothing is trained: an exchange with five agents, starting up, an idle agent's memory.
+"""What a deployment costs where nothing is trained: an exchange with five agents, starting up, an idle agent.
 
 Run it: python simulations/benchmarks/deployment_speed.py [--quick]
 
@@ -89,24 +89,38 @@ def until(look: Callable[[], bool]) -> float:
     return time.perf_counter() - started
 
 
-def started(folder: Path, role: str, marker: Callable[[], bool]) -> tuple[float, float]:
-    """Seconds from a command's start until it is ready, and its resident memory in MB five seconds later."""
+def started(folder: Path, role: str, marker: Callable[[], bool], watch_s: float) -> tuple[float, float, float]:
+    """Seconds from a command's start until it is ready, its resident memory in MB some seconds later, share of a core.
+
+    A shop's agent gives back after two seconds what a run takes; it is watched from then on, its coordinator away.
+    """
     with open(folder / f"{role}.log", "wb") as log:
         command = [*FEDREC, role, "run", str(folder / role)]
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
         ready_s = until(marker)
-        time.sleep(5)
+        if role == "shop":
+            until(lambda: b"FEDREC_KNOWN=" in Path(f"/proc/{process.pid}/environ").read_bytes())
+        time.sleep(10)
+        before = processor_seconds(process.pid)
+        time.sleep(watch_s)
+        share = (processor_seconds(process.pid) - before) / watch_s
         status = Path(f"/proc/{process.pid}/status").read_text()
     finally:
         process.terminate()
         process.wait()
     found = re.search(r"VmRSS:\s+(\d+) kB", status)
-    return ready_s, int(found[1]) / 1024 if found else float("nan")
+    return ready_s, int(found[1]) / 1024 if found else float("nan"), share
 
 
-def process_figures(folder: Path) -> dict[str, tuple[float, float]]:
-    """By role: seconds until ready (coordinator: it waits for shops; shop: it tried to connect), idle memory in MB."""
+def processor_seconds(pid: int) -> float:
+    """What a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def process_figures(folder: Path, watch_s: float) -> dict[str, tuple[float, float, float]]:
+    """By role: seconds until ready (it waits for shops, or tried to connect), idle memory in MB, share of a core."""
     (folder / "items.csv").write_text("item\n" + "".join(f"item-{item}\n" for item in range(1000)))
     rows = (f"s{row},item-{(7 * row + item) % 1000},{item}\n" for row in range(1000) for item in range(10))
     (folder / "events.csv").write_text("shopper,item,timestamp\n" + "".join(rows))
@@ -126,10 +140,13 @@ def process_figures(folder: Path) -> dict[str, tuple[float, float]]:
             raise SystemExit(f"fedrec {command[0]} {command[1]} failed")
     for file in (coordinator / "coordinator.toml", shop / "shop.toml"):
         text = re.sub(r"(?m)^metrics_port = \d+", "metrics_port = 0", file.read_text())
+        text = re.sub(r"(?m)^idle_after_s = .*", "idle_after_s = 2.0", text)
         file.write_text(re.sub(r"(?m)^port = \d+", "port = 0", text))
     shown = coordinator / "status.json"
-    waits = started(folder, "coordinator", lambda: shown.exists() and b"waiting for shops" in shown.read_bytes())
-    return {"coordinator": waits, "shop": started(folder, "shop", (shop / "status.json").exists)}
+    waits = started(
+        folder, "coordinator", lambda: shown.exists() and b"waiting for shops" in shown.read_bytes(), watch_s
+    )
+    return {"coordinator": waits, "shop": started(folder, "shop", (shop / "status.json").exists, watch_s)}
 
 
 def main() -> None:
@@ -144,9 +161,9 @@ def main() -> None:
         spread = f"median {statistics.median(found):.2f} s, longest {max(found):.2f} s of {repeats}"
         print(f"exchange of {size_bytes:,} bytes each way, five agents: {spread}")
     with tempfile.TemporaryDirectory() as folder:
-        figures = process_figures(Path(folder))
-    for role, (ready_s, megabytes) in figures.items():
-        print(f"{role}: ready after {ready_s:.1f} s, idle at {megabytes:.0f} MB")
+        figures = process_figures(Path(folder), 10.0 if is_quick else 60.0)
+    for role, (ready_s, megabytes, share) in figures.items():
+        print(f"{role}: ready after {ready_s:.1f} s, idle at {megabytes:.0f} MB and {share:.1%} of a core")
 
 
 if __name__ == "__main__":
