@@ -5,6 +5,7 @@ Item tables, towers and the output layer are shared; a shopper's vector is priva
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -36,6 +37,8 @@ class NcfSettings(NeuralSettings):
             the network of a private run draws.
         regularisation: L2 pull on the vectors of each pair; >= 0.
         fold_in_steps: of Adam, for a shopper's vector; >= 1.
+        fold_in_rate: length of the first of them, falling to 0; > 0. Short steps, and few, leave vectors where they
+            are shorter than training left them; a federation then moves the shared arrays to suit that.
     """
 
     loss: str = "binary"
@@ -47,6 +50,7 @@ class NcfSettings(NeuralSettings):
     is_expected: bool = False
     regularisation: float = 0.0
     fold_in_steps: int = 30
+    fold_in_rate: float = 0.05
     rounds: int = 20
     local_epochs: int = 2
 
@@ -57,6 +61,8 @@ class NcfSettings(NeuralSettings):
         for name in ("factors", "layers", "negatives", "fold_in_steps"):
             if not getattr(self, name) >= 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give a whole number of at least 1")
+        if not 0 < self.fold_in_rate < math.inf:
+            raise ConfigError(f"fold_in_rate = {self.fold_in_rate}: give a finite number above 0")
         if not self.tower_factors >= 0:
             raise ConfigError(f"tower_factors = {self.tower_factors}: give a whole number of at least 0")
         if self.is_expected and self.loss != "binary":
@@ -77,6 +83,7 @@ class NcfSettings(NeuralSettings):
             is_expected=self.is_expected,
             regularisation=self.regularisation,
             fold_in_steps=self.fold_in_steps,
+            fold_in_rate=self.fold_in_rate,
         )
 
 

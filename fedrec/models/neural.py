@@ -13,6 +13,7 @@ whole federation or in every shop (`fedrec.models.private_neural`).
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -69,6 +70,9 @@ class NeuralSettings:
         learning_rate: of Adam in the shop; > 0.
         round_learning_rate: of Adam in a federation's local updates, where averaging over shops takes noise out; >= 0.
             0 = learning_rate.
+        last_round_rate: share of it that the last round has, in (0, 1]; it falls there along half a cosine.
+        vector_learning_rate: of Adam on shoppers' private vectors, where a network has such, one step an epoch; > 0.
+            Where they were folded in all the way, long steps only lead away again.
         weight_decay: L2 pull towards zero; >= 0.
         strategy: how the coordinator averages: fedavg, fedprox, fedavgm or fedadam.
         server_learning_rate: of the coordinator; > 0. 1 with fedavg is plain averaging.
@@ -97,6 +101,8 @@ class NeuralSettings:
     least_steps: int = 1
     learning_rate: float = 1e-3
     round_learning_rate: float = 0.0
+    last_round_rate: float = 1.0
+    vector_learning_rate: float = 0.05
     weight_decay: float = 0.0
     strategy: str = "fedavg"
     server_learning_rate: float = 1.0
@@ -118,14 +124,16 @@ class NeuralSettings:
         for name in counts:
             if not getattr(self, name) >= 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give a whole number of at least 1")
-        for name in ("learning_rate", "server_learning_rate", "private_clip_norm", "private_learning_rate"):
+        rates = ("learning_rate", "vector_learning_rate", "server_learning_rate", "private_learning_rate")
+        for name in (*rates, "private_clip_norm"):
             if not 0 < getattr(self, name) < np.inf:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give a number above 0")
         for name in ("round_learning_rate", "weight_decay", "proximal", "fine_tune_epochs"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give 0 or more")
-        if not 0 < self.private_sampling_rate <= 1:
-            raise ConfigError(f"private_sampling_rate = {self.private_sampling_rate}: above 0, at most 1")
+        for name in ("private_sampling_rate", "last_round_rate"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}: above 0, at most 1")
         if self.private_rounds not in PRIVATE_ROUNDS:
             raise ConfigError(f"private_rounds = {self.private_rounds!r}: give one of {', '.join(PRIVATE_ROUNDS)}")
         if self.is_privately_local and self.private_steps % self.private_local_steps:
@@ -151,6 +159,12 @@ class NeuralSettings:
     def epochs(self) -> int:
         """Of a whole training."""
         return self.rounds * self.local_epochs
+
+    def rate_of_round(self, index: int) -> float:
+        """Of Adam in the local updates of a round, counted from 0."""
+        is_left = (1 + math.cos(math.pi * index / max(self.rounds - 1, 1))) / 2
+        share = self.last_round_rate + (1 - self.last_round_rate) * is_left
+        return (self.round_learning_rate or self.learning_rate) * share
 
     @property
     def is_privately_local(self) -> bool:
@@ -198,12 +212,13 @@ class NeuralModel:
         weight = int(np.count_nonzero(np.diff(histories.indptr)))
         if not weight:
             return np.zeros(spec.layout.size)
-        done = int(spec.inputs["round"][0]) * self.settings.local_epochs
+        index = int(spec.inputs["round"][0])
+        done = index * self.settings.local_epochs
         losses: list[float] = []
         trained = self._train(
             *(arrays, histories, draws, self.settings.local_epochs, done, self.settings.epochs),
             on_epoch=lambda _, loss: losses.append(loss),
-            learning_rate=self.settings.round_learning_rate or self.settings.learning_rate,
+            learning_rate=self.settings.rate_of_round(index),
         )
         return np.append(weighted_change(arrays, trained, weight), weight * losses[-1])
 
@@ -304,6 +319,7 @@ class NeuralModel:
         usual = {
             "batch_shoppers": min(self.settings.batch_shoppers, -(-num_shoppers // self.settings.least_steps)),
             "learning_rate": self.settings.learning_rate,
+            "vector_learning_rate": self.settings.vector_learning_rate,
             "weight_decay": self.settings.weight_decay,
             "proximal": self.settings.proximal if self.settings.strategy == "fedprox" else 0.0,
         }

@@ -29,7 +29,7 @@ from fedrec.privacy.draws import Draws
 from fedrec.training.network import Batch, Network, to_tensor
 from fedrec.training.pairs import draw_pairs, own_draws, padded
 
-_CHUNK_VALUES = 4_000_000
+_CHUNK_VALUES = 1_000_000
 _FAR_BELOW = -1e30
 _FADING = 0.9, 0.99  # Adam's memory in fold-in: its steps are few
 _STEPS_A_DRAW = 5  # drawing a shopper's pairs takes as long as some steps on them

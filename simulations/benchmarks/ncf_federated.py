@@ -2,9 +2,10 @@
 
 Run: python simulations/benchmarks/ncf_federated.py [--model neumf|gmf|mlp] [--shops 10] [--validation] [--quick]
 The 6,040 shoppers fall at random into shops of equal size. Federated: rounds through Flower's apps in this process; in
-each a shop folds its shoppers' vectors in from the shared arrays, trains and sends its change. Pooled: `train_alone` of
-the same model over all shoppers, with the same settings, for as many epochs as the rounds have together. Both are
-ranked by vectors folded in at test time. No privacy. Settings were chosen with --validation, as in ncf_files.py.
+each a shop folds its shoppers' vectors in from the shared arrays, trains and sends its change. Pooled: the same network
+over all shoppers as ncf_files.py trains it, with its epochs and rates. Both are ranked by vectors folded in at test
+time, in twice the steps of a round. No privacy. Settings were chosen with --validation, as in ncf_files.py; there the
+figures of every fourth round are shown.
 """
 
 from __future__ import annotations
@@ -12,36 +13,92 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from ncf_files import figures, read_files
+from ncf_files import RECIPES, Files, Recipe, figures, read_files, train
 
 from fedrec.errors import DataError
+from fedrec.federation.run_record import RoundRecord
 from fedrec.federation.terms import Terms
-from fedrec.flower.engines import Federation, run_local
+from fedrec.flower.engines import Federation, RunOptions, run_local
 from fedrec.models.ncf import Gmf, Mlp, NcfSettings, NeuMf
 from fedrec.models.recommender import PublicInputs, State
 from fedrec.training.ncf import Ncf
+from fedrec.training.server_step import without_memory
 
 MODELS = {"gmf": Gmf, "mlp": Mlp, "neumf": NeuMf}
 SETTINGS = NcfSettings(
-    factors=64,
+    factors=128,
+    is_dot_product=True,
     tower_factors=8,
     layers=1,
-    negatives=16,
+    negatives=8,
     is_expected=True,
-    regularisation=0.01,
+    regularisation=0.0035,
     fold_in_steps=15,
-    rounds=10,
+    fold_in_rate=0.3,
+    rounds=8,
     local_epochs=2,
     batch_shoppers=16,
     learning_rate=0.03,
+    last_round_rate=0.2,
+    vector_learning_rate=0.01,
 )
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both ways of training have in common.
+
+    Attributes:
+        model: its settings are the federation's; the pooled network is its.
+        recipe: of the pooled training.
+        files: what is trained on and ranked.
+        seed: of shops, starts and draws.
+    """
+
+    model: Gmf | Mlp | NeuMf
+    recipe: Recipe
+    files: Files
+    seed: int
+
+    def federated(self, num_shops: int) -> Ncf:
+        """All rounds, in shops of equal size."""
+        histories = self.files.train
+        public = PublicInputs(np.array([f"item-{column:04d}" for column in range(histories.shape[1])]))
+        rows = np.array_split(np.random.default_rng(self.seed).permutation(histories.shape[0]), num_shops)
+        terms = Terms(tuple(f"shop-{shop:03d}" for shop in range(num_shops)))
+        options = RunOptions(on_round=self._show if self.files.is_validation else None)
+        federation = Federation(self.model, public, terms, [histories[some] for some in rows])
+        return self._network_of(run_local(federation, options).state)
+
+    def pooled(self) -> Ncf:
+        """All shoppers in one place."""
+        network = self.model.make_network(self.files.train.shape[1])
+        assert isinstance(network, Ncf)
+        vectors = torch.zeros(self.files.train.shape[0], network.num_shopper_values)
+        train(network, vectors, self.files, self.recipe, self.seed)
+        return network
+
+    def folded_in(self, network: Ncf) -> str:
+        """HR and NDCG at 10 of vectors from the histories and the shared arrays."""
+        network.settings = replace(network.settings, fold_in_steps=2 * self.model.settings.fold_in_steps)
+        return figures(network, network.fold_in(self.files.train), self.files)
+
+    def _show(self, record: RoundRecord, state: State) -> None:
+        if record.index % 4 == 3:
+            print(f"  round {record.index + 1}: {self.folded_in(self._network_of(state))}", file=sys.stderr, flush=True)
+
+    def _network_of(self, state: State) -> Ncf:
+        network = self.model.network_with(without_memory(state), self.files.train.shape[1])
+        assert isinstance(network, Ncf)
+        return network
 
 
 def main() -> None:
@@ -61,37 +118,26 @@ def main() -> None:
         print(error)
         return
     changed = {name: json.loads(value) for name, value in (one.split("=", 1) for one in options.set)}
-    settings = replace(SETTINGS, init_seed=options.seed, **changed)
+    settings, name = replace(SETTINGS, init_seed=options.seed, **changed), options.model
+    recipe = RECIPES[name]
     if options.quick:
-        settings = replace(settings, rounds=1, local_epochs=1, fold_in_steps=3)
-    model = MODELS["gmf" if options.quick else options.model](settings)
-    public = PublicInputs(np.array([f"item-{column:04d}" for column in range(files.train.shape[1])]))
-    rows = np.array_split(np.random.default_rng(options.seed).permutation(files.train.shape[0]), options.shops)
-    roster = tuple(f"shop-{shop:03d}" for shop in range(options.shops))
-    federation = Federation(model, public, Terms(roster), [files.train[some] for some in rows])
-    ways = {
-        "federated": lambda: run_local(federation).state,
-        "pooled": lambda: model.train_alone(files.train, public),
-    }
-    for name, run in ways.items():
-        if options.only not in (None, name):
-            continue
+        settings, name = replace(settings, rounds=1, local_epochs=1, fold_in_steps=3), "gmf"
+        recipe = replace(recipe, stages=((1, *recipe.stages[0][1:]),))
+    both = Setting(MODELS[name](settings), recipe, files, options.seed)
+    for trained in [options.only] if options.only else ["federated", "pooled"]:
+        is_federated = trained == "federated"
         start = time.perf_counter()
-        state: State = run()
+        network = both.federated(options.shops) if is_federated else both.pooled()
         taken_s = time.perf_counter() - start
-        network = model.network_with(
-            {key: state[key] for key in state if not key.startswith("server.")}, len(public.items)
-        )
-        assert isinstance(network, Ncf)
         line = {
-            "model": model.name,
-            "trained": name,
-            "shops": options.shops if name == "federated" else 1,
+            "model": name,
+            "trained": trained,
+            "shops": options.shops if is_federated else 1,
             "part": "validation" if options.validation else "test",
             "seed": options.seed,
-            "folded_in_hr/ndcg@10": figures(network, network.fold_in(files.train), files),
-            "epochs": settings.epochs,
-            "rounds": settings.rounds if name == "federated" else 0,
+            "folded_in_hr/ndcg@10": both.folded_in(network),
+            "epochs": settings.epochs if is_federated else sum(epochs for epochs, _, _ in recipe.stages),
+            "rounds": settings.rounds if is_federated else 0,
             "train_s": round(taken_s, 1),
         }
         print(json.dumps(line), flush=True)

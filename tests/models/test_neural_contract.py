@@ -142,3 +142,19 @@ def test_rounds_may_take_other_steps_than_training_in_one_place() -> None:
         np.testing.assert_array_equal(values, states[1][name])
     with pytest.raises(ConfigError, match="round_learning_rate"):
         MultVaeSettings(round_learning_rate=-0.1)
+
+
+def test_rates_fall_from_the_first_round_to_the_last() -> None:
+    rates = {"rounds": 3, "round_learning_rate": 0.5}
+    falling = MultVaeSettings(**BASKETS | rates, last_round_rate=0.1)
+    assert [falling.rate_of_round(index) for index in range(3)] == pytest.approx([0.5, 0.275, 0.05])
+    assert MultVaeSettings(**BASKETS | rates).rate_of_round(2) == 0.5
+    world = plant_world(num_shoppers=30, num_items=12, num_blocks=2)
+    draws = Draws.seeded("rates", shopper_digests(range(30)))
+    spec = MultVae(falling).plan_round(2, {}, world.public)
+    steady = MultVae(MultVaeSettings(**BASKETS | rates | {"round_learning_rate": falling.rate_of_round(2)}))
+    assert spec is not None
+    same = (model.local_update(spec, world.histories, draws) for model in (MultVae(falling), steady))
+    np.testing.assert_array_equal(*same)
+    with pytest.raises(ConfigError, match="last_round_rate"):
+        MultVaeSettings(last_round_rate=0.0)
