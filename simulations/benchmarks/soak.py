@@ -200,6 +200,8 @@ def soak(folder: Path, num_rounds: int, seed: int) -> None:
     try:
         run_id = run_with_faults(town, faults, samples, 0)
         done = len(town.rounds(run_id))
+        with faults.lock:
+            check_same(town, run_id)  # now: the shops' folders still hold this run
         print(f"one run of {done} rounds after {time.monotonic() - started:.0f} s; faults {faults.counts}", flush=True)
         path.write_text(text.replace(settings.format(long_run), settings.format(SUMS_A_RUN - 1)))
         town.change("coordinator", epsilon=2.0, delta=1e-6)
@@ -214,7 +216,6 @@ def soak(folder: Path, num_rounds: int, seed: int) -> None:
         faults.is_over.set()
         thread.join()
         town.close()
-    check_same(town, run_id)
     print(f"{done} rounds in {time.monotonic() - started:.0f} s; faults: {faults.counts}")
     print("arrays as without faults; one charge a sum, no repeat; ledgers verify, heads agree; no traceback")
     for name in ("coordinator", SPARED):
