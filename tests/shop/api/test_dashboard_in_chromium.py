@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -64,9 +65,19 @@ def test_somebody_looks_after_the_shop(browser: Browser, bazaar: Bazaar) -> None
     browser.keep("shopper")
     browser.follow(".back a")
 
+    prepared = bazaar.folder / "models" / LOCAL / "serving.json"
+    prepared.rename(prepared.with_suffix(".away"))
     browser.click(".sure summary")
     browser.follow(".sure button")
     assert current_version(bazaar.folder / "models") == LOCAL
+    assert "last good model" in browser.find(".state.bad").text
+    assert browser.texts(".tile .value")[0] == RUN
+    browser.keep("dashboard-trouble")
+    prepared.with_suffix(".away").rename(prepared)
+    deadline = time.monotonic() + 20
+    while browser.count(".state.bad") and time.monotonic() < deadline:
+        time.sleep(0.2)
+        browser.driver.refresh()
     assert browser.texts(".tile .value")[0] == LOCAL
     assert browser.errors() == []  # no script was tried, nothing was refused
 
