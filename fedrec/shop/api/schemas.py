@@ -12,9 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from fedrec.shop.store_rows import MAX_ID_LENGTH
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH, pattern=r"^[^\x00-\x1f\x7f]+$")]
-MOST_DIVERSE = 300
-"""Places of a list with diversity: its time rises with their square."""
-
 MOST_EVENTS = 5_000
 """Of one batch."""
 
@@ -59,8 +56,7 @@ class ListQuery(_Request):
         0.0,
         ge=0,
         le=1,
-        description=f"MMR weight: 0 = by score alone, 1 = as different as can be; above 0, offset + n is at most "
-        f"{MOST_DIVERSE}.",
+        description="MMR weight: 0 = by score alone, 1 = as different as can be; after 200 places, by score.",
     )
     boost: tuple[str, ...] = Field(
         (),
@@ -72,9 +68,7 @@ class ListQuery(_Request):
     seed: int | None = Field(None, ge=0, lt=2**32, description="Orders equal scores by chance, repeatably.")
 
     @model_validator(mode="after")
-    def _is_possible(self) -> ListQuery:
-        if self.diversity > 0 and self.offset + self.n > MOST_DIVERSE:
-            raise ValueError(f"with diversity, offset + n must be at most {MOST_DIVERSE}")
+    def _prices(self) -> ListQuery:
         if self.price_min is not None and self.price_max is not None and self.price_min > self.price_max:
             raise ValueError("price_min must not be above price_max")
         return self
