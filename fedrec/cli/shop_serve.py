@@ -105,12 +105,14 @@ def open_live_shop(folder: Path) -> LiveShop:
     from fedrec.shop.imports import import_events
     from fedrec.shop.past_releases import past_releases
     from fedrec.shop.serving_files import open_serving
+    from fedrec.shop.serving_model import InsideShop
 
     settings = read_shop(folder)
     store = open_store(folder, settings)
     if not settings.data.store and not store.num_events():
         typer.echo(f"{folder}: imports the file that the shop trains on", err=True)
-        import_events(store, settings.data.data_settings(), settings.name)
+        is_joint_dp = settings.serving.inside_shop is InsideShop.JOINT_DP
+        import_events(store, settings.data.data_settings(), settings.name, is_declared=is_joint_dp)
 
     def open_model(models: Path, version: str) -> ServingModel:
         model = open_serving(models, version)

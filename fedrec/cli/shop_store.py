@@ -90,6 +90,7 @@ def import_file(
     from fedrec.cli.simulate import parse_columns
     from fedrec.data.sources import DataSettings
     from fedrec.shop.imports import import_events, import_items
+    from fedrec.shop.serving_model import InsideShop
     from fedrec.shop.store_rows import read_kind
 
     if file is None and items is None:
@@ -125,6 +126,7 @@ def import_file(
                 None if shop == "all" else shop or settings.name,
                 kind=None if kind is None else read_kind(kind),
                 is_forced=force,
+                is_declared=settings.serving.inside_shop is InsideShop.JOINT_DP,
                 on_rows=on_rows,
             )
         print_account(console, file, "events", imported)

@@ -70,6 +70,7 @@ def import_events(
     *,
     kind: EventKind | None = None,
     is_forced: bool = False,
+    is_declared: bool = False,
     on_rows: OnRows | None = None,
 ) -> Imported:
     """Read a file, a database or a named set, and store its events in the order in which they happened.
@@ -82,6 +83,7 @@ def import_events(
         shop: rows of others are left out, where a column names shops; None takes them all.
         kind: of events that have no type.
         is_forced: take events of erased shoppers, too.
+        is_declared: items come from the file of items alone, so that the catalogue depends on no shopper.
         on_rows: told after every chunk.
     Raises:
         DataError: the events cannot be read, or none is left.
@@ -103,7 +105,11 @@ def import_events(
         dropped["of an erased shopper"] += done.erased
         if on_rows is not None:
             on_rows(min(start + CHUNK_ROWS, len(rows)), len(rows))
-    num_items = _add_items(store, loaded.items.table, is_update=bool(settings.items))
+    if is_declared:
+        named = {role: name for role, name in settings.columns.items() if role in (*naming.ITEM_COLUMNS, "stock")}
+        num_items = import_items(store, settings.items, columns=named).accepted if settings.items else 0
+    else:
+        num_items = _add_items(store, loaded.items.table, is_update=bool(settings.items))
     return Imported(loaded.cleaning.rows_read, accepted, _counted(dropped), loaded.cleaning.handled, num_items)
 
 
