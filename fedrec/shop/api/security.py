@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedrec.shop.api.live_shop import LiveShop
@@ -28,6 +29,9 @@ _Shown = bytes | tuple[str, str]
 """By what a key was shown: a header's digest, or shop and key of a session."""
 
 _Found = tuple[LiveShop, Key] | None
+_GONE = 499
+"""For metrics: whoever asked did not wait for the answer."""
+
 _UNAUTHORIZED = "give a key of a shop that is served here: Authorization: Bearer fr_..."
 
 
@@ -165,6 +169,8 @@ class Edge:
                 await problem(413, self._too_long)(scope, receive, sending)
             else:
                 await self._app(scope, receiving, sending)
+        except ClientDisconnect:
+            status = status or _GONE
         except Exception as error:
             if status:
                 raise

@@ -17,6 +17,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from fedrec.errors import ConfigError
+from fedrec.shop.api.patience import Patience, open_files
 
 _SWITCH_S = 0.0005
 """Longest that a thread (writing events, opening a model) keeps the event loop waiting for Python's lock."""
@@ -60,6 +61,7 @@ def serve(make_app: Callable[[], ASGIApp], address: Address, announce: Callable[
     with _listener(address) as listener:
         config = uvicorn.Config(
             make_app(),
+            http=Patience,
             log_config=None,
             access_log=False,  # its lines would name shoppers
             server_header=False,
@@ -77,6 +79,7 @@ def serve(make_app: Callable[[], ASGIApp], address: Address, announce: Callable[
             raise ConfigError(f"{address.certificate}: no certificate with its key ({error})") from error
         if config.ssl is not None:
             config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+        open_files()
         sys.setswitchinterval(_SWITCH_S)
         gc.collect()
         gc.freeze()  # catalogue and model stay: no collection has to look at them

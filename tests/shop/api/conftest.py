@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 from fedrec.shop.adoption import LOCAL
 from fedrec.shop.api.app import make_app
 from fedrec.shop.api.live_shop import LiveShop
+from fedrec.shop.api.patience import Patience
 from fedrec.shop.serving_model import ServingModel
 from fedrec.shop.serving_settings import ServingSettings
 from fedrec.shop.store import Store
@@ -72,7 +73,9 @@ def corner(tmp_path: Path) -> Corner:
 @contextmanager
 def serving(app: ASGIApp) -> Iterator[str]:
     """The application on a port of this machine, in a thread; yields its URL."""
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, ws="none"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, http=Patience, log_config=None, access_log=False, server_header=False, ws="none")
+    )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

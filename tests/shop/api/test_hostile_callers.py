@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import product
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from fedrec.errors import ConfigError, StoreError
 from fedrec.shop.adoption import LOCAL, roll_back
-from fedrec.shop.api import kept_lists
+from fedrec.shop.api import kept_lists, patience
 from fedrec.shop.api.app import make_app
 from fedrec.shop.api.kept_lists import KeptList, KeptLists
 from fedrec.shop.serving_settings import ServingSettings
@@ -97,6 +98,60 @@ def test_what_happens_while_all_is_counted_is_counted(corner: Corner, monkeypatc
     with _served(corner) as api:
         api.post("/v1/events", json={"events": [_bought("bob", "d"), _bought("bob", "d", "like")]})
         _until_popular(api, {"d": 2.0})
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"",
+        b"GET /v1/popular HTTP/1.1\r\nHost: a\r\n",
+        b"POST /v1/events HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{",
+        b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\nGET",
+    ],
+)
+def test_who_does_not_bring_a_request_is_not_waited_for(
+    corner: Corner, monkeypatch: pytest.MonkeyPatch, begun: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(patience, "REQUEST_S", 0.4)
+    with serving(make_app({corner.name: corner.live})) as url, _line_to(url) as line:
+        line.sendall(begun)
+        time.sleep(0.2)
+        line.sendall(b"X-More: 1\r\n" if b"Host" in begun else b"")
+        assert _is_closed(line)
+        assert httpx.get(f"{url}/health/live").status_code == 200
+    assert "unexpected" not in caplog.text
+
+
+def test_a_head_without_end_is_not_read(corner: Corner) -> None:
+    with serving(make_app({corner.name: corner.live})) as url, _line_to(url) as line:
+        line.sendall(b"GET /v1/popular HTTP/1.1\r\nHost: a\r\nX-Long: ")
+        with suppress(OSError):
+            for _ in range(64):
+                line.sendall(b"a" * 2**16)
+        assert _is_closed(line)
+
+
+def test_connections_are_bounded(corner: Corner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience.Patience, "most_connections", 5)
+    with serving(make_app({corner.name: corner.live})) as url, ExitStack() as lines:
+        many = [lines.enter_context(_line_to(url)) for _ in range(20)]
+        assert sum(_is_closed(line, wait_s=0.1) for line in many) == 15
+
+
+def _line_to(url: str) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=20)
+
+
+def _is_closed(line: socket.socket, wait_s: float = 20) -> bool:
+    line.settimeout(wait_s)
+    try:
+        while line.recv(2**16):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 @contextmanager
