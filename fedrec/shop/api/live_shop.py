@@ -37,7 +37,7 @@ from fedrec.shop.lists import Lists
 from fedrec.shop.member import LEDGER_FILE, MODELS_FOLDER, NO_PROMISE_FILE
 from fedrec.shop.past_releases import past_releases
 from fedrec.shop.ranked import ListedItem, Query, RankedList
-from fedrec.shop.serving_model import ServingModel
+from fedrec.shop.serving_model import InsideShop, ServingModel
 from fedrec.shop.serving_settings import ServingSettings
 from fedrec.shop.shelf import NOT_HERE, Shelf
 from fedrec.shop.status import STATUS_FILE, read_status
@@ -103,7 +103,7 @@ class LiveShop:
         self._uncounted: list[StoredEvent] = []
         self._mark: object = None
         self._generation, self._events_seen, self._items_seen = store.generation(), store.last_sequence(), 0
-        self._is_behind = False
+        self._is_behind = self._is_stuck = False
         self._shelf = Shelf()
         self._tasks: list[asyncio.Task[None]] = []
         self._files, self._left = files_of(self._models, settings.split), self._stamps_of_releases()
@@ -117,6 +117,11 @@ class LiveShop:
     def trouble(self) -> str | None:
         """Why another model is served than should be; None = it is not."""
         return self._opened.trouble
+
+    @property
+    def store_trouble(self) -> str | None:
+        """Why what was shown last could not be written, so that events are not taken either; None = it could."""
+        return "the store cannot be written: events are refused" if self._is_stuck else None
 
     @property
     def current(self) -> str:
@@ -226,6 +231,9 @@ class LiveShop:
             "is_wiped": erased.is_wiped,
             "epsilon_outside": epsilon,
             "past_releases": told,
+            "needs_refresh": any(
+                lists.model.served.inside_shop is not InsideShop.JOINT_DP for lists in self._arms.values()
+            ),
         }
 
     def models(self, current: str | None = None) -> dict[str, Any]:
@@ -434,7 +442,9 @@ class LiveShop:
                 await run_in_threadpool(self.store.add_impressions, waiting)
             except StoreError:
                 self._impressions = [*waiting, *self._impressions][:_MOST_IMPRESSIONS]
+                self._is_stuck = True
                 raise
+            self._is_stuck = False
 
     async def _repeat(self, what: Callable[[], Any]) -> None:
         while True:

@@ -223,6 +223,9 @@ class ErasureOut(_Answer):
     is_wiped: bool = Field(description="No byte of her rows is left in the database's files.")
     epsilon_outside: float | None = Field(description="Bounds what past releases tell of her; null = nothing does.")
     past_releases: str
+    needs_refresh: bool = Field(
+        description="What is served was made from events of before, hers too; `fedrec shop refresh` makes it anew."
+    )
 
 
 class VersionOut(_Answer):

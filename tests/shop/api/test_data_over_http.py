@@ -86,6 +86,7 @@ def test_an_erased_shopper_is_forgotten(api: httpx.Client, send: Send, corner: C
     report = api.delete("/v1/shoppers/ann").json()
     assert (report["num_events"], report["epsilon_outside"]) == (2, 0.0)
     assert report["past_releases"] == "nothing has left the shop"
+    assert report["needs_refresh"], "raw statistics are served"
     assert home(api, "ann").reason == "popular"
     assert send("ann", "d", timestamp=1_700_000_000)["erased"] == 1
     left = api.get("/v1/shoppers/ann").json()

@@ -175,3 +175,26 @@ def _until_popular(api: httpx.Client, wanted: dict[str, float]) -> None:
             return
         assert time.monotonic() < deadline, lines
         time.sleep(0.05)
+
+
+def test_health_says_when_the_store_cannot_be_written_or_read(corner: Corner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise StoreError("disk full at /home/shop")
+
+    def until(wanted: str) -> None:
+        deadline = time.monotonic() + 20
+        while wanted not in api.get("/health/ready").text:
+            assert time.monotonic() < deadline
+            api.get("/v1/popular")  # a list that is shown is to be written
+            time.sleep(0.05)
+
+    with _served(corner) as api:
+        assert api.get("/health/ready").json() == {"status": "ok"}
+        with monkeypatch.context() as broken:
+            broken.setattr(corner.store, "add_impressions", failing)
+            until("cannot be written: events are refused")
+        until('"ok"')
+        monkeypatch.setattr(corner.store, "mark", failing)
+        found = api.get("/health/ready")
+    assert found.status_code == 503
+    assert "disk full" not in found.text
