@@ -61,6 +61,8 @@ def open_models(
 ) -> Opened:
     """Open what should be served; where that cannot be, keep what is, or take the last version that can be opened.
 
+    At the start, where every version is of another catalogue, the first of them is better than nothing.
+
     Args:
         folder: of the shop's models.
         before: what is open now; None at the start.
@@ -70,6 +72,7 @@ def open_models(
     """
     troubles: list[str] = []
     earlier: list[str] = []
+    strange: list[ServingModel] = []
     try:
         current = current_version(folder)
         earlier = replaced_versions(folder)
@@ -86,6 +89,7 @@ def open_models(
             return None
         if share_known(model, catalogue) < LEAST_KNOWN:
             troubles.append(f"model {version} is of another catalogue")
+            strange.append(model)
             return None
         return model
 
@@ -95,6 +99,8 @@ def open_models(
     for version in dict.fromkeys((*earlier, LOCAL)):
         if model is None and version != current:
             model = opened(version)
+    if model is None and strange:  # a catalogue that grew: what knows little of it lists the rest by its words
+        model = strange[0]
     if model is None:
         raise StoreError(f"{folder}: no model can be served ({'; '.join(troubles)}); run fedrec shop refresh")
     models = {CURRENT_ARM: model}

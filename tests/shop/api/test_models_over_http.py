@@ -22,7 +22,7 @@ from fedrec.shop.member import LEDGER_FILE
 from fedrec.shop.past_releases import past_releases
 from fedrec.shop.serving_model import ServingModel
 from fedrec.shop.serving_settings import ServingSettings, Split
-from fedrec.shop.store_rows import KeyScope
+from fedrec.shop.store_rows import Item, KeyScope
 
 from ..test_member import agreed, run_rounds
 from ..town import Town
@@ -141,6 +141,13 @@ def test_after_a_restart_the_last_good_model_is_served(corner: Corner) -> None:
     corner.models.clear()
     with pytest.raises(StoreError, match="no model can be served"):
         reopened(corner)
+
+
+def test_after_a_restart_a_catalogue_that_grew_is_still_served(corner: Corner) -> None:
+    corner.store.put_items(Item(f"new-{row}") for row in range(200))
+    live = reopened(corner)
+    assert live.models()["served"] == LOCAL
+    assert "another catalogue" in str(live.trouble)
 
 
 def test_two_models_are_compared_on_shoppers_who_stay_in_their_arm(corner: Corner) -> None:
