@@ -71,7 +71,7 @@ def make_router(guard: Guard) -> APIRouter:
         return json_answer({"stored": await run_in_threadpool(shop.store.put_items, items)})
 
     @router.patch(
-        "/items/{item:path}",
+        "/items/{item:name}",
         summary="Hide an item from all lists, or show it again",
         operation_id="hide_item",
         status_code=204,
@@ -86,7 +86,7 @@ def make_router(guard: Guard) -> APIRouter:
         return Response(status_code=204)
 
     @router.delete(
-        "/items/{item:path}",
+        "/items/{item:name}",
         summary="Sell an item no more; its events stay",
         operation_id="delete_item",
         status_code=204,
@@ -100,7 +100,7 @@ def make_router(guard: Guard) -> APIRouter:
         return Response(status_code=204)
 
     @router.get(
-        "/items/{item:path}",
+        "/items/{item:name}",
         summary="An item",
         operation_id="item",
         responses=answers(ItemIn, 404),
@@ -114,7 +114,7 @@ def make_router(guard: Guard) -> APIRouter:
         return json_answer(found)
 
     @router.get(
-        "/shoppers/{shopper:path}",
+        "/shoppers/{shopper:name}",
         summary="All that the shop holds of a shopper",
         operation_id="export_shopper",
         responses=answers(ShopperOut, 404),
@@ -128,7 +128,7 @@ def make_router(guard: Guard) -> APIRouter:
         return json_answer(found)
 
     @router.delete(
-        "/shoppers/{shopper:path}",
+        "/shoppers/{shopper:name}",
         summary="Forget a shopper",
         description="Her events, impressions, private vectors and lists; an event of hers from before is not taken "
         "again, from whatever file it comes. The answer says what past releases may still tell of her.",

@@ -33,9 +33,9 @@ def make_router(guard: Guard) -> APIRouter:
             openapi_extra=parameters_of(ListQuery, *names),
         )
 
-    listed("/shoppers/{shopper:path}/recommendations", ListName.HOME, "A shopper's list", "shopper")
-    listed("/items/{item:path}/similar", ListName.SIMILAR, "Items like an item", "item")
-    listed("/items/{item:path}/bought-together", ListName.TOGETHER, "What the same shoppers bought", "item")
+    listed("/shoppers/{shopper:name}/recommendations", ListName.HOME, "A shopper's list", "shopper")
+    listed("/items/{item:name}/similar", ListName.SIMILAR, "Items like an item", "item")
+    listed("/items/{item:name}/bought-together", ListName.TOGETHER, "What the same shoppers bought", "item")
     listed("/popular", ListName.POPULAR, "What most shoppers bought")
     listed("/trending", ListName.TRENDING, "What is popular lately")
     listed("/new", ListName.NEW, "What is new in the catalogue")

@@ -11,6 +11,7 @@ import orjson
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from fedrec.shop.api.problems import ApiError, findings
 from fedrec.shop.api.schemas import ListQuery
@@ -18,6 +19,15 @@ from fedrec.shop.ranked import Query
 from fedrec.shop.shelf import Wanted
 
 M = TypeVar("M", bound=BaseModel)
+
+
+class _AnyName(PathConvertor):
+    """A name in a path, whatever is in it: what cannot be one is refused in words, a line's end too."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("name", _AnyName())
 
 
 class ByHand(APIRoute):

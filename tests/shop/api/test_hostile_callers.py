@@ -34,6 +34,15 @@ def test_a_key_has_one_rate_however_it_is_written(tmp_path: Path) -> None:
     assert 4 <= sum(answer.status_code == 200 for answer in answers) <= allowed
 
 
+def test_what_cannot_be_a_name_is_refused_in_words(corner: Corner) -> None:
+    with _served(corner) as api:
+        for name in ("a%0Ab", "%0A", "%00", "a" * 300, "%E2%80%8B"):
+            for method, path in (("GET", "/recommendations"), ("GET", ""), ("DELETE", "")):
+                answer = api.request(method, f"/v1/shoppers/{name}{path}")
+                assert (answer.status_code, answer.json()["title"]) == (422, "Unprocessable Entity"), (name, path)
+        assert api.get("/v1/shoppers/..%2F..%2Fx/recommendations").json()["reason"] == "popular"
+
+
 @pytest.fixture
 def lists(monkeypatch: pytest.MonkeyPatch) -> KeptLists:
     monkeypatch.setattr(kept_lists, "MOST_BYTES", 10_000)
