@@ -147,9 +147,9 @@ class ShopDataSection(_Section):
         return self
 
     def data_settings(self) -> DataSettings:
-        """What to read where it is not the store."""
+        """What to read where it is not the store: each row by itself, so that none changes how others are read."""
         wanted = {field.name for field in dataclasses.fields(DataSettings)}
-        return DataSettings(**{name: value for name, value in self if name in wanted})
+        return DataSettings(**{name: value for name, value in self if name in wanted}, row_by_row=True)
 
 
 class StoreSection(_Section):

@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 
 _MISSING = frozenset({"", "nan", "null", "none", "<na>", "nat", "\\n"})
-_MISSING_IDS = _MISSING | {"na", "n/a", "#n/a"}
 _WHOLE = re.compile(r"[+-]?\d+\.0+")
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 _FRACTION = re.compile(r"[+-]?\d+\.\d+")
 _COMMA_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:\.\d{3})+|\d+),\d+")
+MISSING_IDS = _MISSING | {"na", "n/a", "#n/a"}
+"""What an empty cell may say, in small letters."""
+
 _YEAR_9999_S = 253_402_300_800.0
 
 _DATE_FORMATS = (
@@ -72,7 +74,7 @@ def ids_as_text(cells: pd.Series, *, keeps_na: bool = False) -> tuple[pd.Categor
     """
     codes, values = distinct(cells)
     texts = _texts(values)
-    missing = _MISSING if keeps_na else _MISSING_IDS
+    missing = _MISSING if keeps_na else MISSING_IDS
     is_missing = texts.str.casefold().isin(missing).to_numpy(bool)
     is_used = np.bincount(codes[codes >= 0], minlength=len(texts)).astype(bool) & ~is_missing
     names = pd.Index(texts[is_used].unique(), dtype="str").sort_values()
@@ -122,7 +124,7 @@ def numbers(cells: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     is_missing = np.asarray(names.isna())
     if parsed is None:
         texts = _texts(names)
-        is_missing = texts.str.casefold().isin(_MISSING_IDS).to_numpy(bool)
+        is_missing = texts.str.casefold().isin(MISSING_IDS).to_numpy(bool)
         parsed = _parse_numbers(texts)
     parsed = np.where(np.isfinite(parsed), parsed, np.nan)
     values = np.append(parsed, np.nan)[codes]
@@ -214,7 +216,7 @@ def _parse_times(names: pd.Index) -> tuple[np.ndarray, np.ndarray, bool]:
         moments = pd.to_datetime(names, errors="coerce", utc=True)
         return _since_1970(moments.to_numpy("datetime64[us]")), np.asarray(names.isna()), False
     texts = _texts(names)
-    is_missing = texts.str.casefold().isin(_MISSING_IDS).to_numpy(bool)
+    is_missing = texts.str.casefold().isin(MISSING_IDS).to_numpy(bool)
     plain = pd.to_numeric(texts, errors="coerce").to_numpy(np.float64, na_value=np.nan)
     if np.isfinite(plain).sum() * 2 > (~is_missing).sum():
         return _from_numbers(plain), is_missing, False

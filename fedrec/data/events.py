@@ -99,11 +99,13 @@ class CleaningRules:
         min_rating: keep ratings of at least this; None keeps all, and events without a rating.
         service_codes: items that are no goods (see `SERVICE_CODES`); capitals do not matter, "*" stands for anything.
         cancel_prefix: a basket of this letter and a number is a cancellation, unless most baskets are of that form.
+        is_prefix_certain: it is one even then.
     """
 
     min_rating: float | None = None
     service_codes: tuple[str, ...] = ()
     cancel_prefix: str | None = None
+    is_prefix_certain: bool = False
 
     def __post_init__(self) -> None:
         if self.min_rating is not None and not np.isfinite(self.min_rating):
@@ -243,7 +245,7 @@ def _drop_cancelled(raw: pd.DataFrame, columns: dict[str, Any], account: _Accoun
         is_cancel = _matches(
             columns["basket"], re.compile(re.escape(rules.cancel_prefix) + r"\d+", re.IGNORECASE).fullmatch
         )
-        if is_cancel.mean() < 0.5:
+        if rules.is_prefix_certain or is_cancel.mean() < 0.5:
             account.drop("cancelled", is_cancel)
     if "event" in columns:
         account.drop("cancelled", _matches(columns["event"], lambda name: name.casefold() in CANCEL_EVENTS))

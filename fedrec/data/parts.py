@@ -6,19 +6,14 @@ times of distinct pairs, some 24 bytes each, and every id once; a part's text is
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pandas as pd
 
-from fedrec.data.cells import distinct, numbers
 from fedrec.data.events import Events
 from fedrec.errors import DataError
 
 PART_ROWS = 50_000
 _TEXTS = ("shop", "shopper", "item", "item_key", "category", "title")
-_ISO_DATE = re.compile(r"\s*\d{4}-\d\d-\d\d.*", re.DOTALL)
-_FRACTION = re.compile(r"\s*[+-]?\d+\.\d+\s*")
 
 
 class FirstEvents:
@@ -96,29 +91,6 @@ class FirstEvents:
         place = np.full(len(names) + 1, -1, np.int32)
         place[used] = np.arange(len(used), dtype=np.int32)
         return pd.Categorical.from_codes(place[cells], categories=pd.Index(names[used], dtype="str"))
-
-
-def check_part(frame: pd.DataFrame, where: str) -> None:
-    """Refuse cells that only a whole column says how to read.
-
-    Raises:
-        DataError: times as text that is no ISO date, an order that is no whole number, ids with a decimal point.
-    """
-    if "timestamp" in frame and not _fits(frame["timestamp"], _ISO_DATE):
-        raise DataError(f"{where}: read in parts, times are datetimes, numbers or ISO text (2024-12-31 23:59)")
-    for role in ("shopper", "item"):
-        if any(isinstance(one, str) and _FRACTION.fullmatch(one) for one in distinct(frame[role])[1]):
-            raise DataError(f"{where}: read in parts, ids of a {role} have no decimal point; make them whole numbers")
-    if "order" in frame:
-        order, is_bad = numbers(frame["order"])
-        if is_bad.any() or not (np.abs(order) < 2**53).all() or (order != np.floor(order)).any():
-            raise DataError(f"{where}: read in parts, the order of events is a whole number in every row")
-
-
-def _fits(cells: pd.Series, form: re.Pattern[str]) -> bool:
-    if pd.api.types.is_numeric_dtype(cells.dtype) or pd.api.types.is_datetime64_any_dtype(cells.dtype):
-        return True
-    return all(form.fullmatch(one) for one in distinct(cells)[1] if isinstance(one, str) and one.strip())
 
 
 def _nan_first(key: np.ndarray) -> np.ndarray:

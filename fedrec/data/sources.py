@@ -29,7 +29,8 @@ from fedrec.data.files import RawTable, column_names, parquet_parts, read_file
 from fedrec.data.fingerprint import fingerprint
 from fedrec.data.items import Items, build_items, clean_catalogue
 from fedrec.data.marketplace import SyntheticSettings
-from fedrec.data.parts import PART_ROWS, FirstEvents, check_part
+from fedrec.data.parts import PART_ROWS, FirstEvents
+from fedrec.data.row_by_row import check_rows
 from fedrec.errors import ConfigError, DataError
 
 SYNTHETIC = "synthetic"
@@ -54,7 +55,9 @@ class DataSettings:
         min_rating: keep ratings of at least this; None keeps all.
         service_codes: items that are no goods; None: `SERVICE_CODES` where the items are stock codes, else none.
         in_parts: read Parquet or a database part by part, and keep the first event of each shopper and item alone: for
-            tables larger than memory. Rules that look at a whole column (the unit of times) look at each part.
+            tables larger than memory. Each row is read by itself.
+        row_by_row: refuse cells that only a whole column says how to read (`fedrec.data.row_by_row`), and take every
+            basket of a letter C and a number for a cancellation.
         folder: where named sets lie; None: the folder that FEDREC_DATA names.
         synthetic: what marketplace to generate.
     """
@@ -70,6 +73,7 @@ class DataSettings:
     min_rating: float | None = None
     service_codes: tuple[str, ...] | None = None
     in_parts: bool = False
+    row_by_row: bool = False
     folder: str | None = None
     synthetic: SyntheticSettings = field(default_factory=SyntheticSettings)
 
@@ -163,6 +167,8 @@ def load(
     if settings.in_parts:
         events, cleaning = _clean_parts(tables, rules)
     else:
+        if settings.row_by_row:
+            check_rows(tables.events.frame, tables.where)
         events, cleaning = _clean(tables.events, rules, tables.where)
     both, test_cleaning = [events], None
     if tables.test is not None:
@@ -313,7 +319,9 @@ def _rules(settings: DataSettings, tables: _Tables) -> CleaningRules:
         is_stock_code = tables.has_stock_codes or roles["item"] in naming.STOCK_CODE_NAMES
         codes = SERVICE_CODES if is_stock_code else ()
     is_invoice = tables.has_stock_codes or roles.get("basket") in naming.INVOICE_NAMES
-    return CleaningRules(settings.min_rating, tuple(codes), "C" if is_invoice else None)
+    prefix = "C" if is_invoice else None
+    is_by_row = settings.row_by_row or settings.in_parts
+    return CleaningRules(settings.min_rating, tuple(codes), prefix, is_prefix_certain=is_by_row)
 
 
 def _clean_parts(tables: _Tables, rules: CleaningRules) -> tuple[Events, CleaningReport]:
@@ -321,7 +329,7 @@ def _clean_parts(tables: _Tables, rules: CleaningRules) -> tuple[Events, Cleanin
     gathered, dropped = FirstEvents(has_order="order" in tables.events.roles), Counter[str]()
     handled, num_rows = Counter[str](), 0
     for part in chain([tables.events], tables.other_parts):
-        check_part(part.frame, tables.where)
+        check_rows(part.frame, tables.where)
         events, report = _clean(part, rules, tables.where, is_part=True)
         gathered.add(events)
         num_rows += report.rows_read
