@@ -17,19 +17,19 @@ from fedrec.config import ModelSection, explain, read_toml
 from fedrec.data.sources import DataSettings
 from fedrec.errors import ConfigError
 from fedrec.privacy.spec import Mode
-from fedrec.shop.filling import ListSettings
+from fedrec.shop.lists.filling import ListSettings
+from fedrec.shop.lists.serving_files import PreparationSettings, Serving
+from fedrec.shop.lists.serving_model import InsideShop
+from fedrec.shop.lists.serving_settings import ServingSettings, Split
+from fedrec.shop.lists.taste import TasteSettings
+from fedrec.shop.lists.trends import TrendSettings
 from fedrec.shop.member import MemberSettings
 from fedrec.shop.personalise import ShopPersonalisation
 from fedrec.shop.policy import Policy, check_name
-from fedrec.shop.serving_files import PreparationSettings, Serving
-from fedrec.shop.serving_model import InsideShop
-from fedrec.shop.serving_settings import ServingSettings, Split
-from fedrec.shop.store_rows import NEGATIVE_KINDS, TRAINING_KINDS, EventKind
-from fedrec.shop.taste import TasteSettings
-from fedrec.shop.trends import TrendSettings
+from fedrec.shop.store.rows import NEGATIVE_KINDS, TRAINING_KINDS, EventKind
 
 if TYPE_CHECKING:
-    from fedrec.shop.store import Store
+    from fedrec.shop.store.store import Store
 
 COORDINATOR_FILE = "coordinator.toml"
 SHOP_FILE = "shop.toml"
@@ -163,7 +163,7 @@ class StoreSection(_Section):
 
 
 class SplitSection(_Section):
-    """Two models compared; see `fedrec.shop.serving_settings.Split`."""
+    """Two models compared; see `fedrec.shop.lists.serving_settings.Split`."""
 
     version: str
     share: float
@@ -282,7 +282,7 @@ def open_store(folder: Path, settings: ShopSettings) -> Store:
     Raises:
         ConfigError, StoreError: see `fedrec.shop.store.Store`.
     """
-    from fedrec.shop.store import Store
+    from fedrec.shop.store.store import Store
 
     return Store.open(settings.store.url, folder / TOMBSTONES_FILE)
 

@@ -44,7 +44,7 @@ CLIENT_IMPORTS = {"errors"}
 ONLY_IN = {
     "flwr": ("fedrec/flower/*", "clients/app.py", "server/app.py"),
     "ray": ("fedrec/flower/*",),
-    "sqlalchemy": ("fedrec/data/database.py", "fedrec/shop/store*.py", "fedrec/privacy/ledger_store.py"),
+    "sqlalchemy": ("fedrec/data/database.py", "fedrec/shop/store/*", "fedrec/privacy/ledger_store.py"),
     "matplotlib": ("fedrec/reports/*",),
     "jinja2": ("fedrec/reports/*", "fedrec/shop/api/dashboard.py"),
     "typer": ("fedrec/cli/*",),

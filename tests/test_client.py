@@ -12,7 +12,7 @@ import pytest
 from fedrec.client import AsyncClient, Client, Event, Item
 from fedrec.errors import RequestRefused, ShopUnreachable
 from fedrec.shop.api.app import make_app
-from fedrec.shop.store_rows import KeyScope
+from fedrec.shop.store.rows import KeyScope
 
 from .shop.api.conftest import Corner, serving
 

@@ -171,8 +171,8 @@ def rollback(
     from fedrec.cli.shop_serve import make_ready
     from fedrec.role_config import read_shop
     from fedrec.shop.adoption import roll_back
+    from fedrec.shop.lists.serving_files import is_prepared
     from fedrec.shop.member import MODELS_FOLDER
-    from fedrec.shop.serving_files import is_prepared
 
     version = roll_back(folder / MODELS_FOLDER, to)
     typer.echo(f"serves {version} from now on")

@@ -11,8 +11,8 @@ from fedrec.data.marketplace import SyntheticSettings, make_market
 from fedrec.data.synthetic import generate_shop
 from fedrec.federation.run_record import write_atomically
 from fedrec.role_config import SHOP_FILE, open_store, read_shop, shop_toml
-from fedrec.shop.store import Store
-from fedrec.shop.store_rows import Item, KeyScope, content_id
+from fedrec.shop.store.rows import Item, KeyScope, content_id
+from fedrec.shop.store.store import Store
 
 NAME = "demo"
 _MARKET_SHOP = "shop-07"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fedrec.role_config import ShopSettings
     from fedrec.shop.api.arms import OpenModel
     from fedrec.shop.api.live_shop import LiveShop
-    from fedrec.shop.serving_model import ServingModel
+    from fedrec.shop.lists.serving_model import ServingModel
 
 SPLIT_KEY_FILE = "split.key"
 
@@ -102,10 +102,10 @@ def open_live_shop(folder: Path) -> LiveShop:
     """
     from fedrec.role_config import open_store, read_shop
     from fedrec.shop.api.live_shop import LiveShop
-    from fedrec.shop.imports import import_events
+    from fedrec.shop.lists.serving_files import open_serving
+    from fedrec.shop.lists.serving_model import InsideShop
     from fedrec.shop.past_releases import past_releases
-    from fedrec.shop.serving_files import open_serving
-    from fedrec.shop.serving_model import InsideShop
+    from fedrec.shop.store.imports import import_events
 
     settings = read_shop(folder)
     store = open_store(folder, settings)
@@ -162,16 +162,16 @@ def make_ready(folder: Path, settings: ShopSettings, version: str) -> None:
 
     Raises:
         DataError: the shop has no events to make it from.
-        StoreError, ConfigError: see `fedrec.shop.serving_files.prepare`.
+        StoreError, ConfigError: see `fedrec.shop.lists.serving_files.prepare`.
     """
     from scipy import sparse
 
     from fedrec.role_config import open_store
     from fedrec.shop.enrol import read_own_data
+    from fedrec.shop.lists.serving_files import Serving, prepare
     from fedrec.shop.member import MODELS_FOLDER
     from fedrec.shop.own_data import StoreData, catalogue_of
     from fedrec.shop.past_releases import past_releases
-    from fedrec.shop.serving_files import Serving, prepare
 
     about, name, how = settings.data, settings.name, settings.serving.preparation()
     if how.serving is Serving.JOINT_DP:

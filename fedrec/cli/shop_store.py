@@ -13,8 +13,8 @@ from fedrec.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from fedrec.role_config import ShopSettings
-    from fedrec.shop.imports import Imported
-    from fedrec.shop.store import Store
+    from fedrec.shop.store.imports import Imported
+    from fedrec.shop.store.store import Store
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The shop's folder.")]
 Shopper = Annotated[str, typer.Argument(help="Her id, as events say it.")]
@@ -89,9 +89,9 @@ def import_file(
     from fedrec.cli.progress import progress_on
     from fedrec.cli.simulate import parse_columns
     from fedrec.data.sources import DataSettings
-    from fedrec.shop.imports import import_events, import_items
-    from fedrec.shop.serving_model import InsideShop
-    from fedrec.shop.store_rows import read_kind
+    from fedrec.shop.lists.serving_model import InsideShop
+    from fedrec.shop.store.imports import import_events, import_items
+    from fedrec.shop.store.rows import read_kind
 
     if file is None and items is None:
         raise ConfigError("give a file of events, or --items FILE")
@@ -181,7 +181,7 @@ def key(
     from rich.console import Console
     from rich.table import Table
 
-    from fedrec.shop.store_keys import read_scope
+    from fedrec.shop.store.keys import read_scope
 
     if (action is KeyAction.REVOKE) != (key_id is not None):
         raise ConfigError("revoke takes the id of a key, add and list take none: see fedrec shop key DIR list")

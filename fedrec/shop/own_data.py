@@ -18,8 +18,8 @@ from fedrec.errors import DataError
 from fedrec.models.content import content_features
 from fedrec.models.recommender import PublicInputs
 from fedrec.shop.enrol import own_data
-from fedrec.shop.store import Store
-from fedrec.shop.store_rows import NEGATIVE_KINDS, TRAINING_KINDS, EventKind
+from fedrec.shop.store.rows import NEGATIVE_KINDS, TRAINING_KINDS, EventKind
+from fedrec.shop.store.store import Store
 
 
 class StoreData:

@@ -27,7 +27,7 @@ class Version:
         state: its shared arrays.
         public: the federation's item space.
         positions: int64, (num_shop_items,): place in it, -1 = known here alone.
-        mode: how it was trained, see `fedrec.shop.serving_model.Served`.
+        mode: how it was trained, see `fedrec.shop.lists.serving_model.Served`.
     """
 
     model: Recommender

@@ -24,8 +24,8 @@ from fedrec.models import load_model
 from fedrec.models.popularity import PopularityScorer
 from fedrec.models.recommender import PublicInputs, Scorer, train_alone
 from fedrec.models.whole_space import whole_space_scorer
+from fedrec.shop.lists.serving_model import InsideShop, ItemItem, Served, serving_model
 from fedrec.shop.personalise import BlendedScorer, ShopPersonalisation
-from fedrec.shop.serving_model import InsideShop, ItemItem, Served, serving_model
 from fedrec.shop.version import local_scorer
 from fedrec.simulation.columns import judge, shared_scorer
 from fedrec.simulation.world import Stage, pooled_rows, prepare, queries, training_rows

@@ -36,14 +36,14 @@ import numpy as np
 
 from fedrec.role_config import SHOP_FILE, shop_toml
 from fedrec.shop.adoption import LOCAL
-from fedrec.shop.lists import Lists
-from fedrec.shop.neighbours import Neighbours
-from fedrec.shop.ranked import Query
-from fedrec.shop.serving_files import open_serving, write_serving
-from fedrec.shop.serving_model import InsideShop, ItemItem, Served, Term
-from fedrec.shop.shelf import Shelf
-from fedrec.shop.store import Store
-from fedrec.shop.store_rows import Item, KeyScope
+from fedrec.shop.lists.lists import Lists
+from fedrec.shop.lists.neighbours import Neighbours
+from fedrec.shop.lists.ranked import Query
+from fedrec.shop.lists.serving_files import open_serving, write_serving
+from fedrec.shop.lists.serving_model import InsideShop, ItemItem, Served, Term
+from fedrec.shop.lists.shelf import Shelf
+from fedrec.shop.store.rows import Item, KeyScope
+from fedrec.shop.store.store import Store
 
 RATE = 300.0
 CONNECTIONS = 16

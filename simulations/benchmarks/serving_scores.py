@@ -22,12 +22,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from scipy import sparse
 
-from fedrec.shop.filling import best
-from fedrec.shop.lists import Lists
-from fedrec.shop.neighbours import Neighbours
-from fedrec.shop.ranked import Query
-from fedrec.shop.serving_model import InsideShop, ItemItem, Served, Term
-from fedrec.shop.shelf import Shelf, Wanted
+from fedrec.shop.lists.filling import best
+from fedrec.shop.lists.lists import Lists
+from fedrec.shop.lists.neighbours import Neighbours
+from fedrec.shop.lists.ranked import Query
+from fedrec.shop.lists.serving_model import InsideShop, ItemItem, Served, Term
+from fedrec.shop.lists.shelf import Shelf, Wanted
 
 NUM_NEW = 100
 """Items that the model does not know."""

@@ -29,9 +29,9 @@ import pandas as pd
 
 from fedrec.data.sources import DataSettings
 from fedrec.federation.run_record import num_cores, package_versions
-from fedrec.shop.imports import CHUNK_ROWS, import_events
-from fedrec.shop.store import EventRow, Store
-from fedrec.shop.store_rows import Event, EventKind
+from fedrec.shop.store.imports import CHUNK_ROWS, import_events
+from fedrec.shop.store.rows import Event, EventKind
+from fedrec.shop.store.store import EventRow, Store
 
 NUM_SHOPPERS, NUM_ITEMS = 100_000, 12_000
 NOON = 1_700_000_000

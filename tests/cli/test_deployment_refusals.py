@@ -250,7 +250,7 @@ def test_recover_and_rollback_with_nothing_to_do(fedrec, town):
 
 
 def test_a_version_that_is_rolled_back_to_is_made_ready_where_it_was_not(fedrec, town):
-    from fedrec.shop.serving_files import open_serving
+    from fedrec.shop.lists.serving_files import open_serving
 
     said = fedrec("shop", "rollback", "north", "--to", "local")
     assert (said.status, said.out) == (0, "serves local from now on\n")

@@ -14,13 +14,13 @@ from fedrec.models.ease import PrivateEase
 from fedrec.models.recommender import PublicInputs, train_alone
 from fedrec.role_config import open_store, read_shop
 from fedrec.shop.adoption import judge_and_keep
-from fedrec.shop.lists import Lists
+from fedrec.shop.lists.lists import Lists
+from fedrec.shop.lists.ranked import Query, RankedList
+from fedrec.shop.lists.serving_files import open_serving
+from fedrec.shop.lists.shelf import Shelf
 from fedrec.shop.member import MODELS_FOLDER
 from fedrec.shop.own_data import StoreData
 from fedrec.shop.personalise import ShopPersonalisation
-from fedrec.shop.ranked import Query, RankedList
-from fedrec.shop.serving_files import open_serving
-from fedrec.shop.shelf import Shelf
 
 from .conftest import Said
 

@@ -17,9 +17,9 @@ from fedrec.errors import ConfigError
 from fedrec.role_config import SHOP_FILE, open_store, read_shop
 from fedrec.shop.adoption import CURRENT_FILE, LOCAL
 from fedrec.shop.api.live_shop import ListName, LiveShop
-from fedrec.shop.ranked import Query
-from fedrec.shop.serving_files import SERVING_FILE
-from fedrec.shop.store_rows import Event, EventKind, Item
+from fedrec.shop.lists.ranked import Query
+from fedrec.shop.lists.serving_files import SERVING_FILE
+from fedrec.shop.store.rows import Event, EventKind, Item
 
 WORDS = ["green tea", "green tea cup", "coffee cup", "coffee mill"]
 

@@ -16,8 +16,8 @@ from fedrec.models.ease import Ease, EaseSettings
 from fedrec.shop.member import Member
 from fedrec.shop.node import ShopNode, shop_nodes
 from fedrec.shop.own_data import StoreData, training_events
-from fedrec.shop.store import Store
-from fedrec.shop.store_rows import Event, EventKind, Item
+from fedrec.shop.store.rows import Event, EventKind, Item
+from fedrec.shop.store.store import Store
 
 from .test_member import heads_for
 from .town import ITEMS, Town

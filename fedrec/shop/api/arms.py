@@ -13,9 +13,9 @@ from pathlib import Path
 
 from fedrec.errors import FedrecError, StoreError
 from fedrec.shop.adoption import CURRENT_FILE, LOCAL, current_version, replaced_versions
-from fedrec.shop.serving_files import SERVING_FILE
-from fedrec.shop.serving_model import ServingModel
-from fedrec.shop.serving_settings import Split
+from fedrec.shop.lists.serving_files import SERVING_FILE
+from fedrec.shop.lists.serving_model import ServingModel
+from fedrec.shop.lists.serving_settings import Split
 
 CURRENT_ARM, OTHER_ARM = "a", "b"
 LEAST_KNOWN = 0.1

@@ -10,11 +10,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from fedrec.shop.shelf import NOT_HERE, Shelf
-from fedrec.shop.store import Store
-from fedrec.shop.store_rows import StoredEvent
-from fedrec.shop.taste import TasteSettings, strength_of
-from fedrec.shop.trends import Trends, TrendSettings
+from fedrec.shop.lists.shelf import NOT_HERE, Shelf
+from fedrec.shop.lists.taste import TasteSettings, strength_of
+from fedrec.shop.lists.trends import Trends, TrendSettings
+from fedrec.shop.store.rows import StoredEvent
+from fedrec.shop.store.store import Store
 
 _log = logging.getLogger("fedrec.shop.api")
 _PAGE = 1_000

@@ -28,7 +28,7 @@ from fedrec.shop.api.dashboard_plots import plot
 from fedrec.shop.api.dashboard_session import COOKIE, Session, Sessions, check_origin
 from fedrec.shop.api.problems import ApiError, unexpected
 from fedrec.shop.api.security import Grant, Guard
-from fedrec.shop.store_rows import KeyScope, check_id
+from fedrec.shop.store.rows import KeyScope, check_id
 
 _FOLDER = Path(__file__).parent / "templates"
 _SAFE = {

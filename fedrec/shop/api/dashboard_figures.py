@@ -16,11 +16,11 @@ from fedrec.reports.privacy_figures import history, left
 from fedrec.shop.adoption import Adoption, adoptions
 from fedrec.shop.api.dashboard_plots import Line
 from fedrec.shop.api.live_shop import LiveShop
-from fedrec.shop.lists import Lists
+from fedrec.shop.lists.lists import Lists
+from fedrec.shop.lists.ranked import Query, RankedList
+from fedrec.shop.lists.shelf import NOT_HERE
 from fedrec.shop.member import LEDGER_FILE, MODELS_FOLDER
-from fedrec.shop.ranked import Query, RankedList
-from fedrec.shop.shelf import NOT_HERE
-from fedrec.shop.store_rows import ClickThrough
+from fedrec.shop.store.rows import ClickThrough
 
 DAYS = 60
 """Click-through is shown of so many days."""

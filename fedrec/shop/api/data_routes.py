@@ -25,8 +25,8 @@ from fedrec.shop.api.schemas import (
     TakenOut,
 )
 from fedrec.shop.api.security import Guard
-from fedrec.shop.store import EventRow
-from fedrec.shop.store_rows import Event, EventKind, Item, KeyScope, check_id, check_not_ahead
+from fedrec.shop.store.rows import Event, EventKind, Item, KeyScope, check_id, check_not_ahead
+from fedrec.shop.store.store import EventRow
 
 
 def make_router(guard: Guard) -> APIRouter:

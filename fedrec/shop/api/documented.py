@@ -29,7 +29,7 @@ from fedrec.shop.api.schemas import (
     TakenOut,
     ToVersion,
 )
-from fedrec.shop.store_rows import MAX_ID_LENGTH
+from fedrec.shop.store.rows import MAX_ID_LENGTH
 
 _BY_HAND: tuple[type[BaseModel], ...] = (
     *(CartQuery, EventBatch, Hidden, ItemBatch, SessionQuery, ToVersion),

@@ -9,7 +9,7 @@ from fedrec.shop.api.live_shop import ListName
 from fedrec.shop.api.reading import ByHand, query_of, read_body, read_query
 from fedrec.shop.api.schemas import CartQuery, ListQuery, RankedOut, SessionQuery
 from fedrec.shop.api.security import Guard
-from fedrec.shop.store_rows import KeyScope
+from fedrec.shop.store.rows import KeyScope
 
 
 def make_router(guard: Guard) -> APIRouter:

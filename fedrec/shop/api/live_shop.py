@@ -33,17 +33,17 @@ from fedrec.shop.api.counting import Counting
 from fedrec.shop.api.kept_lists import KeptList, KeptLists
 from fedrec.shop.api.metrics import ShopMetrics
 from fedrec.shop.api.problems import ApiError
-from fedrec.shop.lists import Lists
+from fedrec.shop.lists.lists import Lists
+from fedrec.shop.lists.ranked import ListedItem, Query, RankedList
+from fedrec.shop.lists.serving_model import InsideShop, ServingModel
+from fedrec.shop.lists.serving_settings import ServingSettings
+from fedrec.shop.lists.shelf import NOT_HERE, Shelf
+from fedrec.shop.lists.trends import Trends
 from fedrec.shop.member import LEDGER_FILE, MODELS_FOLDER, NO_PROMISE_FILE
 from fedrec.shop.past_releases import past_releases
-from fedrec.shop.ranked import ListedItem, Query, RankedList
-from fedrec.shop.serving_model import InsideShop, ServingModel
-from fedrec.shop.serving_settings import ServingSettings
-from fedrec.shop.shelf import NOT_HERE, Shelf
 from fedrec.shop.status import STATUS_FILE, read_status
-from fedrec.shop.store import Store
-from fedrec.shop.store_rows import Impression, Item, StoredEvent, check_id
-from fedrec.shop.trends import Trends
+from fedrec.shop.store.rows import Impression, Item, StoredEvent, check_id
+from fedrec.shop.store.store import Store
 
 _log = logging.getLogger("fedrec.shop.api")
 _PAGE = 2_000

@@ -13,7 +13,7 @@ from fedrec.shop.api.metrics import MEDIA_TYPE
 from fedrec.shop.api.reading import json_answer, read_body
 from fedrec.shop.api.schemas import ClickThroughOut, HealthOut, ModelsOut, PrivacyOut, ToVersion
 from fedrec.shop.api.security import Guard
-from fedrec.shop.store_rows import KeyScope
+from fedrec.shop.store.rows import KeyScope
 
 
 def make_router(guard: Guard, shops: Mapping[str, LiveShop]) -> APIRouter:

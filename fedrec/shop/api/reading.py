@@ -15,8 +15,8 @@ from starlette.convertors import PathConvertor, register_url_convertor
 
 from fedrec.shop.api.problems import ApiError, findings
 from fedrec.shop.api.schemas import ListQuery
-from fedrec.shop.ranked import Query
-from fedrec.shop.shelf import Wanted
+from fedrec.shop.lists.ranked import Query
+from fedrec.shop.lists.shelf import Wanted
 
 M = TypeVar("M", bound=BaseModel)
 

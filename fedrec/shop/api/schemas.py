@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from fedrec.shop.store_rows import MAX_ID_LENGTH
+from fedrec.shop.store.rows import MAX_ID_LENGTH
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH, pattern=r"^[^\x00-\x1f\x7f]+$")]
 MOST_EVENTS = 5_000

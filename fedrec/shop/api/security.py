@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedrec.shop.api.live_shop import LiveShop
 from fedrec.shop.api.problems import ApiError, problem, unexpected
-from fedrec.shop.store_rows import Key, KeyScope
+from fedrec.shop.store.rows import Key, KeyScope
 
 KEY_AGE_S = 2.0
 """A key that another process revoked works for at most that long."""

@@ -17,13 +17,13 @@ from fedrec.privacy.mechanisms import PlannedRelease
 from fedrec.privacy.spec import Mode, PrivacySpec
 from fedrec.shop.adoption import LOCAL, judge_and_keep
 from fedrec.shop.api.live_shop import LiveShop
+from fedrec.shop.lists.serving_files import PreparationSettings, open_serving, prepare
+from fedrec.shop.lists.serving_settings import ServingSettings, Split
 from fedrec.shop.member import LEDGER_FILE, MODELS_FOLDER
 from fedrec.shop.own_data import StoreData
 from fedrec.shop.personalise import ShopPersonalisation
-from fedrec.shop.serving_files import PreparationSettings, open_serving, prepare
-from fedrec.shop.serving_settings import ServingSettings, Split
-from fedrec.shop.store import Store
-from fedrec.shop.store_rows import Event, EventKind, Impression, Item, KeyScope
+from fedrec.shop.store.rows import Event, EventKind, Impression, Item, KeyScope
+from fedrec.shop.store.store import Store
 
 NAME = "nordmarkt"
 RUN = "spring-20261021T081500Z-4e648a"

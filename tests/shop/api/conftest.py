@@ -19,12 +19,12 @@ from fedrec.shop.adoption import LOCAL
 from fedrec.shop.api.app import make_app
 from fedrec.shop.api.live_shop import LiveShop
 from fedrec.shop.api.patience import Patience
-from fedrec.shop.serving_model import ServingModel
-from fedrec.shop.serving_settings import ServingSettings
-from fedrec.shop.store import Store
-from fedrec.shop.store_rows import Item, KeyScope
+from fedrec.shop.lists.serving_model import ServingModel
+from fedrec.shop.lists.serving_settings import ServingSettings
+from fedrec.shop.store.rows import Item, KeyScope
+from fedrec.shop.store.store import Store
 
-from ..shelves import letters, linear
+from ..lists.shelves import letters, linear
 
 NUM_ITEMS = 12
 NOON = 1_700_000_000.0

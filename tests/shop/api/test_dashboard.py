@@ -14,7 +14,7 @@ from fedrec.shop.adoption import LOCAL, current_version
 from fedrec.shop.api import dashboard_session
 from fedrec.shop.api.app import make_app
 from fedrec.shop.api.dashboard_figures import look_up
-from fedrec.shop.store_rows import Event, EventKind, Item, KeyScope
+from fedrec.shop.store.rows import Event, EventKind, Item, KeyScope
 
 from .conftest import Corner, serving
 

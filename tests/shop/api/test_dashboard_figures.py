@@ -15,7 +15,7 @@ from fedrec.privacy.spec import Mode, PrivacySpec
 from fedrec.shop.api.dashboard_figures import DAYS, Coverage, Figures, Rate, clicks
 from fedrec.shop.api.dashboard_plots import HEIGHT, Line, plot
 from fedrec.shop.member import LEDGER_FILE
-from fedrec.shop.store_rows import Event, EventKind, Impression, Item
+from fedrec.shop.store.rows import Event, EventKind, Impression, Item
 
 from .conftest import Corner
 

@@ -9,7 +9,7 @@ import pytest
 
 from fedrec.shop.adoption import LOCAL, current_version
 from fedrec.shop.api.app import make_app
-from fedrec.shop.store_rows import Event, EventKind, KeyScope
+from fedrec.shop.store.rows import Event, EventKind, KeyScope
 
 from .bazaar import HOSTILE, RUN, Bazaar
 from .chromium import Browser, chromium

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from fedrec.shop.api.app import make_app
-from fedrec.shop.store import Store
-from fedrec.shop.store_rows import Event, EventKind, Item
+from fedrec.shop.store.rows import Event, EventKind, Item
+from fedrec.shop.store.store import Store
 
 from .conftest import Corner, serving
 from .test_lists_over_http import home, keys
@@ -116,7 +116,7 @@ def test_lists_shown_and_clicked_are_counted(api: httpx.Client, send: Send) -> N
 def test_while_the_store_cannot_be_written_lists_are_still_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    monkeypatch.setattr("fedrec.shop.store_database.LOCK_WAIT_S", 0.05)
+    monkeypatch.setattr("fedrec.shop.store.database.LOCK_WAIT_S", 0.05)
     corner = Corner(tmp_path / "corner")
     purchase = [
         {"event_id": f"e-{item}", "shopper": "ann", "item": item, "kind": "purchase"} for item in ("d", "e" * 200)

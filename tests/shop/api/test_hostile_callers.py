@@ -17,8 +17,8 @@ from fedrec.shop.adoption import LOCAL, roll_back
 from fedrec.shop.api import kept_lists, patience
 from fedrec.shop.api.app import make_app
 from fedrec.shop.api.kept_lists import KeptList, KeptLists
-from fedrec.shop.serving_settings import ServingSettings
-from fedrec.shop.store_rows import Event, EventKind, KeyScope
+from fedrec.shop.lists.serving_settings import ServingSettings
+from fedrec.shop.store.rows import Event, EventKind, KeyScope
 
 from .conftest import NOON, Corner, serving
 

@@ -13,7 +13,7 @@ from fedrec.cli import main
 from fedrec.cli.shop_serve import open_live_shop
 from fedrec.role_config import SHOP_FILE
 from fedrec.shop.api.app import make_app
-from fedrec.shop.store_rows import KeyScope
+from fedrec.shop.store.rows import KeyScope
 
 from .conftest import NOON, serving
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedrec.shop.api.app import make_app
-from fedrec.shop.serving_settings import ServingSettings
-from fedrec.shop.store import Store
-from fedrec.shop.store_rows import KeyScope
+from fedrec.shop.lists.serving_settings import ServingSettings
+from fedrec.shop.store.rows import KeyScope
+from fedrec.shop.store.store import Store
 
 from .conftest import Corner, serving
 

@@ -18,11 +18,11 @@ from fedrec.errors import StoreError
 from fedrec.shop.adoption import CURRENT_FILE, LOCAL
 from fedrec.shop.api.app import make_app
 from fedrec.shop.api.live_shop import LiveShop
+from fedrec.shop.lists.serving_model import ServingModel
+from fedrec.shop.lists.serving_settings import ServingSettings, Split
 from fedrec.shop.member import LEDGER_FILE
 from fedrec.shop.past_releases import past_releases
-from fedrec.shop.serving_model import ServingModel
-from fedrec.shop.serving_settings import ServingSettings, Split
-from fedrec.shop.store_rows import Item, KeyScope
+from fedrec.shop.store.rows import Item, KeyScope
 
 from ..test_member import agreed, run_rounds
 from ..town import Town

@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import (
 
 from fedrec.shop.api.app import make_app
 from fedrec.shop.api.openapi_file import openapi_text
-from fedrec.shop.serving_settings import ServingSettings
+from fedrec.shop.lists.serving_settings import ServingSettings
 
 from .conftest import Corner, serving
 

@@ -20,11 +20,11 @@ from fedrec.cli import REFUSED, main
 from fedrec.client import Client, Event
 from fedrec.role_config import SHOP_FILE, shop_toml
 from fedrec.shop.adoption import LOCAL
-from fedrec.shop.serving_files import write_serving
-from fedrec.shop.store import Store
-from fedrec.shop.store_rows import Item, KeyScope
+from fedrec.shop.lists.serving_files import write_serving
+from fedrec.shop.store.rows import Item, KeyScope
+from fedrec.shop.store.store import Store
 
-from ..shelves import letters
+from ..lists.shelves import letters
 from .conftest import NUM_ITEMS, chain
 
 SERVE = "import sys; from fedrec.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -116,7 +116,7 @@ import sys
 from pathlib import Path
 from fedrec.cli.shop_serve import open_live_shop
 from fedrec.shop.api.app import make_app
-from fedrec.shop.ranked import Query
+from fedrec.shop.lists.ranked import Query
 shop = open_live_shop(Path(sys.argv[1]))
 make_app({shop.name: shop}).openapi()
 shop.listed_for("session", ["d"], None, Query(explain=True))

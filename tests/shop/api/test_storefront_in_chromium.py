@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from fedrec.shop.api.app import make_app
-from fedrec.shop.store_rows import KeyScope
+from fedrec.shop.store.rows import KeyScope
 
 from .bazaar import HOSTILE, Bazaar
 from .chromium import Browser, chromium

@@ -20,7 +20,7 @@ from fedrec.errors import ConfigError, DataError
 from fedrec.models.item_item import ItemItemScorer
 from fedrec.models.popularity import PopularityScorer
 from fedrec.models.recommender import Scorer
-from fedrec.shop.neighbours import MAX_WEIGHTS, Neighbours
+from fedrec.shop.lists.neighbours import MAX_WEIGHTS, Neighbours
 from fedrec.shop.personalise import BlendedScorer, ContentScorer
 
 _BLOCK_ROWS = 256

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedrec.shop.neighbours import Neighbours
-from fedrec.shop.serving_model import InsideShop, ItemItem, Served, Term
-from fedrec.shop.shelf import Shelf
+from fedrec.shop.lists.neighbours import Neighbours
+from fedrec.shop.lists.serving_model import InsideShop, ItemItem, Served, Term
+from fedrec.shop.lists.shelf import Shelf
 
 RAW = Served("r1", "distributed", 2.0, InsideShop.NONE)
 JOINT = Served("r1", "distributed", 2.0, InsideShop.JOINT_DP)

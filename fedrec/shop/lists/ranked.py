@@ -9,8 +9,8 @@ from enum import StrEnum
 import numpy as np
 
 from fedrec.errors import ConfigError
-from fedrec.shop.serving_model import Attribution, Served
-from fedrec.shop.shelf import Wanted
+from fedrec.shop.lists.serving_model import Attribution, Served
+from fedrec.shop.lists.shelf import Wanted
 
 
 class Source(StrEnum):

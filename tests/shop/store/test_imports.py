@@ -11,10 +11,10 @@ import pytest
 
 from fedrec.data.sources import DataSettings
 from fedrec.errors import DataError
-from fedrec.shop import imports
-from fedrec.shop.imports import Imported, import_events, import_items
-from fedrec.shop.store import Store
-from fedrec.shop.store_rows import EventKind, Item
+from fedrec.shop.store import imports
+from fedrec.shop.store.imports import Imported, import_events, import_items
+from fedrec.shop.store.rows import EventKind, Item
+from fedrec.shop.store.store import Store
 
 NOON = 1_700_000_000
 

@@ -19,14 +19,14 @@ from functools import cached_property
 import numpy as np
 
 from fedrec.errors import DataError
-from fedrec.shop.alignment import Alignment
-from fedrec.shop.filling import ListSettings, as_listed, fill
-from fedrec.shop.ranked import Query, RankedList, Source
-from fedrec.shop.serving_model import InsideShop, ServingModel
-from fedrec.shop.shelf import NOT_HERE, Shelf
-from fedrec.shop.stages import NEVER, ByContent, ByModel, ByValue, NewItems, Stage
-from fedrec.shop.taste import NOBODY, HistoryEvent, Taste, taste_for, taste_of
-from fedrec.shop.trends import Trends
+from fedrec.shop.lists.alignment import Alignment
+from fedrec.shop.lists.filling import ListSettings, as_listed, fill
+from fedrec.shop.lists.ranked import Query, RankedList, Source
+from fedrec.shop.lists.serving_model import InsideShop, ServingModel
+from fedrec.shop.lists.shelf import NOT_HERE, Shelf
+from fedrec.shop.lists.stages import NEVER, ByContent, ByModel, ByValue, NewItems, Stage
+from fedrec.shop.lists.taste import NOBODY, HistoryEvent, Taste, taste_for, taste_of
+from fedrec.shop.lists.trends import Trends
 
 
 class Lists:

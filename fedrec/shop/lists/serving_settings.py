@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fedrec.errors import ConfigError
-from fedrec.shop.filling import ListSettings
-from fedrec.shop.trends import TrendSettings
+from fedrec.shop.lists.filling import ListSettings
+from fedrec.shop.lists.trends import TrendSettings
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fedrec.errors import ConfigError
-from fedrec.shop.shelf import NOT_HERE, Shelf, Wanted
-from fedrec.shop.taste import TasteSettings, taste_of
+from fedrec.shop.lists.shelf import NOT_HERE, Shelf, Wanted
+from fedrec.shop.lists.taste import TasteSettings, taste_of
 
 from .shelves import Event, Item
 

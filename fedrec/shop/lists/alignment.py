@@ -8,8 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
-from fedrec.shop.serving_model import ServingModel
-from fedrec.shop.shelf import NOT_HERE, Shelf
+from fedrec.shop.lists.serving_model import ServingModel
+from fedrec.shop.lists.shelf import NOT_HERE, Shelf
 
 _NEWEST = 2000
 

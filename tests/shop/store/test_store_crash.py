@@ -16,16 +16,16 @@ from pathlib import Path
 import pytest
 
 from fedrec.errors import StoreError
-from fedrec.shop import store_database
-from fedrec.shop.store import Store
-from fedrec.shop.store_rows import Event, EventKind
+from fedrec.shop.store import database as store_database
+from fedrec.shop.store.rows import Event, EventKind
+from fedrec.shop.store.store import Store
 
 NOON = 1_700_000_000.0
 ACKNOWLEDGED = 300
 CHILD = """
 import os, sys, threading
-from fedrec.shop.store import Store
-from fedrec.shop.store_rows import Event, EventKind
+from fedrec.shop.store.store import Store
+from fedrec.shop.store.rows import Event, EventKind
 
 store = Store.open(sys.argv[1])
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedrec.errors import ConfigError
-from fedrec.shop.diversity import spread_out
-from fedrec.shop.ranked import Contribution, Explanation, ListedItem, Query, Source
-from fedrec.shop.serving_model import Attribution
-from fedrec.shop.shelf import Shelf
-from fedrec.shop.stages import NEVER, Stage
-from fedrec.shop.taste import TasteSettings
+from fedrec.shop.lists.diversity import spread_out
+from fedrec.shop.lists.ranked import Contribution, Explanation, ListedItem, Query, Source
+from fedrec.shop.lists.serving_model import Attribution
+from fedrec.shop.lists.shelf import Shelf
+from fedrec.shop.lists.stages import NEVER, Stage
+from fedrec.shop.lists.taste import TasteSettings
 
 _POOL = 100
 _MOST_SPREAD = 200

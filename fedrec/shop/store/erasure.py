@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from fedrec.errors import StoreError
-from fedrec.shop.store_database import Database, Transaction
-from fedrec.shop.store_rows import Erasure
+from fedrec.shop.store.database import Database, Transaction
+from fedrec.shop.store.rows import Erasure
 
 GENERATION = "SELECT number FROM facts WHERE name = 'generation'"
 _SECRET = "SELECT secret FROM facts WHERE name = 'hash key'"

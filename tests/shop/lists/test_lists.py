@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedrec.errors import ConfigError, DataError
-from fedrec.shop import filling
-from fedrec.shop.filling import ListSettings
-from fedrec.shop.lists import Lists
-from fedrec.shop.neighbours import Neighbours
-from fedrec.shop.ranked import Query, Source
-from fedrec.shop.shelf import Wanted
-from fedrec.shop.trends import Trends, TrendSettings
+from fedrec.shop.lists import filling
+from fedrec.shop.lists.filling import ListSettings
+from fedrec.shop.lists.lists import Lists
+from fedrec.shop.lists.neighbours import Neighbours
+from fedrec.shop.lists.ranked import Query, Source
+from fedrec.shop.lists.shelf import Wanted
+from fedrec.shop.lists.trends import Trends, TrendSettings
 
 from .shelves import JOINT, Event, Item, bought, letters, linear, shelf_of
 

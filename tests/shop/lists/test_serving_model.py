@@ -14,9 +14,9 @@ from fedrec.models.ease import Ease, EaseSettings
 from fedrec.models.popularity import PopularityScorer
 from fedrec.models.recommender import PublicInputs, Scorer, train_alone
 from fedrec.models.whole_space import WholeSpace, whole_space_scorer
-from fedrec.shop.neighbours import Neighbours
+from fedrec.shop.lists.neighbours import Neighbours
+from fedrec.shop.lists.serving_model import Attribution, Dense, ItemItem, serving_model
 from fedrec.shop.personalise import BlendedScorer, ContentScorer
-from fedrec.shop.serving_model import Attribution, Dense, ItemItem, serving_model
 
 from .shelves import RAW, linear
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from fedrec.errors import ConfigError, StoreError
-from fedrec.shop.store import Store
-from fedrec.shop.store_keys import read_scope
-from fedrec.shop.store_rows import (
+from fedrec.shop.store.keys import read_scope
+from fedrec.shop.store.rows import (
     KEEP_IMPRESSIONS_S,
     Appended,
     ClickThrough,
@@ -23,6 +22,7 @@ from fedrec.shop.store_rows import (
     Key,
     KeyScope,
 )
+from fedrec.shop.store.store import Store
 
 NOON = 1_700_000_000.0
 ANN = "ann-of-green-gables"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from fedrec.errors import StoreError
-from fedrec.shop import store_schema
-from fedrec.shop.store import Store
-from fedrec.shop.store_rows import Event, EventKind, Impression, Item, KeyScope
+from fedrec.shop.store import schema as store_schema
+from fedrec.shop.store.rows import Event, EventKind, Impression, Item, KeyScope
+from fedrec.shop.store.store import Store
 
 NOON = 1_700_000_000.0
 

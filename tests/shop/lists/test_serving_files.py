@@ -16,17 +16,17 @@ from fedrec.models.ease import Ease, PrivateEase
 from fedrec.models.ials import Ials, IalsSettings
 from fedrec.models.recommender import PublicInputs, train_alone
 from fedrec.shop.adoption import LOCAL, judge_and_keep, scorer_of
-from fedrec.shop.lists import Lists
-from fedrec.shop.pairs import own_pairs
+from fedrec.shop.lists.lists import Lists
+from fedrec.shop.lists.pairs import own_pairs
+from fedrec.shop.lists.ranked import Query
+from fedrec.shop.lists.serving_files import PreparationSettings, Serving, open_serving, prepare
+from fedrec.shop.lists.serving_model import Dense, ItemItem
+from fedrec.shop.lists.shelf import Shelf
+from fedrec.shop.lists.trends import Trends
 from fedrec.shop.personalise import ShopPersonalisation
-from fedrec.shop.ranked import Query
-from fedrec.shop.serving_files import PreparationSettings, Serving, open_serving, prepare
-from fedrec.shop.serving_model import Dense, ItemItem
-from fedrec.shop.shelf import Shelf
-from fedrec.shop.trends import Trends
 
+from ..town import ITEMS, NUM_ITEMS, small_shop
 from .shelves import Item, bought
-from .town import ITEMS, NUM_ITEMS, small_shop
 
 PUBLIC = PublicInputs(ITEMS, content_features([f"ring {place // 3}" for place in range(NUM_ITEMS)], [""] * NUM_ITEMS))
 ALL_PAIRS = ShopPersonalisation(half_share_shoppers=10_000.0, own_statistics_min_shoppers=1)

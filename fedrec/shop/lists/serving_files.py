@@ -23,10 +23,10 @@ from fedrec.federation.run_record import write_atomically
 from fedrec.models import load_model, reference_of, settings_of
 from fedrec.models.recommender import PublicInputs, Recommender, State
 from fedrec.shop.adoption import LOCAL, load_version, modes
-from fedrec.shop.neighbours import MAX_WEIGHTS, Neighbours
-from fedrec.shop.pairs import own_pairs
+from fedrec.shop.lists.neighbours import MAX_WEIGHTS, Neighbours
+from fedrec.shop.lists.pairs import own_pairs
+from fedrec.shop.lists.serving_model import Dense, InsideShop, ItemItem, Served, ServingModel, Term, serving_model
 from fedrec.shop.personalise import ContentScorer, ShopPersonalisation
-from fedrec.shop.serving_model import Dense, InsideShop, ItemItem, Served, ServingModel, Term, serving_model
 from fedrec.shop.version import Version, local_scorer
 
 SERVING_FILE = "serving.json"

@@ -11,8 +11,8 @@ from itertools import pairwise
 import pytest
 
 from fedrec.errors import ConfigError, DataError, StoreError
-from fedrec.shop.store import Store
-from fedrec.shop.store_rows import Appended, Event, EventKind, Item, content_id
+from fedrec.shop.store.rows import Appended, Event, EventKind, Item, content_id
+from fedrec.shop.store.store import Store
 
 NOON = 1_700_000_000.0
 

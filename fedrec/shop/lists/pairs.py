@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import sparse
 
-from fedrec.shop.neighbours import Neighbours
+from fedrec.shop.lists.neighbours import Neighbours
 
 MAX_PAIRS = 50
 """Kept for each item."""

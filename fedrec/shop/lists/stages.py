@@ -7,10 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
-from fedrec.shop.alignment import Alignment
-from fedrec.shop.ranked import Source
-from fedrec.shop.serving_model import Attribution, Parts, ServingModel
-from fedrec.shop.shelf import Shelf
+from fedrec.shop.lists.alignment import Alignment
+from fedrec.shop.lists.ranked import Source
+from fedrec.shop.lists.serving_model import Attribution, Parts, ServingModel
+from fedrec.shop.lists.shelf import Shelf
 
 NEVER = -np.inf
 """Score of what a stage does not list."""

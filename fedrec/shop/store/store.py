@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from fedrec.errors import StoreError
-from fedrec.shop.store_database import Database, Transaction
-from fedrec.shop.store_erasure import GENERATION, Erasures
-from fedrec.shop.store_keys import Keys
-from fedrec.shop.store_rows import (
+from fedrec.shop.store.database import Database, Transaction
+from fedrec.shop.store.erasure import GENERATION, Erasures
+from fedrec.shop.store.keys import Keys
+from fedrec.shop.store.rows import (
     KEEP_IMPRESSIONS_S,
     NEGATIVE_KINDS,
     TRAINING_KINDS,
@@ -255,7 +255,7 @@ class Store:
         }
 
     def erase_shopper(self, shopper: str) -> Erasure:
-        """Delete all that the store holds of a shopper, for good; see `fedrec.shop.store_erasure`.
+        """Delete all that the store holds of a shopper, for good; see `fedrec.shop.store.erasure`.
 
         Events of hers that happen afterwards are taken: she came back. Models that were trained before are what they
         are until they are trained again.

@@ -21,8 +21,8 @@ from fedrec.data.items import clean_catalogue
 from fedrec.data.sources import DataSettings, Notes
 from fedrec.errors import DataError
 from fedrec.shop.enrol import rows_of_shop
-from fedrec.shop.store import EventRow, Store
-from fedrec.shop.store_rows import MAX_AHEAD_S, MAX_NUMBER, EventKind, Item, check_id, content_id
+from fedrec.shop.store.rows import MAX_AHEAD_S, MAX_NUMBER, EventKind, Item, check_id, content_id
+from fedrec.shop.store.store import EventRow, Store
 
 CHUNK_ROWS = 50_000
 _PAUSE_S = 0.1

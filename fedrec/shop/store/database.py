@@ -4,7 +4,7 @@ Any number of threads read, each on a connection of its own; writers take turns,
 processes by the database's. What is committed is flushed to disk: it survives the end of the process and a loss of
 power.
 
-What differs between the two databases is here and in the words of `fedrec.shop.store_schema`: how a connection is
+What differs between the two databases is here and in the words of `fedrec.shop.store.schema`: how a connection is
 prepared, how a write transaction begins, how seconds become days, and how deleted rows leave the files.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from fedrec.errors import ConfigError, StoreError
-from fedrec.shop.store_schema import CURRENT_VERSION, statements_since
+from fedrec.shop.store.schema import CURRENT_VERSION, statements_since
 
 LOCK_WAIT_S = 5.0
 _MAX_IDLE = 64

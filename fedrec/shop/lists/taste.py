@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from fedrec.errors import ConfigError
-from fedrec.shop.shelf import NOT_HERE, Shelf
+from fedrec.shop.lists.shelf import NOT_HERE, Shelf
 
 
 class HistoryEvent(Protocol):

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrec.shop.diversity import spread_out
-from fedrec.shop.trends import Trends, TrendSettings
+from fedrec.shop.lists.diversity import spread_out
+from fedrec.shop.lists.trends import Trends, TrendSettings
 
 DAY = 86_400.0
 

@@ -12,8 +12,8 @@ import secrets
 import time
 
 from fedrec.errors import ConfigError, DataError
-from fedrec.shop.store_database import Database
-from fedrec.shop.store_rows import Key, KeyScope, check_id
+from fedrec.shop.store.database import Database
+from fedrec.shop.store.rows import Key, KeyScope, check_id
 
 _KEY = "SELECT id, name, scope, created, revoked, hash FROM keys"
 
