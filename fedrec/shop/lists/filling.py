@@ -146,9 +146,10 @@ def _ranked(
     stage: Stage, query: Query, count: int, shelf: Shelf, is_allowed: np.ndarray, likeness: Likeness
 ) -> list[Place]:
     """A stage's best allowed items."""
-    if count == 0:
+    candidates = stage.candidates
+    if count == 0 or (candidates is not None and len(candidates) == 0):
         return []
-    scores, candidates = stage.scores(), stage.candidates
+    scores = stage.scores()
     boosts = _boosts(query.boost, scores, candidates, shelf)
     scores = np.where(is_allowed if candidates is None else is_allowed[candidates], scores, NEVER)
     if query.diversity > 0:

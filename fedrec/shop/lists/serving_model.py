@@ -325,7 +325,7 @@ def _rows(scorer: Scorer, num_items: int, base: np.ndarray) -> Iterator[np.ndarr
 
 def _centre(scores: np.ndarray) -> float:
     """Take the mean from scores, in place; their standard deviation, 1 where they are all the same, up to rounding."""
-    mean = float(scores.mean())
+    mean = float(np.add.reduce(scores)) / max(len(scores), 1)
     scores -= mean
     spread = math.sqrt(float(scores @ scores) / max(len(scores), 1))
     return spread if spread > _SAME * abs(mean) else 1.0
