@@ -198,8 +198,8 @@ class LinkGrid(Grid):
         return _link_compat.pull(self._state, self._run_id, message_ids)
 
     def expect(self, most_bytes: int) -> None:
-        """Say how large a reply to the messages that follow can be."""
-        self._fleet.most_bytes = most_bytes
+        """Say how large a reply to the messages that follow can be; those asked before may still be on their way."""
+        self._fleet.most_bytes = max(self._fleet.most_bytes, most_bytes)
 
     def give_up(self, message_ids: Iterable[str]) -> None:
         """Forget messages that nobody waits for any more; a shop that has not begun with one never sees it."""
