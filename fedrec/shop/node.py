@@ -301,11 +301,6 @@ def write_shop_files(
     return folder
 
 
-def has_shop_files(run_dir: Path) -> bool:
-    """Whether `write_shop_files` finished there."""
-    return (Path(run_dir) / FILES_FOLDER / "roster.json").exists()
-
-
 def read_shop_files(run_dir: Path) -> FederationFiles:
     """Read what `write_shop_files` wrote; histories stay on disk until a node is opened.
 

@@ -18,7 +18,7 @@ from fedrec.errors import DataError
 from fedrec.models.content import content_features
 from fedrec.models.recommender import PublicInputs
 from fedrec.shop.enrol import own_data
-from fedrec.shop.store.rows import NEGATIVE_KINDS, TRAINING_KINDS, EventKind
+from fedrec.shop.store.rows import NEGATIVE_KINDS, TRAINING_KINDS, EventKind, Item
 from fedrec.shop.store.store import Store
 
 
@@ -107,11 +107,14 @@ def training_events(
 
 def catalogue_of(store: Store) -> PublicInputs:
     """The items that are sold, with their texts; nothing of what happened to them."""
-    known = sorted(
-        (one.item for one in store.items_after(0, limit=2**31 - 1) if not one.is_deleted), key=lambda one: one.key
-    )
+    known = sorted(_sold(store), key=lambda one: one.key)
     keys = np.array([one.key for one in known], dtype=object)
     return PublicInputs(keys, content_features([one.title for one in known], [one.category for one in known]))
+
+
+def _sold(store: Store) -> list[Item]:
+    """All items that are sold, in the order of their last change."""
+    return [change.item for change in store.items_after(0, limit=2**31 - 1) if not change.is_deleted]
 
 
 def _is_taken_back(pair: np.ndarray, is_negative: np.ndarray) -> np.ndarray:
@@ -122,7 +125,7 @@ def _is_taken_back(pair: np.ndarray, is_negative: np.ndarray) -> np.ndarray:
 
 def _with_catalogue(store: Store, events: Events) -> tuple[Events, Items]:
     """The events, and all items that they or the store's catalogue name."""
-    known = [change.item for change in store.items_after(0, limit=2**31 - 1) if not change.is_deleted]
+    known = _sold(store)
     catalogue = None
     if known:
         rows = pd.DataFrame([(one.key, one.title, one.category, one.price) for one in known])

@@ -63,6 +63,17 @@ def fedrec(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     return call
 
 
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fedrec: Callable[..., Said]) -> Path:
+    """A shop of its own with an empty store; beside it events.csv and items.csv, where four items share a title."""
+    monkeypatch.chdir(tmp_path)
+    rows = [f"u{row},i{(row * 3 + n) % 20},{1_700_000_000 + n}" for row in range(30) for n in range(5)]
+    (tmp_path / "events.csv").write_text("shopper,item,timestamp\n" + "\n".join(rows) + "\n")
+    (tmp_path / "items.csv").write_text("item,title\n" + "".join(f"i{n},Title {n // 4}\n" for n in range(20)))
+    assert fedrec("shop", "init", "north", "--name", "north").status == 0
+    return tmp_path / "north"
+
+
 @pytest.fixture(scope="session")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of one small run."""

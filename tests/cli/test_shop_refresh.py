@@ -29,14 +29,9 @@ ITEMS = np.array(sorted(f"i{place}" for place in range(20)))
 
 
 @pytest.fixture
-def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fedrec: Call) -> Path:
-    monkeypatch.chdir(tmp_path)
-    rows = [f"u{row},i{(row * 3 + n) % 20},{1_700_000_000 + n}" for row in range(30) for n in range(5)]
-    (tmp_path / "events.csv").write_text("shopper,item,timestamp\n" + "\n".join(rows) + "\n")
-    (tmp_path / "items.csv").write_text("item,title\n" + "".join(f"i{n},Title {n // 4}\n" for n in range(20)))
-    assert fedrec("shop", "init", "north", "--name", "north").status == 0
+def shop(shop: Path, fedrec: Call) -> Path:
     assert fedrec("shop", "import", "north", "events.csv", "--items", "items.csv").status == 0
-    return tmp_path / "north"
+    return shop
 
 
 def adopt_private(folder: Path) -> None:

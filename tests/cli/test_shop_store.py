@@ -8,23 +8,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from fedrec.role_config import open_store, read_shop
 
 from .conftest import Said
 
 Call = Callable[..., Said]
-
-
-@pytest.fixture
-def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fedrec: Call) -> Path:
-    monkeypatch.chdir(tmp_path)
-    rows = [f"u{row},i{(row * 3 + n) % 20},{1_700_000_000 + n}" for row in range(30) for n in range(5)]
-    (tmp_path / "events.csv").write_text("shopper,item,timestamp\n" + "\n".join(rows) + "\n")
-    (tmp_path / "items.csv").write_text("item,title\n" + "".join(f"i{n},Title {n}\n" for n in range(20)))
-    assert fedrec("shop", "init", "north", "--name", "north").status == 0
-    return tmp_path / "north"
 
 
 def test_a_shop_of_its_own_loads_exports_and_erases(shop: Path, fedrec: Call) -> None:

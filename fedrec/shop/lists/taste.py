@@ -99,10 +99,9 @@ def taste_of(events: Iterable[HistoryEvent], shelf: Shelf, settings: TasteSettin
     spoken: dict[int, float] = {}
     had: set[int] = set()
     against: set[int] = set()
-    place_of, num_items = shelf.place.get, shelf.num_items  # `Shelf.position`, without a call for each event
     for event in events:
-        place = place_of(event.item, NOT_HERE)
-        if place == NOT_HERE or place >= num_items:
+        place = shelf.position(event.item)
+        if place == NOT_HERE:
             continue
         kind = event.kind
         strength = strength_of(event, settings)
