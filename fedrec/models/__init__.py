@@ -113,7 +113,8 @@ def private_schedule(model: Recommender, spec: PrivacySpec, num_shops: int) -> S
         NoPrivateVariant: the model cannot be trained under a privacy budget.
         PrivacyError: no noise keeps the promise.
     """
-    from fedrec.privacy.mechanisms import ReleaseRequest, calibrate, sum_noise_sd
+    from fedrec.privacy.calibration import calibrate
+    from fedrec.privacy.mechanisms import ReleaseRequest, sum_noise_sd
 
     _private_variant(model)
     whole = calibrate((ReleaseRequest("all", 1.0, clip_norm=1.0),), spec)[0]

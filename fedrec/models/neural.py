@@ -24,7 +24,7 @@ import numpy as np
 from scipy import sparse
 
 from fedrec.errors import BadMessage, ConfigError
-from fedrec.models.ials import with_content
+from fedrec.models.factors import with_content
 from fedrec.models.popularity import binary_rows, mix_arrays, take
 from fedrec.models.recommender import (
     LARGEST_ARRAY,

@@ -28,7 +28,7 @@ from scipy import sparse
 
 from fedrec.errors import BadMessage, ConfigError
 from fedrec.models.co_occurrence import blocks
-from fedrec.models.ials import IalsScorer, IalsSettings, pack_symmetric, unpack_symmetric, with_content
+from fedrec.models.factors import IalsScorer, IalsSettings, pack_symmetric, unpack_symmetric, with_content
 from fedrec.models.item_item import MAX_ITEMS_LIMIT, most_popular, selected_columns
 from fedrec.models.least_squares import solve_rows
 from fedrec.models.popularity import ItemCounts, binary_rows, covered_rows, popularity_round, powers, take

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any
 
 from fedrec.errors import BadAssumption
@@ -107,9 +106,6 @@ class Outlook:
     max_shops_per_person: int = 1
 
 
-_LEAST_SCALE = 2.0**-8
-"""Less noise than this is never chosen, however large epsilon is."""
-
 RESIDUAL_SHARE = 2.0**-20
 """Part of delta kept for the distance between noise as it is drawn and exact Gaussians."""
 
@@ -134,24 +130,6 @@ def outlook(schedule: Schedule, spec: PrivacySpec, num_shops: int) -> Outlook:
     return Outlook(schedule, noise_sds, spec.public_shoppers, spec.max_shops_per_person)
 
 
-def calibrate(requests: Sequence[ReleaseRequest], spec: PrivacySpec) -> Schedule:
-    """The least noise that keeps the promise, found by search over the accountant.
-
-    Args:
-        requests: what a model wants to release.
-        spec: the promise; its delta less `residual_delta` is what the search may use.
-    Returns:
-        The releases in round order, with noise multipliers s / sqrt(share); s is within 1e-4 of the least.
-    Raises:
-        BadAssumption: no requests, one that is out of range, or local steps in a mode that shares noise.
-    Guarantee: the schedule is (epsilon, delta)-DP for one account by `accounting.epsilon`.
-    """
-    if not requests:
-        raise BadAssumption("a model without noisy sums cannot be calibrated")
-    check_local_steps(requests, spec)
-    return _calibrate(tuple(requests), spec.epsilon, spec.delta - residual_delta(spec))
-
-
 def check_local_steps(releases: Sequence[ReleaseRequest | PlannedRelease], spec: PrivacySpec) -> None:
     """Refuse shops' own noisy steps where a shop adds less than the full noise to its sum.
 
@@ -165,30 +143,3 @@ def check_local_steps(releases: Sequence[ReleaseRequest | PlannedRelease], spec:
             f"{spec.mode} takes statistics and gradient steps; give mode local (privacy.mode), or gradient steps "
             '(the model\'s private_rounds = "gradient-step")'
         )
-
-
-@lru_cache(maxsize=64)
-def _calibrate(requests: tuple[ReleaseRequest, ...], epsilon: float, delta: float) -> Schedule:
-    from fedrec.privacy import accounting  # which needs this module's classes
-
-    def schedule(scale: float) -> Schedule:
-        return tuple(
-            PlannedRelease(
-                one.name, one.clip_norm, scale / math.sqrt(one.share), one.sampling_rate, local_steps=one.local_steps
-            )
-            for one in requests
-            for _ in range(one.repeats)
-        )
-
-    def is_kept(scale: float) -> bool:
-        return accounting.epsilon(schedule(scale), delta) <= epsilon
-
-    low = high = 1.0
-    while not is_kept(high):
-        low, high = high, 2 * high
-    while low >= _LEAST_SCALE and is_kept(low):
-        low, high = low / 2, low
-    while high / low > 1 + 1e-4:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if is_kept(middle) else (middle, high)
-    return schedule(high)

@@ -15,7 +15,8 @@ import numpy as np
 
 from fedrec.errors import BadAssumption, PrivacyError
 from fedrec.models.private_rules import popularity_share
-from fedrec.privacy.mechanisms import ReleaseRequest, Schedule, calibrate, residual_delta, sum_noise_sd
+from fedrec.privacy.calibration import calibrate
+from fedrec.privacy.mechanisms import ReleaseRequest, Schedule, residual_delta, sum_noise_sd
 from fedrec.privacy.settings import PrivacySettings
 from fedrec.privacy.spec import MOST_EPSILON, Mode, PrivacySpec
 from fedrec.reports.privacy_figures import ACCOUNTS, epsilon_of_person, odds

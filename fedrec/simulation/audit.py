@@ -42,8 +42,9 @@ from fedrec.privacy.audit import (
     one_run_bound,
     variance_ratio,
 )
+from fedrec.privacy.calibration import calibrate
 from fedrec.privacy.draws import Draws, shopper_digests
-from fedrec.privacy.mechanisms import calibrate, outlook
+from fedrec.privacy.mechanisms import outlook
 from fedrec.privacy.noise import SecureNoise
 from fedrec.privacy.spec import Mode, PrivacySpec
 from fedrec.shop.node import shop_nodes

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from fedrec.privacy import accounting, mechanisms
+from fedrec.privacy import accounting, calibration
 from fedrec.privacy.mechanisms import PlannedRelease, ReleaseRequest
 from fedrec.privacy.spec import Mode, PrivacySpec
 
@@ -22,7 +22,7 @@ REQUESTS = (ReleaseRequest("popularity", 0.1, 1.0), ReleaseRequest("co-occurrenc
 def seconds(call: Callable[[], object]) -> float:
     """Wall-clock time of one call, nothing remembered from calls before."""
     accounting._pld.cache_clear()
-    mechanisms._calibrate.cache_clear()
+    calibration._calibrate.cache_clear()
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
@@ -35,7 +35,7 @@ def main() -> None:
         "epsilon of 5,000 rounds, q = 0.02": lambda: accounting.epsilon(EQUAL, 1e-6),
         "epsilon of 5,000 rounds, q = 1": lambda: accounting.epsilon(WHOLE, 1e-6),
         "epsilon of 300 different rounds, q = 0.05": lambda: accounting.epsilon(UNEQUAL, 1e-6),
-        "noise for epsilon 2, two sums": lambda: mechanisms.calibrate(REQUESTS, SPEC),
+        "noise for epsilon 2, two sums": lambda: calibration.calibrate(REQUESTS, SPEC),
     }.items():
         print(f"{what:45s} {min(seconds(call) for _ in range(3)):6.2f} s")
 

@@ -69,7 +69,8 @@ def compare(train: sparse.csr_matrix, test: np.ndarray, options: argparse.Namesp
     """Train all three, sweep by sweep in turn; print seconds, ratios and NDCG@10."""
     from implicit.als import AlternatingLeastSquares
 
-    from fedrec.models.ials import Ials, IalsSettings
+    from fedrec.models.factors import IalsSettings
+    from fedrec.models.ials import Ials
     from fedrec.models.recommender import PublicInputs, State
 
     settings = IalsSettings(

@@ -29,7 +29,8 @@ from fedrec.federation.run_record import num_cores, num_threads, package_version
 from fedrec.federation.terms import Terms
 from fedrec.flower.engines import Federation, run_local, run_with_ray
 from fedrec.models.ease import Ease, EaseSettings
-from fedrec.models.ials import Ials, IalsSettings
+from fedrec.models.factors import IalsSettings
+from fedrec.models.ials import Ials
 from fedrec.models.recommender import PublicInputs, State
 
 SMALL_KB = (8, 64, 256, 1024)

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from fedrec.privacy import accounting
-from fedrec.privacy.mechanisms import ReleaseRequest, calibrate
+from fedrec.privacy.calibration import calibrate
+from fedrec.privacy.mechanisms import ReleaseRequest
 from fedrec.privacy.spec import Mode, PrivacySpec
 from fedrec.reports.privacy_figures import odds
 from fedrec.secure_aggregation.keys import IdentityKey

@@ -21,11 +21,12 @@ from fedrec.models.recommender import LOSS, Layout, PublicInputs, RoundKind, Rou
 from fedrec.models.smallae import SmallAe, SmallAeSettings
 from fedrec.privacy.accounting import exact_epsilon
 from fedrec.privacy.audit import epsilon_interval, mean_shift
+from fedrec.privacy.calibration import calibrate
 from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.privacy.grid import SCALE
 from fedrec.privacy.ledger import Budget, Ledger
 from fedrec.privacy.ledger_filters import RenyiFilter
-from fedrec.privacy.mechanisms import PlannedRelease, calibrate, outlook
+from fedrec.privacy.mechanisms import PlannedRelease, outlook
 from fedrec.privacy.noise import SeededNoiseForTests
 from fedrec.privacy.spec import Mode, PrivacySpec
 from fedrec.shop.node import shop_nodes

@@ -16,7 +16,7 @@ from fedrec.federation.terms import Terms
 from fedrec.models.ease import Ease
 from fedrec.models.popularity import Popularity
 from fedrec.models.recommender import PublicInputs, train_alone
-from fedrec.privacy.mechanisms import calibrate
+from fedrec.privacy.calibration import calibrate
 from fedrec.privacy.spec import Mode, PrivacySpec
 from fedrec.shop.node import shop_nodes
 

@@ -16,7 +16,7 @@ from fedrec.flower.engines import RunOptions, run_local
 from fedrec.flower.exchange import REFUSALS, plan_to_record, release_from_record, unavailable
 from fedrec.models.ease import Ease
 from fedrec.models.popularity import Popularity
-from fedrec.privacy.mechanisms import calibrate
+from fedrec.privacy.calibration import calibrate
 from fedrec.privacy.spec import Mode, PrivacySpec
 from fedrec.shop.node import shop_nodes
 

@@ -22,7 +22,8 @@ from fedrec.flower.local_grid import Faults
 from fedrec.models import private_model
 from fedrec.models.ease import Ease
 from fedrec.models.popularity import Popularity
-from fedrec.privacy.mechanisms import calibrate, outlook
+from fedrec.privacy.calibration import calibrate
+from fedrec.privacy.mechanisms import outlook
 from fedrec.privacy.noise import SeededNoiseForTests
 from fedrec.privacy.spec import Mode, PrivacySpec
 from fedrec.secure_aggregation.parameters import Parameters

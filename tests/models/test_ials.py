@@ -9,7 +9,8 @@ from fedrec.errors import BadMessage, ConfigError
 from fedrec.federation.coordinator_side import Coordinator
 from fedrec.federation.shop_side import contribute
 from fedrec.federation.terms import Terms
-from fedrec.models.ials import Ials, IalsSettings
+from fedrec.models.factors import IalsSettings
+from fedrec.models.ials import Ials
 from fedrec.models.least_squares import batches, solve_rows
 from fedrec.models.recommender import PublicInputs, train_alone
 

@@ -5,7 +5,8 @@ import pytest
 from scipy import sparse
 
 from fedrec.errors import BadMessage, ConfigError
-from fedrec.models.ials import Ials, IalsSettings, unpack_symmetric
+from fedrec.models.factors import IalsSettings, unpack_symmetric
+from fedrec.models.ials import Ials
 from fedrec.models.private_ials import GRAM_SHARE, PrivateIals, PrivateIalsSettings, rarest
 from fedrec.models.recommender import PublicInputs, RoundSpec, train_alone
 from fedrec.testing import plant_world

@@ -1,7 +1,8 @@
 """Every model passes the contract, with and without content, with all items covered and with a tail."""
 
 from fedrec.models.ease import Ease, EaseSettings, PrivateEase, PrivateEaseSettings
-from fedrec.models.ials import Ials, IalsSettings
+from fedrec.models.factors import IalsSettings
+from fedrec.models.ials import Ials
 from fedrec.models.itemknn import ItemKnn, ItemKnnSettings, PrivateItemKnn, PrivateItemKnnSettings
 from fedrec.models.popularity import Popularity, PrivatePopularity
 from fedrec.models.private_ials import PrivateIals, PrivateIalsSettings

@@ -4,7 +4,8 @@ import pytest
 
 from fedrec.errors import BadAssumption
 from fedrec.privacy.accounting import epsilon, exact_epsilon, gdp_mu
-from fedrec.privacy.mechanisms import ReleaseRequest, calibrate, outlook, residual_delta, sum_noise_sd
+from fedrec.privacy.calibration import calibrate
+from fedrec.privacy.mechanisms import ReleaseRequest, outlook, residual_delta, sum_noise_sd
 from fedrec.privacy.spec import Mode, PrivacySpec
 
 SPEC = PrivacySpec(

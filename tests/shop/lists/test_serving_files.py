@@ -13,7 +13,8 @@ from fedrec.data.shops import final_rows
 from fedrec.errors import ConfigError, StoreError
 from fedrec.models.content import content_features
 from fedrec.models.ease import Ease, PrivateEase
-from fedrec.models.ials import Ials, IalsSettings
+from fedrec.models.factors import IalsSettings
+from fedrec.models.ials import Ials
 from fedrec.models.recommender import PublicInputs, train_alone
 from fedrec.shop.adoption import LOCAL, judge_and_keep, scorer_of
 from fedrec.shop.lists.lists import Lists
