@@ -158,10 +158,10 @@ def _make_one_ready(folder: Path, settings: ShopSettings, open_model: OpenModel)
 
 
 def make_ready(folder: Path, settings: ShopSettings, version: str) -> None:
-    """Write what a version is served from.
+    """Write what a version is served from; of a store without events to train on, what the catalogue says.
 
     Raises:
-        DataError: the shop has no events to make it from.
+        DataError: the shop's file has no events to make it from.
         StoreError, ConfigError: see `fedrec.shop.lists.serving_files.prepare`.
     """
     from scipy import sparse
@@ -170,7 +170,7 @@ def make_ready(folder: Path, settings: ShopSettings, version: str) -> None:
     from fedrec.shop.enrol import read_own_data
     from fedrec.shop.lists.serving_files import Serving, prepare
     from fedrec.shop.member import MODELS_FOLDER
-    from fedrec.shop.own_data import StoreData, catalogue_of
+    from fedrec.shop.own_data import NothingToTrainOn, StoreData, catalogue_of
     from fedrec.shop.past_releases import past_releases
 
     about, name, how = settings.data, settings.name, settings.serving.preparation()
@@ -180,12 +180,14 @@ def make_ready(folder: Path, settings: ShopSettings, version: str) -> None:
         rows = sparse.csr_matrix((0, public.num_items), dtype="float32")
     elif about.store:
         with open_store(folder, settings) as store:
-            public = catalogue_of(store)
-            rows = sparse.csr_matrix((0, public.num_items), dtype="float32")
-            if store.num_events() or not public.num_items:
-                source = StoreData(store, name, validation="none", kinds=about.train_on, min_rating=about.min_rating)
+            source = StoreData(store, name, validation="none", kinds=about.train_on, min_rating=about.min_rating)
+            try:
                 data, public = source.read()
                 rows = data.train
+            except NothingToTrainOn as error:  # a new shop: what is popular, and by words
+                typer.echo(f"{folder}: {error}; until then lists are what is popular or alike in words", err=True)
+                public = catalogue_of(store)
+                rows = sparse.csr_matrix((0, public.num_items), dtype="float32")
     else:
         data, public = read_own_data(about.data_settings(), name, validation="none")
         rows = data.train

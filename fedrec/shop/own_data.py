@@ -22,6 +22,10 @@ from fedrec.shop.store.rows import NEGATIVE_KINDS, TRAINING_KINDS, EventKind, It
 from fedrec.shop.store.store import Store
 
 
+class NothingToTrainOn(DataError):
+    """A store without an event that says that a shopper has an item."""
+
+
 class StoreData:
     """A store's events as training data.
 
@@ -55,7 +59,7 @@ class StoreData:
         """As `fedrec.shop.enrol.read_own_data`.
 
         Raises:
-            DataError: no event is one to train on.
+            NothingToTrainOn: no event is one to train on.
         """
         self._generation = self._store.generation()  # first: who is erased meanwhile makes it stale
         events = training_events(self._store, self._kinds, self._min_rating)
@@ -74,7 +78,7 @@ def training_events(
         kinds: events that say that a shopper has an item.
         min_rating: ratings below it say no such thing; None = all do.
     Raises:
-        DataError: there is none.
+        NothingToTrainOn: there is none.
     """
     rows = store.training_rows(kinds)
     columns = list(zip(*rows, strict=True)) or [()] * 5
@@ -86,7 +90,7 @@ def training_events(
     pair = shopper.codes.astype(np.int64) * max(len(item.categories), 1) + item.codes
     is_wanted = ~is_negative & ~is_low & ~_is_taken_back(pair, is_negative)
     if not is_wanted.any():
-        raise DataError(
+        raise NothingToTrainOn(
             f"the store has no event of kind {', '.join(sorted(kinds))} to train on; import events with "
             "fedrec shop import, or name other kinds as train_on in [data]"
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from fedrec.cli import REFUSED, main
+from fedrec.cli import main
 from fedrec.cli.shop_serve import open_live_shop
 from fedrec.errors import ConfigError
 from fedrec.role_config import SHOP_FILE, open_store, read_shop
@@ -55,10 +55,14 @@ def test_a_shop_with_a_catalogue_alone_is_served_by_its_texts(folder: Path) -> N
         assert len(orjson.loads(shop.listed(ListName.NEW, "", Query(), b""))["items"]) == len(WORDS)
 
 
-def test_a_shop_without_anything_is_not_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["shop", "init", str(tmp_path / "shop"), "--name", "north"]) == 0
-    assert main(["shop", "serve", str(tmp_path / "shop"), "--port", "0"]) == REFUSED
-    assert "fedrec shop import" in capsys.readouterr().err
+def test_events_that_train_nothing_are_no_reason_not_to_serve(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_store(folder, read_shop(folder)) as store:
+        store.append_events([Event("ann", "item-3", EventKind.VIEW, 1e9)])
+    with opened(folder) as shop:
+        found = orjson.loads(shop.listed(ListName.HOME, "ann", Query(n=1), b""))
+        assert (found["reason"], found["items"][0]["item"]) == ("personal", "item-2")
+        assert "refresh" in str(shop.model_trouble)
+    assert "no event of kind like, purchase, rating to train on" in capsys.readouterr().err
 
 
 def test_refresh_learns_from_new_events(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

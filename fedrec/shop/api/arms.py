@@ -110,8 +110,8 @@ def open_models(
 
 
 def share_known(model: ServingModel, catalogue: Collection[str]) -> float:
-    """Share of a catalogue that a model knows; 1 of an empty one."""
-    if not catalogue:
+    """Share of a catalogue that a model knows; 1 of an empty one, and for a model of a shop without any item."""
+    if not catalogue or not len(model.items):
         return 1.0
     known = set(model.items.tolist())
     return sum(key in known for key in catalogue) / len(catalogue)

@@ -21,6 +21,9 @@ _PAGE = 1_000
 _REST = 3.0
 """Times as long as it counted a page it lets others have Python's lock."""
 
+_MOST_STRANGE = 10_000
+"""Items that no shelf has, but events name, to be counted once one has them; those beyond wait for the next count."""
+
 
 class Counting:
     """Popularity and trends of one shop, from its events."""
@@ -28,16 +31,32 @@ class Counting:
     def __init__(self, store: Store, taste: TasteSettings, settings: TrendSettings) -> None:
         self._store, self._taste, self._settings = store, taste, settings
         self._thread = ThreadPoolExecutor(1, "counting")
-        self._is_over = False
+        self._turn = 0
+        self._strange: set[str] = set()
 
     def begin(self, shelf: Shelf, until: int) -> Future[Trends]:
-        """Count all events so far.
+        """Count all events so far; what was begun before is given up.
 
         Args:
             shelf: whose positions count.
             until: sequence of the last event.
         """
-        return self._thread.submit(self._all, shelf, until)
+        self._turn += 1
+        self._strange = set()
+        return self._thread.submit(self._all, shelf, until, self._turn)
+
+    def lacks(self, shelf: Shelf) -> bool:
+        """Whether the shelf has an item by now whose events were left out, since it came after them."""
+        return any(shelf.position(item) != NOT_HERE for item in tuple(self._strange))
+
+    def take_back(self, trends: Trends, events: Sequence[StoredEvent], shelf: Shelf) -> None:
+        """Uncount a shopper at once.
+
+        Args:
+            events: all of hers.
+        """
+        rows = [(0, shelf.position(one.item), strength_of(one, self._taste), one.timestamp) for one in events]
+        trends.take_back(*_columns(np.array(rows, np.float64).reshape(-1, 4))[1:], now=time.time())
 
     def add(self, trends: Trends, events: Sequence[StoredEvent], shelf: Shelf) -> None:
         """Count these too, soon."""
@@ -45,30 +64,34 @@ class Counting:
 
     def close(self) -> None:
         """Stop; what was not counted is in the store."""
-        self._is_over = True
+        self._turn = -1
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _all(self, shelf: Shelf, until: int) -> Trends:
+    def _place(self, item: str, shelf: Shelf) -> int:
+        place = shelf.position(item)
+        if place == NOT_HERE and len(self._strange) < _MOST_STRANGE:
+            self._strange.add(item)
+        return place
+
+    def _all(self, shelf: Shelf, until: int, turn: int) -> Trends:
         codes: dict[str, int] = {}
         rows: list[np.ndarray] = []
         after = 0
-        while after < until and not self._is_over:
+        while after < until and turn == self._turn:
             began = time.perf_counter()
             if not (page := self._store.events_after(after, _PAGE)):
                 break
             after = page[-1].sequence
             found = [
-                (codes.setdefault(one.shopper, len(codes)), shelf.position(one.item), strength, one.timestamp)
+                (codes.setdefault(one.shopper, len(codes)), self._place(one.item, shelf), strength, one.timestamp)
                 for one in page
                 if one.sequence <= until and (strength := strength_of(one, self._taste)) > 0
             ]
             rows.append(np.array(found, np.float64).reshape(-1, 4))
             time.sleep(_REST * (time.perf_counter() - began))
-        table = np.concatenate(rows) if rows else np.empty((0, 4))
-        table = table[table[:, 1] != NOT_HERE]
         trends = Trends(self._settings)
-        shoppers, items = table[:, 0].astype(np.int64), table[:, 1].astype(np.int64)
-        trends.add_histories(shoppers, items, table[:, 2], table[:, 3], now=time.time())
+        shoppers, *columns = _columns(np.concatenate(rows) if rows else np.empty((0, 4)))
+        trends.add_histories(shoppers, *columns, now=time.time())
         return trends
 
     def _add(self, trends: Trends, events: Sequence[StoredEvent], shelf: Shelf) -> None:
@@ -78,12 +101,19 @@ class Counting:
             for one in (*(one for one in self._store.history(shopper) if one.sequence < new[0].sequence), *new):
                 strength, before = strength_of(one, self._taste), strongest.get(one.item, 0.0)
                 strongest[one.item] = max(strength, before)
-                place = shelf.position(one.item)
-                if one.sequence >= new[0].sequence and place != NOT_HERE and strength > before:
+                if one.sequence < new[0].sequence or strength <= before:
+                    continue
+                if (place := self._place(one.item, shelf)) != NOT_HERE:
                     rows.append((place, strength - before, one.timestamp))
         if rows:
             places, strengths, timestamps = (np.array(column) for column in zip(*rows, strict=True))
             trends.add(places, strengths, timestamps, now=time.time())
+
+
+def _columns(table: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Shoppers, positions, strengths and times of the rows that count."""
+    table = table[(table[:, 1] != NOT_HERE) & (table[:, 2] > 0)]
+    return table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), table[:, 2], table[:, 3]
 
 
 def _log_failure(done: Future[None]) -> None:

@@ -27,7 +27,7 @@ import orjson
 from starlette.concurrency import run_in_threadpool
 
 from fedrec.errors import ConfigError, FedrecError, StoreError
-from fedrec.shop.adoption import CURRENT_FILE, roll_back, versions
+from fedrec.shop.adoption import CURRENT_FILE, LOCAL, roll_back, versions
 from fedrec.shop.api.arms import CURRENT_ARM, OTHER_ARM, Opened, OpenModel, arm_of, files_of, open_models, stamp
 from fedrec.shop.api.counting import Counting
 from fedrec.shop.api.kept_lists import KeptList, KeptLists
@@ -43,12 +43,15 @@ from fedrec.shop.member import LEDGER_FILE, MODELS_FOLDER, NO_PROMISE_FILE
 from fedrec.shop.past_releases import past_releases
 from fedrec.shop.status import STATUS_FILE, read_status
 from fedrec.shop.store.rows import Impression, Item, StoredEvent, check_id
-from fedrec.shop.store.store import Store
+from fedrec.shop.store.store import ALL_EVENTS, Store
 
 _log = logging.getLogger("fedrec.shop.api")
 _PAGE = 2_000
 _WATCH_S = 0.5
 _MOST_IMPRESSIONS = 100_000
+_COUNT_PAUSE = 10.0
+"""Times as long as counting took nothing is counted anew for items that came after their events."""
+_NEW_SHOP = "there is no model of the shop's events yet; fedrec shop refresh makes one"
 
 
 class ListName(StrEnum):
@@ -101,6 +104,7 @@ class LiveShop:
         self._trends: Trends | None = None
         self._counted: Future[Trends] | None = None
         self._uncounted: list[StoredEvent] = []
+        self._count_began = self._count_again_at = 0.0
         self._mark: object = None
         self._generation, self._events_seen, self._items_seen = store.generation(), store.last_sequence(), 0
         self._is_behind = self._is_stuck = False
@@ -122,6 +126,19 @@ class LiveShop:
     def store_trouble(self) -> str | None:
         """Why what was shown last could not be written, so that events are not taken either; None = it could."""
         return "the store cannot be written: events are refused" if self._is_stuck else None
+
+    @property
+    def model_trouble(self) -> str | None:
+        """That no event taught the served model anything, where its shop's own events should; None = some did."""
+        served = self._arms[CURRENT_ARM].model
+        is_own = served.served.version == LOCAL and served.served.inside_shop is InsideShop.NONE
+        return _NEW_SHOP if is_own and not served.popularity.any() else None
+
+    @property
+    def troubles(self) -> list[str]:
+        """All that is not as it should be, the worst first."""
+        found = (self.store_trouble, self.trouble, self.model_trouble)
+        return [one for one in found if one is not None]
 
     @property
     def current(self) -> str:
@@ -217,7 +234,10 @@ class LiveShop:
         Returns:
             What was erased, and what past releases may still tell.
         """
+        events = self.store.history(shopper, limit=ALL_EVENTS)
         erased = self.store.erase_shopper(shopper)
+        if self._trends is not None:  # all is counted anew, too, but that takes a while
+            self._counting.take_back(self._trends, events, self._shelf)
         try:
             past = past_releases(self.folder, self.name)
             epsilon, told = past.epsilon, str(past)
@@ -357,6 +377,7 @@ class LiveShop:
 
     def _count(self) -> None:
         """Begin to count anew all that was seen so far."""
+        self._count_began = time.monotonic()
         self._counted, self._uncounted = self._counting.begin(self._shelf, self._events_seen), []
 
     def _take_items(self) -> bool:
@@ -416,8 +437,11 @@ class LiveShop:
                 self._count()
                 return
             self._trends, self._counted = self._counted.result(), None
+            self._count_again_at = time.monotonic() + _COUNT_PAUSE * (time.monotonic() - self._count_began)
             self._counting.add(self._trends, self._uncounted, self._shelf)
             self._put(self._opened, await run_in_threadpool(self._lists_of, self._opened))
+        elif self._counted is None and time.monotonic() >= self._count_again_at and self._counting.lacks(self._shelf):
+            self._count()
         if (left := self._stamps_of_releases()) != self._left:
             before, self._outside = self._outside, await run_in_threadpool(self._ask_outside)
             self._left = left

@@ -96,14 +96,14 @@ def _add_health(router: APIRouter, shops: Mapping[str, LiveShop]) -> None:
         tags=["operation"],
         operation_id="ready",
         description="`degraded`, with 200: lists are served, but by the last good model, not by the newest, or "
-        "the store takes no events.",
+        "by none that any event taught, or the store takes no events.",
         responses={200: answers(HealthOut)[200], 503: problems()[503]},
         openapi_extra={"security": []},
     )
     async def ready() -> Response:
         for shop in shops.values():
             await run_in_threadpool(shop.store.mark)  # without its store no list can be served: 503
-        troubles = [trouble for shop in shops.values() if (trouble := shop.trouble or shop.store_trouble) is not None]
+        troubles = [trouble for shop in shops.values() for trouble in shop.troubles[:1]]
         if not troubles:
             return json_answer({"status": "ok"})
         return json_answer({"status": "degraded", "detail": f"{len(troubles)} of {len(shops)} shops: {troubles[0]}"})

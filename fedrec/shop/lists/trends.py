@@ -6,6 +6,7 @@ never has to be touched again (forward decay: Cormode, Shkapenyuk, Srivastava, X
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,9 @@ from fedrec.errors import ConfigError
 
 _MOST_HALF_LIVES = 500.0
 """Later than this after the origin it is moved: 2 ** 1023 is the largest float64."""
+
+_DUST = 1e-9
+"""Share of a sum that is nothing but rounding."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,14 @@ class TrendSettings:
 
 
 class Trends:
-    """Popularity and trending of every item of a shelf. One thread writes; others may read.
+    """Popularity and trending of every item of a shelf; safe to use from several threads.
 
     **Guarantee:** none between shoppers: these are raw counts, never served under ``joint_dp``.
     """
 
     def __init__(self, settings: TrendSettings | None = None) -> None:
         self.settings = settings or TrendSettings()
+        self._lock = threading.Lock()
         self._origin: float | None = None
         self._popular = np.zeros(0)
         self._trending = np.zeros(0)
@@ -59,10 +64,30 @@ class Trends:
 
         Args:
             items: int64, positions on the shelf.
-            strengths: float64; negative takes back (an erased shopper: her strengths at their old times).
+            strengths: float64, > 0.
             timestamps: float64, seconds since 1970; later than ``now`` counts as ``now``.
             now: of this machine.
         """
+        with self._lock:
+            self._add(items, strengths, timestamps, now)
+
+    def take_back(self, items: np.ndarray, strengths: np.ndarray, timestamps: np.ndarray, *, now: float) -> None:
+        """Uncount all events of one shopper, who was erased; what she alone wanted is at 0 again.
+
+        Where her events were added one by one, a little more is taken from trending than was added.
+
+        Args: as of `add`, all of her events.
+        """
+        kept = _strongest(np.zeros(len(items), np.int64), items, strengths, timestamps)
+        with self._lock:
+            before = self._popular, self._trending
+            self._add(items[kept], -strengths[kept], timestamps[kept], now)
+            self._popular, self._trending = (
+                np.where(left > _DUST * _sized(old, len(left)), left, 0.0)
+                for left, old in zip((self._popular, self._trending), before, strict=True)
+            )
+
+    def _add(self, items: np.ndarray, strengths: np.ndarray, timestamps: np.ndarray, now: float) -> None:
         if len(items) == 0:
             return
         times = np.minimum(timestamps, now)
@@ -84,12 +109,17 @@ class Trends:
         Args:
             shoppers: int64 codes; the rest as `add`.
         """
-        order = np.lexsort((timestamps, strengths, items, shoppers))
-        is_last = np.ones(len(order), bool)
-        same = (shoppers[order][1:] == shoppers[order][:-1]) & (items[order][1:] == items[order][:-1])
-        is_last[:-1] = ~same
-        kept = order[is_last]
+        kept = _strongest(shoppers, items, strengths, timestamps)
         self.add(items[kept], strengths[kept], timestamps[kept], now=now)
+
+
+def _strongest(shoppers: np.ndarray, items: np.ndarray, strengths: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
+    """int64: of each shopper and item the place of the strongest event, of these the last."""
+    order = np.lexsort((timestamps, strengths, items, shoppers))
+    is_last = np.ones(len(order), bool)
+    same = (shoppers[order][1:] == shoppers[order][:-1]) & (items[order][1:] == items[order][:-1])
+    is_last[:-1] = ~same
+    return order[is_last]
 
 
 def _sized(values: np.ndarray, num_items: int) -> np.ndarray:

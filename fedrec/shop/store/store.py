@@ -45,7 +45,7 @@ EventRow = tuple[str, str, str, str, float | None, float, str | None]
 TrainingRow = tuple[str, str, str, float | None, float]
 """shopper, item, kind, value, timestamp."""
 
-_ALL = 2**31
+ALL_EVENTS = 2**31
 _KINDS = {kind.value: kind for kind in EventKind}
 _EVENT_NAMES = ("event_id", "shopper", "item", "kind", "value", "timestamp", "list_id")
 _APPEND = f"""INSERT INTO events ({", ".join(_EVENT_NAMES)}) VALUES ({", ".join(f":{name}" for name in _EVENT_NAMES)})
@@ -248,7 +248,7 @@ class Store:
             "shopper": shopper,
             "events": [
                 {name: value for name, value in row._asdict().items() if name not in ("sequence", "shopper")}
-                for row in self.history(shopper, limit=_ALL)
+                for row in self.history(shopper, limit=ALL_EVENTS)
             ],
             "impressions": [dict(zip(names, row, strict=True)) for row in self._database.read(lists, shopper=shopper)],
             "erased_at": self._erasures.when(shopper),
@@ -331,4 +331,4 @@ def _change(row: Sequence[Any]) -> ItemChange:
     return ItemChange(sequence, Item(key, title, category, price, stock, bool(is_hidden), created), bool(is_deleted))
 
 
-__all__ = ["EventRow", "Store"]
+__all__ = ["ALL_EVENTS", "EventRow", "Store"]

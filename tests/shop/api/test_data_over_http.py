@@ -94,6 +94,28 @@ def test_an_erased_shopper_is_forgotten(api: httpx.Client, send: Send, corner: C
     assert api.get("/v1/shoppers/nobody").status_code == 404
 
 
+def test_an_erased_shopper_is_popular_no_more(api: httpx.Client, send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wanted(name: str) -> dict[str, float]:
+        found = api.get(f"/v1/{name}", params={"n": 3}).json()["items"]
+        return {line["item"]: line["score"] for line in found if line["score"] > 0 and line["source"] == name}
+
+    send("zoe", "k", "l", kind="view")
+    send("zoe", "k", "l")
+    send("ann", "l")
+    wait_until(lambda: api.get(f"/v1/popular?seed={time.time_ns() % 2**32}").json()["items"][0]["score"] == 2.0)
+    monkeypatch.setattr("fedrec.shop.api.live_shop.LiveShop._count", lambda _: None)  # not even counted anew
+    assert api.delete("/v1/shoppers/zoe").is_success
+    assert wanted("popular") == {"l": 1.0}
+    assert list(wanted("trending")) == ["l"]
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_lists_shown_and_clicked_are_counted(api: httpx.Client, send: Send) -> None:
     send("ann", "d")
     shown = [home(api, "ann", n=2) for _ in range(3)]

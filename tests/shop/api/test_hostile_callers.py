@@ -14,7 +14,7 @@ import pytest
 
 from fedrec.errors import ConfigError, StoreError
 from fedrec.shop.adoption import LOCAL, roll_back
-from fedrec.shop.api import kept_lists, patience
+from fedrec.shop.api import counting, kept_lists, patience
 from fedrec.shop.api.app import make_app
 from fedrec.shop.api.kept_lists import KeptList, KeptLists
 from fedrec.shop.lists.serving_settings import ServingSettings
@@ -83,7 +83,7 @@ def test_counting_goes_on_after_the_store_failed(corner: Corner, monkeypatch: py
     read, failures = corner.store.events_after, iter([True, True])
 
     def failing(sequence: int, limit: int = 10_000) -> list[object]:
-        if limit == 5_000 and next(failures, False):
+        if limit == counting._PAGE and next(failures, False):
             raise StoreError("locked")
         return list(read(sequence, limit))
 
@@ -97,7 +97,7 @@ def test_what_happens_while_all_is_counted_is_counted(corner: Corner, monkeypatc
     read = corner.store.events_after
 
     def slow(sequence: int, limit: int = 10_000) -> list[object]:
-        if limit == 5_000:
+        if limit == counting._PAGE:
             time.sleep(0.5)
         return list(read(sequence, limit))
 

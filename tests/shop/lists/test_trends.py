@@ -48,10 +48,12 @@ def test_a_history_counts_the_strongest_event_of_a_shopper_and_item():
 
 def test_an_erased_shopper_is_taken_back():
     trends = Trends(TrendSettings(half_life_s=DAY))
-    trends.add(np.array([0, 1]), np.array([1.0, 0.5]), np.array([0.0, DAY]), now=DAY)
-    trends.add(np.array([1]), np.array([-0.5]), np.array([DAY]), now=2 * DAY)
+    trends.add(np.array([0, 1]), np.array([1.0, 0.2]), np.array([0.0, 0.0]), now=DAY)
+    trends.add(np.array([1, 0]), np.array([0.8, 0.1]), np.array([DAY, DAY]), now=DAY)  # hers, as they came
+    hers = np.array([1, 1, 1, 0]), np.array([0.2, 1.0, 0.5, 0.1]), np.array([0.0, DAY, 0.0, DAY])
+    trends.take_back(*hers, now=2 * DAY)
     assert trends.popular(2).tolist() == [1.0, 0.0]
-    assert trends.trending(2)[1] == 0.0
+    assert trends.trending(2).tolist() == pytest.approx([0.5, 0.0], abs=0)
 
 
 def test_diversity_by_hand():
