@@ -8,38 +8,30 @@ can be exchanged, so that tests can show that a broken build is caught: where no
 2. *Equal data*: the same data released twice, and by two shops, differ by independent noise or the noise is none.
 3. *Shoppers*: crafted ones in the events table, of one item and of thousands and of a hundred times the clip norm; the
    vector before noise moves by at most the sensitivity when one is taken out and everything is computed again.
-4. *Lists* (`fedrec.simulation.audit_serving`): what a shop's lists tell of a shopper, in both serving modes.
+4. *Local updates* (`fedrec.simulation.audit_local`): both again, for steps that a shop takes by itself.
+5. *Lists* (`fedrec.simulation.audit_serving`): what a shop's lists tell of a shopper, in both serving modes.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
 from fedrec.data.events import clean
-from fedrec.errors import ConfigError
 from fedrec.federation.coordinator_side import Coordinator
 from fedrec.federation.plan import RoundPlan
 from fedrec.federation.release import MakeNoise
 from fedrec.federation.shop_side import contribute_on_grid
 from fedrec.federation.terms import Terms
 from fedrec.models import load_model, private_model, private_schedule
-from fedrec.models.recommender import PublicInputs, Recommender, State
+from fedrec.models.recommender import PublicInputs, Recommender, RoundKind, State
 from fedrec.privacy import accounting
 from fedrec.privacy.audit import (
-    BOUND_CONFIDENCE,
-    FALSE_ALARM,
-    epsilon_interval,
-    guess,
-    mean_shift,
     moved_by,
-    one_run_bound,
     variance_ratio,
 )
 from fedrec.privacy.calibration import calibrate
@@ -48,15 +40,14 @@ from fedrec.privacy.mechanisms import outlook
 from fedrec.privacy.noise import SecureNoise
 from fedrec.privacy.spec import Mode, PrivacySpec
 from fedrec.shop.node import shop_nodes
-from fedrec.simulation.audit_claim import SMALL_CROWD, AuditSettings, Finding, item_name, item_positions
+from fedrec.simulation.audit_claim import SMALL_CROWD, AuditSettings, Finding, item_positions, noise_finding
+from fedrec.simulation.audit_local import audit_local_noise, moved_in_steps, steps_in_shops
 from fedrec.simulation.audit_serving import audit_lists
 from fedrec.simulation.audit_shops import AuditedShops
-from fedrec.simulation.crafted import Crafted
+from fedrec.simulation.crafted import Crafted, crafted_events, crafted_names, histories
 
 AUDITED_MODELS = ("popularity", "itemknn", "ease", "ials")
 """Models whose private variants the audit of shoppers trains."""
-GUESSED_PART = 0.01
-"""Part of the canaries that the one-run attacker guesses about."""
 _LOUD = 100.0
 
 
@@ -84,6 +75,8 @@ def run_audits(
     for model in models:
         on_start(f"crafted shoppers, {model}")
         findings.append(audit_shoppers(settings, model))
+    on_start("local updates")
+    findings += [audit_local_noise(settings, make_noise=make_noise), audit_shoppers(settings, steps_in_shops())]
     on_start("lists")
     return findings + audit_lists(settings, make_noise=make_noise)
 
@@ -107,34 +100,13 @@ def audit_noise(
     state, known = _attackers_view(settings, terms, model, canaries, make_noise)
     # The best of tests between Gaussians: every release weighs 1 / its variance.
     scores = sum((state[name] - known[name]) / _sigma(terms, i) ** 2 for i, name in enumerate(model.rounds))
-    shift = mean_shift(np.asarray(scores), is_inside)
-    found = epsilon_interval(shift, settings.delta)
-    guesses = guess(np.asarray(scores), is_inside, 2 * round(GUESSED_PART * settings.canaries / 2))
-    bound = one_run_bound(guesses, settings.delta)
-    sure_bound = one_run_bound(guesses, settings.delta, confidence=1 - FALSE_ALARM)
-    is_passed = bool(found.holds(settings.epsilon) and sure_bound <= settings.epsilon)
-    verdict = "as claimed"
-    if found.low > settings.epsilon or sure_bound > settings.epsilon:
-        verdict = "less noise than claimed"
-    elif not is_passed:
-        verdict = "more noise than claimed"
-    return Finding(
-        audit=f"noise ({settings.canaries:,} crafted vectors)",
-        claimed=f"epsilon {settings.epsilon:.3g}",
-        found=f"epsilon {_shown(found)}; >= {bound:.2f} at {BOUND_CONFIDENCE:.0%}",
-        is_passed=is_passed,
-        verdict=verdict,
-        figures={
-            "epsilon_claimed": settings.epsilon,
-            "epsilon_estimate": _finite(found.estimate),
-            "epsilon_low": _finite(found.low),
-            "epsilon_high": _finite(found.high),
-            "epsilon_one_run_bound": bound,
-            "mu_claimed": accounting.gdp_mu(terms.schedule),
-            "mu_estimate": _finite(shift.estimate),
-            "guesses": guesses.num_guesses,
-            "correct_guesses": guesses.num_correct,
-        },
+    return noise_finding(
+        f"noise ({settings.canaries:,} crafted vectors)",
+        np.asarray(scores),
+        is_inside,
+        claimed=settings.epsilon,
+        delta=settings.delta,
+        mu=accounting.gdp_mu(terms.schedule),
     )
 
 
@@ -182,17 +154,16 @@ def audit_shoppers(settings: AuditSettings, model: Recommender | str) -> Finding
     public = item_positions(settings.num_items)
     spec = replace(settings.spec(max_shoppers=SMALL_CROWD), mode=Mode.LOCAL, min_shops=1)
     schedule = private_schedule(base, spec, 1)
-    if any(release.local_steps for release in schedule):
-        raise ConfigError(
-            f"model {base.name!r} with local updates: their steps never leave a shop, so there is no sum to attack; "
-            'audit the same steps as gradient steps (private_rounds = "gradient-step")'
-        )
     private = private_model(base, outlook(schedule, spec, 1), public)
-    terms = Terms(("shop-00",), 1, "audit of shoppers", privacy=spec, schedule=schedule)
+    declared = (SMALL_CROWD,) if any(release.local_steps for release in schedule) else ()
+    terms = Terms(("shop-00",), 1, "audit of shoppers", privacy=spec, schedule=schedule, shop_shoppers=declared)
     events = crafted_events(settings)
-    crafted = sorted(name for name in events["shopper"].unique() if name.startswith("crafted"))
+    crafted = crafted_names(events)
     moved: dict[str, float] = {}
     for plan in _plans(private, public, terms, histories(events, public)):
+        if plan.spec.kind is RoundKind.LOCAL_UPDATE:
+            moved |= moved_in_steps(private, plan, events, public)
+            continue
         whole = _on_grid(private, plan, events, public)
         for name in crafted:
             rest = _on_grid(private, plan, events[events["shopper"] != name], public)
@@ -226,44 +197,6 @@ def audit_clip(settings: AuditSettings, *, model: Crafted | None = None) -> Find
         rest = contribute_on_grid(model.trained, plan, rows[np.arange(rows.shape[0]) != i]).values
         moved[f"crafted {i}"] = moved_by(whole, rest, bound)
     return _shopper_finding(f"vectors of {_LOUD:g} C", moved)
-
-
-def crafted_events(settings: AuditSettings) -> pd.DataFrame:
-    """An events table of a usual crowd and a few shoppers that no shop has: columns ``shopper``, ``item``.
-
-    One has a popular item, one an item of few others, one the whole catalogue, one a single item a thousand times.
-    """
-    rng = np.random.default_rng(settings.seed)
-    chances = 1 / np.arange(1, settings.num_items + 1)
-    chances /= chances.sum()
-    rows = []
-    for shopper in range(60):
-        bought = np.unique(rng.choice(settings.num_items, size=12, p=chances))
-        rows += [(f"usual-{shopper:03d}", int(item)) for item in bought]
-    rare = int(rows[-1][1])  # the last is among the rarest that anybody of the crowd has
-    rows += [("crafted-one-popular", 0), ("crafted-one-rare", rare)]
-    rows += [("crafted-everything", item) for item in range(settings.num_items)]
-    rows += [("crafted-repeats", 1)] * 1000
-    return pd.DataFrame(
-        {
-            "shop": "shop-00",
-            "shopper": [shopper for shopper, _ in rows],
-            "item": [item_name(item) for _, item in rows],
-            "timestamp": np.arange(len(rows), dtype=np.float64),
-        }
-    )
-
-
-def histories(raw: pd.DataFrame, public: PublicInputs) -> sparse.csr_matrix:
-    """A shop's rows from its raw events, as a run computes them: cleaned, then 1 for every item a shopper has."""
-    table = clean(raw)[0].table
-    shoppers, rows = np.unique(table["shopper"].to_numpy(str), return_inverse=True)
-    columns = np.searchsorted(public.items, table["item"].to_numpy(str))
-    ones = np.ones(len(rows), np.float32)
-    matrix = sparse.csr_matrix((ones, (rows, columns)), shape=(len(shoppers), public.num_items))
-    matrix.sum_duplicates()
-    matrix.data.fill(1.0)
-    return matrix
 
 
 def _on_grid(model: Recommender, plan: RoundPlan, events: pd.DataFrame, public: PublicInputs) -> np.ndarray:
@@ -322,11 +255,3 @@ def _terms(settings: AuditSettings, spec: PrivacySpec, model: Crafted) -> Terms:
 
 def _sigma(terms: Terms, index: int) -> float:
     return terms.schedule[index].noise_multiplier
-
-
-def _shown(found: Any) -> str:
-    return f"{found.estimate:.3g} ({found.low:.3g} to {found.high:.3g})"
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,13 @@ import numpy as np
 
 from fedrec.errors import BadAssumption
 from fedrec.models.recommender import PublicInputs
+from fedrec.privacy.audit import BOUND_CONFIDENCE, FALSE_ALARM, epsilon_interval, guess, mean_shift, one_run_bound
 from fedrec.privacy.spec import Mode, PrivacySpec
 
 SMALL_CROWD = 1000
+
+GUESSED_PART = 0.01
+"""Part of the canaries that the one-run attacker guesses about."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,51 @@ class Finding:
             raise TypeError(f"is_passed = {self.is_passed!r}: True, False or None; anything else could hide a failure")
 
 
+def noise_finding(
+    audit: str, scores: np.ndarray, is_inside: np.ndarray, *, claimed: float, delta: float, mu: float | None
+) -> Finding:
+    """What canaries that were put in by coins say of the noise.
+
+    Args:
+        audit: its name.
+        scores: float64, (num_canaries,); each the better the more its canary seems to be in. Gaussian if all is well.
+        is_inside: bool, (num_canaries,); whether it was.
+        claimed: epsilon at ``delta``.
+        delta: of the claim.
+        mu: of the Gaussian trade-off that is claimed, for the figures.
+    """
+    shift = mean_shift(scores, is_inside)
+    found = epsilon_interval(shift, delta)
+    guesses = guess(scores, is_inside, 2 * round(GUESSED_PART * len(scores) / 2))
+    bound = one_run_bound(guesses, delta)
+    sure_bound = one_run_bound(guesses, delta, confidence=1 - FALSE_ALARM)
+    is_passed = bool(found.holds(claimed) and sure_bound <= claimed)
+    verdict = "as claimed"
+    if found.low > claimed or sure_bound > claimed:
+        verdict = "less noise than claimed"
+    elif not is_passed:
+        verdict = "more noise than claimed"
+    shown = f"{found.estimate:.3g} ({found.low:.3g} to {found.high:.3g})"
+    return Finding(
+        audit=audit,
+        claimed=f"epsilon {claimed:.3g}",
+        found=f"epsilon {shown}; >= {bound:.2f} at {BOUND_CONFIDENCE:.0%}",
+        is_passed=is_passed,
+        verdict=verdict,
+        figures={
+            "epsilon_claimed": claimed,
+            "epsilon_estimate": _finite(found.estimate),
+            "epsilon_low": _finite(found.low),
+            "epsilon_high": _finite(found.high),
+            "epsilon_one_run_bound": bound,
+            "mu_claimed": mu,
+            "mu_estimate": _finite(shift.estimate),
+            "guesses": guesses.num_guesses,
+            "correct_guesses": guesses.num_correct,
+        },
+    )
+
+
 def item_positions(num_items: int) -> PublicInputs:
     """An item space of so many items, without content."""
     return PublicInputs(np.array([item_name(i) for i in range(num_items)]))
@@ -103,3 +153,7 @@ def item_positions(num_items: int) -> PublicInputs:
 def item_name(position: int) -> str:
     """Key of the item at a position."""
     return f"item-{position:07d}"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
