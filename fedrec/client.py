@@ -450,7 +450,10 @@ def _roll_back(version: str | None) -> _Call[str]:
 
 
 def _path(*parts: str) -> str:
-    return "/v1/" + "/".join(quote(part, safe="") for part in parts)
+    """Percent-encoded; a name of dots, too, which would else be a step in the path."""
+    return "/v1/" + "/".join(
+        part.replace(".", "%2E") if part in (".", "..") else quote(part, safe="") for part in parts
+    )
 
 
 def _given(row: Event | Item) -> dict[str, Any]:

@@ -46,6 +46,7 @@ def make_app(
         lifespan=running,
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # an answer that repeats the Host header leads wherever the caller says
         separate_input_output_schemas=False,
     )
     guard = Guard(shops)

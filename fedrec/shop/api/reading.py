@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from functools import lru_cache
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 import orjson
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
-from starlette.convertors import PathConvertor, register_url_convertor
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from fedrec.shop.api.problems import ApiError, findings
 from fedrec.shop.api.schemas import ListQuery
@@ -21,13 +21,22 @@ from fedrec.shop.lists.shelf import Wanted
 M = TypeVar("M", bound=BaseModel)
 
 
-class _AnyName(PathConvertor):
-    """A name in a path, whatever is in it: what cannot be one is refused in words, a line's end too."""
+class _Name(StringConvertor):
+    """A name in a path, whatever is in it: `fedrec.shop.api.security.Edge` leaves the path percent-encoded, so that a
+    slash in a name is none of the path's. What is no UTF-8 is no name, and is refused in words as an empty one is.
+    """
 
-    regex = "(?s:.*)"
+    regex = "[^/]*"
+
+    def convert(self, value: str) -> str:
+        """The name itself."""
+        try:
+            return unquote(value, errors="strict")
+        except ValueError:
+            return ""
 
 
-register_url_convertor("name", _AnyName())
+register_url_convertor("name", _Name())
 
 
 class ByHand(APIRoute):

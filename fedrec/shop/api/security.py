@@ -135,7 +135,8 @@ def _burst(shop: LiveShop) -> float:
 
 
 class Edge:
-    """Around everything: a bound on bodies, headers that every answer has, times, and no error that gets out.
+    """Around everything: paths as they were sent, a bound on bodies, headers that every answer has, times, and no error
+    that gets out.
 
     **Guarantee:** no body longer than its bound is ever held, declared or not.
     """
@@ -148,6 +149,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         started, status, read = time.perf_counter(), 0, 0
+        scope["path"] = scope["raw_path"].decode("latin-1")  # percent-encoded, so that a name may hold a slash
 
         async def sending(message: Message) -> None:
             nonlocal status
