@@ -35,6 +35,7 @@ class Checkpoint:
         rounds: records of the finished rounds.
         plan_digests: hexadecimal, one a finished round.
         best: the shared arrays of the best round, where rounds may stop early; else empty.
+        attempt: `Coordinator.attempt` of the next round.
     """
 
     identity: str
@@ -43,6 +44,7 @@ class Checkpoint:
     rounds: tuple[RoundRecord, ...]
     plan_digests: tuple[str, ...]
     best: State = field(default_factory=dict)
+    attempt: int = 0
 
 
 class Checkpoints:
@@ -65,7 +67,7 @@ class Checkpoints:
             return False
         found = read_checkpoint(self.path)
         check_same_run(coordinator.identity(), found.identity)
-        coordinator.restore(found.index, found.state)
+        coordinator.restore(found.index, found.state, found.attempt)
         self.rounds, self.plan_digests, self.best = found.rounds, found.plan_digests, found.best
         return True
 
@@ -76,8 +78,13 @@ class Checkpoints:
         self.rounds = (*self.rounds, record)
         self.plan_digests = (*self.plan_digests, closed.plan_digest)
         self.best = best or {}
+        self.save_attempt(coordinator)
+
+    def save_attempt(self, coordinator: Coordinator) -> None:
+        """Keep the coordinator as it is, a failed attempt at its next round included; no round has finished."""
+        run = coordinator.identity(), coordinator.index, coordinator.state
         records = self.rounds, self.plan_digests, self.best
-        write_checkpoint(self.path, Checkpoint(coordinator.identity(), coordinator.index, coordinator.state, *records))
+        write_checkpoint(self.path, Checkpoint(*run, *records, coordinator.attempt))
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -88,6 +95,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "index": checkpoint.index,
         "rounds": [dataclasses.asdict(record) for record in checkpoint.rounds],
         "plan_digests": checkpoint.plan_digests,
+        "attempt": checkpoint.attempt,
     }
     arrays = {
         prefix + name: np.require(array, requirements="C")
@@ -119,6 +127,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             rounds=tuple(RoundRecord(**record) for record in about["rounds"]),
             plan_digests=tuple(about["plan_digests"]),
             best=_under(_BEST, arrays),
+            attempt=about.get("attempt", 0),  # files from before it was kept
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise StoreError(

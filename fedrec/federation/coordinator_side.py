@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedrec.errors import BadMessage, ConfigError, NotFinite, ProtocolError, TooFewShops
-from fedrec.federation.plan import RoundPlan, canonical_json, items_digest, model_settings
+from fedrec.federation.plan import MOST_ATTEMPTS, RoundPlan, canonical_json, items_digest, model_settings
 from fedrec.federation.release import read_release, wire_dtype
 from fedrec.federation.shop_side import is_finite
 from fedrec.federation.terms import Terms
@@ -45,8 +45,8 @@ class ClosedRound:
 class Coordinator:
     """Plans rounds, adds up releases, moves the shared arrays. No input or output of its own.
 
-    ``next_plan`` opens a round, ``receive`` and ``mark_unavailable`` fill it, ``close`` ends it; ``state``
-    and ``index`` are the shared arrays and the next round at any time between rounds.
+    ``next_plan`` opens a round, ``receive`` and ``mark_unavailable`` fill it, ``close`` ends it; ``state``,
+    ``index`` and ``attempt`` are the shared arrays, the next round and how often it failed, between rounds.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class Coordinator:
         self._position_of = {shop: position for position, shop in enumerate(self.roster)}
         self.secure = None if terms.secure is None else CoordinatorSession(terms.secure, terms.run_id)
         self.asked: tuple[str, ...] = ()
+        self.attempt = 0
         self._plan: RoundPlan | None = None
         self._is_complete = False
 
@@ -80,11 +81,11 @@ class Coordinator:
             canonical_json([self.model.name, self._settings, self._items_digest, self.terms.to_json()])
         ).hexdigest()
 
-    def restore(self, index: int, state: State) -> None:
-        """Go on after ``index`` finished rounds with their shared arrays."""
+    def restore(self, index: int, state: State, attempt: int = 0) -> None:
+        """Go on after ``index`` finished rounds with their shared arrays, and failed attempts at the next one."""
         if self._plan is not None:
             raise ProtocolError(f"round {self.index} is open: a run is restored between rounds")
-        self.index, self.state, self._is_complete = index, dict(state), False
+        self.index, self.state, self.attempt, self._is_complete = index, dict(state), attempt, False
 
     def rounds_to_set_up(self) -> int:
         """For how many rounds keys must be dealt (`secure_round.set_up`) before the next plan; 0 = none."""
@@ -117,13 +118,14 @@ class Coordinator:
             items_digest=self._items_digest,
             terms=self.terms,
             setup="" if self.secure is None else self.secure.setup_digest.hex(),
+            attempt=self.attempt,
         )
         if self.secure is not None:
             self.secure.open_round(self.index, plan.digest, spec.layout.size, wire_dtype(plan))
         self._plan = plan
         self._total = np.zeros(0 if self.secure is not None else spec.layout.size, wire_dtype(plan))
         self._waiting: dict[int, np.ndarray] = {}
-        self.asked = self.terms.asked(spec.kind, self.index)
+        self.asked = self.terms.asked(spec.kind, self.index, plan.attempt)
         self._is_heard = [shop not in self.asked for shop in self.roster]
         self._answered: set[int] = set()
         self._next_to_add = 0
@@ -164,7 +166,8 @@ class Coordinator:
         """End the round and move the shared arrays; with secure aggregation after `secure_round.unmask`.
 
         Raises:
-            TooFewShops: fewer than ``min_shops`` answered; the shared arrays and the index stay as they were.
+            TooFewShops: fewer than ``min_shops`` answered; the shared arrays and the index stay as they were. Where a
+                round asks a part of the shops, the next attempt at it asks another draw.
             NotFinite: the sum over the shops overflowed, or the shared arrays would; they stay as they were.
         """
         plan = self._open_plan()
@@ -174,6 +177,8 @@ class Coordinator:
         total = self._total if self.secure is None else self.secure.total()
         self._total = np.zeros(0)
         if len(self._answered) < self.terms.min_shops:
+            if plan.terms.draws_shops(plan.spec.kind):
+                self.attempt = min(self.attempt + 1, MOST_ATTEMPTS)
             raise TooFewShops(
                 f"round {plan.index} ({plan.spec.name}): {len(self._answered)} of {len(self.asked)} "
                 f"shops answered, at least {self.terms.min_shops} are needed (min_shops); finished rounds are kept"
@@ -192,6 +197,7 @@ class Coordinator:
             )
         self.state = moved
         self.index += 1
+        self.attempt = 0
         return ClosedRound(
             index=plan.index,
             name=plan.spec.name,

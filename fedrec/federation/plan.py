@@ -23,6 +23,9 @@ from fedrec.models.recommender import Layout, PublicInputs, Recommender, RoundKi
 FORMAT_VERSION = 5
 """Version of plans and releases; a shop and a coordinator of different versions refuse each other."""
 
+MOST_ATTEMPTS = 1000
+"""A round that failed so often for want of shops is not drawn anew."""
+
 WIRE_DTYPES = frozenset({"float64", "float32", "int64", "int32", "uint8", "bool"})
 """Types that an input array may have."""
 
@@ -39,6 +42,8 @@ class RoundPlan:
         items_digest: sha256 of the federation's item keys in order, hexadecimal.
         terms: who takes part, and what is promised.
         setup: digest of the set-up of keys whose masks hide the uploads, hexadecimal; empty without secure aggregation.
+        attempt: how often the round failed for want of shops before, where each attempt asks a draw of its own; else 0,
+            so that a round that asks all shops again is the same plan, answered by the same bytes at no further charge.
     """
 
     index: int
@@ -48,10 +53,17 @@ class RoundPlan:
     items_digest: str
     terms: Terms
     setup: str = ""
+    attempt: int = 0
 
     def __post_init__(self) -> None:
         if type(self.index) is not int or not self.index >= 0:
             raise ConfigError(f"round index {self.index}: must be a whole number, 0 or more")
+        if type(self.attempt) is not int or not 0 <= self.attempt <= MOST_ATTEMPTS:
+            raise ConfigError(f"attempt {self.attempt}: must be a whole number from 0 to {MOST_ATTEMPTS}")
+        if self.attempt and not self.terms.draws_shops(self.spec.kind):
+            raise ConfigError(
+                f"attempt {self.attempt} of round {self.index}, which asks all shops: it stays the same plan"
+            )
         if (self.terms.secure is not None) != (len(self.setup) == 64):
             raise ConfigError("a plan names a set-up of keys if, and only if, its terms ask for secure aggregation")
         rate = self.spec.sampling_rate
@@ -71,6 +83,7 @@ class RoundPlan:
         """Canonical JSON of everything but the input arrays' values, which it names by sha256."""
         return canonical_json(
             {
+                **({"attempt": self.attempt} if self.attempt else {}),
                 "format": FORMAT_VERSION,
                 "round": self.index,
                 "kind": str(self.spec.kind),
@@ -147,6 +160,7 @@ def read_plan(header: bytes, arrays: Mapping[str, np.ndarray]) -> RoundPlan:
             items_digest=fields["items"],
             terms=Terms.from_json(fields["terms"]),
             setup=fields["setup"],
+            attempt=fields.get("attempt", 0),
         )
         rewritten = plan.header
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigError, PrivacyError) as error:

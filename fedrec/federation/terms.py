@@ -105,11 +105,20 @@ class Terms:
         if self.shops_per_round is not None:
             self._check_participation(self.shops_per_round)
 
-    def asked(self, kind: RoundKind, index: int) -> tuple[str, ...]:
-        """Shops that a round asks, in roster order; which ones a local update asks follows from run and round alone."""
-        if self.shops_per_round is None or kind is not RoundKind.LOCAL_UPDATE:
+    def draws_shops(self, kind: RoundKind) -> bool:
+        """Whether a round asks a part of the shops."""
+        return self.shops_per_round is not None and kind is RoundKind.LOCAL_UPDATE
+
+    def asked(self, kind: RoundKind, index: int, attempt: int = 0) -> tuple[str, ...]:
+        """Shops that a round asks, in roster order.
+
+        Which ones a local update asks follows from run, round and attempt alone, so that every shop can check it. Who
+        counts attempts can pick among draws: nothing may be promised for a draw (`_check_participation`).
+        """
+        if self.shops_per_round is None or not self.draws_shops(kind):
             return self.roster
-        seed = hashlib.sha256(f"{self.run_id}/shops asked/{index}".encode()).digest()
+        again = f"/attempt {attempt}" if attempt else ""
+        seed = hashlib.sha256(f"{self.run_id}/shops asked/{index}{again}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(seed))
         places = rng.choice(len(self.roster), self.shops_per_round, replace=False)
         return tuple(self.roster[place] for place in sorted(places))

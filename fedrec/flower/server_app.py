@@ -200,6 +200,8 @@ def _run_round(run: ServerRun, plan: RoundPlan, grid: Grid, nodes: Mapping[str, 
         closed = run.coordinator.close()
     except (ProtocolError, NotFinite):
         run.coordinator.abandon()
+        if run.coordinator.attempt and run.checkpoints is not None:
+            run.checkpoints.save_attempt(run.coordinator)
         raise
     record = RoundRecord(
         index=closed.index,

@@ -112,7 +112,7 @@ class ShopNode:
         """
         if self.name not in plan.terms.roster:
             raise BadMessage(f"plan of round {plan.index} is for a roster without shop {self.name!r}")
-        if self.name not in plan.terms.asked(plan.spec.kind, plan.index):
+        if self.name not in plan.terms.asked(plan.spec.kind, plan.index, plan.attempt):
             raise BadMessage(f"round {plan.index} asks other shops than {self.name!r}, by its own draw")
         if plan.agreement != self.agreement:
             raise BadMessage(

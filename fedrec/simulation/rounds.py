@@ -61,7 +61,7 @@ def federate(
     def on_reply(plan: RoundPlan, heard: int) -> None:
         if heard == 1:
             name = f"rounds: {plan.spec.name}" if is_iterative else f"round {plan.index + 1}: {plan.spec.name}"
-            progress.phase(name, len(plan.terms.asked(plan.spec.kind, plan.index)))
+            progress.phase(name, len(plan.terms.asked(plan.spec.kind, plan.index, plan.attempt)))
         progress.advance()
 
     view = (

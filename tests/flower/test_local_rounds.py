@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -11,10 +12,10 @@ import pytest
 from scipy import sparse
 
 from fedrec.errors import BadMessage, ConfigError, NotFinite, TooFewShops
-from fedrec.federation.checkpoint import read_checkpoint
+from fedrec.federation.checkpoint import Checkpoints, read_checkpoint
 from fedrec.federation.coordinator_side import Coordinator
 from fedrec.federation.early_stopping import EarlyStopping
-from fedrec.federation.plan import RoundPlan, read_plan
+from fedrec.federation.plan import RoundPlan, canonical_json, read_plan
 from fedrec.federation.release import release
 from fedrec.federation.shop_side import contribute
 from fedrec.federation.terms import Terms
@@ -145,6 +146,48 @@ def test_a_shop_that_is_not_asked_neither_answers_nor_counts(federation):
         nodes[left_out].answer(again)
     with pytest.raises(BadMessage, match="not among the 2"):
         coordinator.receive(ROSTER[left_out], sent(federation, plan, left_out))
+
+
+def test_a_round_that_failed_asks_another_draw_which_every_shop_checks(histories, tmp_path):
+    federation, checkpoint = federation_of(histories, shops_per_round=2, min_shops=2), tmp_path / "c.safetensors"
+    first, second = (federation.terms.asked(RoundKind.LOCAL_UPDATE, 0, attempt) for attempt in (0, 1))
+    assert first != second
+    gone = Faults(drop=1.0, seed=1)
+    with pytest.raises(TooFewShops):
+        run_local(federation, RunOptions(checkpoint), faults=gone)
+    coordinator = Coordinator(federation.model, federation.public, federation.terms)
+    assert Checkpoints(checkpoint).resume(coordinator)
+    plan = coordinator.next_plan()
+    assert (plan.index, plan.attempt, coordinator.asked) == (0, 1, second)
+    assert read_plan(plan.header, plan.spec.inputs) == plan
+    assert plan.digest != replace(plan, attempt=0).digest
+    nodes = shop_nodes(federation.model, federation.public, federation.terms, federation.histories)
+    by_name = {node.name: node for node in nodes}
+    for shop in second:
+        assert by_name[shop].answer(plan).to_bytes() == by_name[shop].answer(plan).to_bytes()
+    for shop in set(ROSTER) - set(second):
+        with pytest.raises(BadMessage, match="asks other shops"):
+            by_name[shop].answer(plan)
+    resumed = run_local(federation, RunOptions(checkpoint, resume=True))
+    assert len(resumed.rounds) == ROUNDS
+    assert read_checkpoint(checkpoint).attempt == 0
+
+
+def test_a_round_that_asks_all_shops_is_the_same_plan_however_often_it_failed(histories, tmp_path):
+    federation = federation_of(histories, min_shops=2)
+    coordinator = Coordinator(federation.model, federation.public, federation.terms)
+    plan = coordinator.next_plan()
+    with pytest.raises(TooFewShops):
+        coordinator.close()
+    assert coordinator.next_plan().header == plan.header
+    with pytest.raises(ConfigError, match="asks all shops: it stays the same plan"):
+        replace(plan, attempt=1)
+    for attempt in (-1, 1001, True, "1"):
+        with pytest.raises(ConfigError, match="whole number from 0 to 1000"):
+            replace(plan, attempt=attempt)
+    named = json.loads(plan.header) | {"attempt": 0}
+    with pytest.raises(BadMessage, match="canonical"):
+        read_plan(canonical_json(named), plan.spec.inputs)
 
 
 def sent(federation, plan: RoundPlan, place: int) -> bytes:
