@@ -205,7 +205,10 @@ class Search:
         if wants_local:
             local = self._local()
         if {"federated", "federated_personal", "pooled"} & set(columns):
-            shared, state, scorer = self._shared()
+            shared, trained = self._shared()
+            if "federated_personal" in columns:
+                state = trained(shared)
+                scorer = shared.fit(state, self.world.public)
         if not wants_local:
             return Chosen(local, shared)
         alone, joined = self._blend_values(local, shared, state, scorer)
@@ -228,8 +231,8 @@ class Search:
 
         return self._best("local", value)
 
-    def _shared(self) -> tuple[Recommender, State, Scorer]:
-        """The settings for the shared model, its shared arrays without validation events, and its scorer.
+    def _shared(self) -> tuple[Recommender, Callable[[Recommender], State]]:
+        """The settings for the shared model, and its shared arrays without validation events once they are asked for.
 
         Pooled and federated run the same sums, so one search serves both; the rounds of the final model go through
         Flower.
@@ -245,8 +248,7 @@ class Search:
             scorer = model.fit(trained(model), self.world.public)
             return self._objective(lambda place: shared_scorer(self.world, scorer, place))
 
-        model = self._best("federated", value)
-        return model, trained(model), model.fit(trained(model), self.world.public)
+        return self._best("federated", value), trained
 
     def _blend_values(
         self, local: Recommender, shared: Recommender, state: State, scorer: Scorer | None

@@ -33,23 +33,6 @@ from fedrec.training.ncf import Ncf
 from fedrec.training.server_step import without_memory
 
 MODELS = {"gmf": Gmf, "mlp": Mlp, "neumf": NeuMf}
-SETTINGS = NcfSettings(
-    factors=128,
-    is_dot_product=True,
-    tower_factors=8,
-    layers=1,
-    negatives=8,
-    is_expected=True,
-    regularisation=0.0035,
-    fold_in_steps=15,
-    fold_in_rate=0.3,
-    rounds=8,
-    local_epochs=2,
-    batch_shoppers=16,
-    learning_rate=0.03,
-    last_round_rate=0.2,
-    vector_learning_rate=0.01,
-)
 
 
 @dataclass(frozen=True)
@@ -107,7 +90,7 @@ def main() -> None:
     parser.add_argument("--shops", type=int, default=10)
     parser.add_argument("--validation", action="store_true", help="hold out of training, and do not read the test")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="a setting instead of ours")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="instead of a default")
     parser.add_argument("--only", choices=["federated", "pooled"], help="one of the two")
     parser.add_argument("--quick", action="store_true", help="one round of GMF")
     options = parser.parse_args()
@@ -118,7 +101,7 @@ def main() -> None:
         print(error)
         return
     changed = {name: json.loads(value) for name, value in (one.split("=", 1) for one in options.set)}
-    settings, name = replace(SETTINGS, init_seed=options.seed, **changed), options.model
+    settings, name = NcfSettings(init_seed=options.seed, **changed), options.model
     recipe = RECIPES[name]
     if options.quick:
         settings, name = replace(settings, rounds=1, local_epochs=1, fold_in_steps=3), "gmf"

@@ -1,6 +1,6 @@
 """GMF, MLP and NeuMF on the NCF authors' own files: ML-1M, one test item among their 99 negatives for each shopper.
 
-Run: python simulations/benchmarks/ncf_files.py [MODEL ...] [--validation] [--quick]
+Run: python simulations/benchmarks/ncf_files.py [MODEL ...] [--validation] [--set NAME=JSON] [--quick]
 Pooled training without privacy, for comparison with published figures only (sampled negatives can order models
 otherwise than full ranking does). Every item that a shopper has not in training counts as a negative, the test item too
 (the clean sampler), as often as drawing would take it on average. "trained" scores by the vectors that training left,
@@ -18,7 +18,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -30,10 +30,12 @@ from scipy import sparse
 from fedrec.data.ncf import ncf_test
 from fedrec.data.public_sets import data_folders
 from fedrec.errors import DataError
+from fedrec.evaluation.intervals import mean_interval
 from fedrec.evaluation.sampled import sampled_figures, sampled_ranks, train_only_negatives
+from fedrec.models.ncf import NcfSettings
 from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.training.fit import FitSettings, fit
-from fedrec.training.ncf import Gmf, Mlp, Ncf, NcfSettings, NeuMf
+from fedrec.training.ncf import Gmf, Mlp, Ncf, NeuMf
 
 KINDS: dict[str, type[Gmf] | type[Mlp] | type[NeuMf]] = {"gmf": Gmf, "mlp": Mlp, "neumf": NeuMf, "pretrained": NeuMf}
 
@@ -43,31 +45,25 @@ class Recipe:
     """How one model is trained.
 
     Attributes:
-        network: its settings.
         stages: epochs, rate of Adam on the shared parameters, and on the shoppers' vectors, one stage after the other.
         batch: shoppers in a step.
+        settings: of its network: the models' defaults, but for longer folding in, in shorter steps.
     """
 
-    network: NcfSettings
     stages: tuple[tuple[int, float, float], ...]
     batch: int = 32
+    settings: NcfSettings = field(default_factory=lambda: NcfSettings(fold_in_steps=30, fold_in_rate=0.05))
 
 
-WIDE = NcfSettings(
-    factors=128,
-    is_dot_product=True,
-    tower_factors=8,
-    layers=1,
-    negatives=8,
-    is_expected=True,
-    regularisation=0.0035,
-)
 LONG = (20, 0.01, 0.15), (12, 0.003, 0.05), (8, 0.001, 0.015)
 RECIPES = {
-    "gmf": Recipe(WIDE, LONG, batch=64),
-    "mlp": Recipe(replace(WIDE, negatives=16, regularisation=0.002), ((18, 0.01, 0.1), (6, 0.003, 0.03))),
-    "neumf": Recipe(WIDE, LONG, batch=64),
-    "pretrained": Recipe(WIDE, ((4, 0.003, 0.015), (2, 0.001, 0.005))),
+    "gmf": Recipe(LONG, batch=64),
+    "mlp": Recipe(
+        ((18, 0.01, 0.1), (6, 0.003, 0.03)),
+        settings=NcfSettings(fold_in_steps=30, fold_in_rate=0.05, negatives=16, regularisation=0.002),
+    ),
+    "neumf": Recipe(LONG, batch=64),
+    "pretrained": Recipe(((4, 0.003, 0.015), (2, 0.001, 0.005))),
 }
 
 
@@ -116,14 +112,27 @@ def rows_of(events: pd.DataFrame, num_items: int) -> sparse.csr_matrix:
 
 @torch.no_grad()
 def figures(network: Ncf, vectors: torch.Tensor, files: Files) -> str:
-    """HR and NDCG at 10; where the authors drew the test item as its own negative, it is not ranked against itself."""
+    """HR and NDCG at 10 of these vectors; see `intervals`."""
     ids = torch.from_numpy(np.concatenate([files.targets[:, None], files.others], axis=1))
-    scores = network.pair_scores(vectors, ids)[0].double().numpy()
-    scores[:, 1:][files.others == files.targets[:, None]] = -np.inf
-    places = np.broadcast_to(np.arange(1, ids.shape[1]), files.others.shape)
-    ranks = sampled_ranks(scores, np.zeros(len(ids), np.int64), places, rng=np.random.default_rng(2))
-    found = sampled_figures(ranks)
-    return f"{found['hr'].mean():.4f}/{found['ndcg'].mean():.4f}"
+    return " / ".join(intervals(network.pair_scores(vectors, ids)[0].double().numpy(), files).values())
+
+
+def intervals(scores: np.ndarray, files: Files) -> dict[str, str]:
+    """HR and NDCG at 10, by "hr" and "ndcg", with 95 % bootstrap intervals over shoppers.
+
+    Args:
+        scores: float64, (num_shoppers, 100): of the target, then of the others, each of which counts once: where the
+            authors drew a target as its own negative, it is not ranked against itself.
+    """
+    rivals = np.where(files.others == files.targets[:, None], -np.inf, scores[:, 1:])
+    scores = np.concatenate([scores[:, :1], rivals], axis=1)
+    places = np.broadcast_to(np.arange(1, scores.shape[1]), files.others.shape)
+    ranks = sampled_ranks(scores, np.zeros(len(scores), np.int64), places, rng=np.random.default_rng(2))
+    written = {}
+    for metric, values in sampled_figures(ranks).items():
+        found = mean_interval(values, rng=np.random.default_rng(3))
+        written[metric] = f"{found.mean:.4f} ({found.low:.4f} to {found.high:.4f})"
+    return written
 
 
 def train(network: Ncf, vectors: torch.Tensor, files: Files, recipe: Recipe, seed: int) -> torch.Tensor:
@@ -144,6 +153,9 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=list(KINDS), metavar="MODEL")
     parser.add_argument("--validation", action="store_true", help="hold out of training, and do not read the test")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=JSON", help="of the networks, as factors=192"
+    )
     parser.add_argument("--quick", action="store_true", help="one epoch of GMF")
     options = parser.parse_args()
     if "pretrained" in options.models and "gmf" not in options.models[: options.models.index("pretrained")]:
@@ -154,17 +166,19 @@ def main() -> None:
     except DataError as error:
         print(error)
         return
+    changed = {name: json.loads(value) for name, value in (one.split("=", 1) for one in options.set)}
     trained: dict[str, tuple[Ncf, torch.Tensor]] = {}
     for name in ["gmf"] if options.quick else options.models:
         recipe = RECIPES[name]
         if options.quick:
             recipe = replace(
-                recipe, stages=((1, *recipe.stages[0][1:]),), network=replace(recipe.network, fold_in_steps=5)
+                recipe, stages=((1, *recipe.stages[0][1:]),), settings=replace(recipe.settings, fold_in_steps=5)
             )
-        network = KINDS[name](files.train.shape[1], recipe.network, init_seed=options.seed)
+        of_network = replace(recipe.settings, **changed).of_network()
+        network = KINDS[name](files.train.shape[1], of_network, init_seed=options.seed)
         vectors = torch.zeros(files.train.shape[0], network.num_shopper_values)
         if name == "pretrained":
-            untrained = Mlp(network.num_items, recipe.network, init_seed=options.seed)
+            untrained = Mlp(network.num_items, of_network, init_seed=options.seed)
             gmf, of_gmf = trained["gmf"]  # checked when the options were read
             mlp, of_mlp = trained.get("mlp", (untrained, vectors[:, : untrained.num_shopper_values]))
             assert isinstance(network, NeuMf)
@@ -181,6 +195,7 @@ def main() -> None:
             "model": name,
             "part": "validation" if options.validation else "test",
             "seed": options.seed,
+            **changed,
             "trained_hr/ndcg@10": figures(network, vectors, files),
             "folded_in_hr/ndcg@10": folded,
             "shared_values": sum(values.numel() for values in network.parameters()),

@@ -7,15 +7,15 @@ from fedrec.models.ncf import NcfSettings, NeuMf
 
 
 def test_the_tower_s_width_and_expected_draws_reach_the_network():
-    settings = NcfSettings(factors=8, tower_factors=3, layers=2, is_expected=True, fold_in_rate=0.2)
+    settings = NcfSettings(factors=8, is_dot_product=False, tower_factors=3, layers=2, fold_in_rate=0.2)
     network = NeuMf(settings).make_network(11)
     assert network.widths == [8, 6]
     assert network.output.in_features == 8 + 3
     assert network.settings.is_expected
     assert network.settings.fold_in_rate == 0.2
-    dot = NeuMf(NcfSettings(factors=8, tower_factors=3, is_dot_product=True)).make_network(11)
+    dot = NeuMf(NcfSettings(factors=8, tower_factors=3)).make_network(11)
     assert dot.output.in_features == 3
-    same = NeuMf(NcfSettings(factors=8, layers=2)).make_network(11)
+    same = NeuMf(NcfSettings(factors=8, tower_factors=0, layers=2, is_expected=False)).make_network(11)
     assert same.widths == [8, 16]
     assert not same.settings.is_expected
 
