@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import threading
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
     from fedrec.shop.member import Member
 
 shop_app = typer.Typer(help="Take part in a federation: enrol, run.", no_args_is_help=True, rich_markup_mode="rich")
+_REFRESH = "import sys; from fedrec.cli import main; sys.exit(main(sys.argv[1:]))"
+_ERASURE_PAUSE_S = 20.0
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The shop's folder.")]
 
 
@@ -115,6 +121,7 @@ def run(
     )
     stop_on_signals(agent.stop)
     with only_one(folder, "shop"):
+        threading.Thread(target=refresh_after_erasures, args=(folder, agent.stop), daemon=True).start()
         keep(traffic)
         with serve_metrics(known["metrics_port"], lambda: agent_figures(folder)):
             agent.run()
@@ -168,7 +175,7 @@ def rollback(
     to: Annotated[str | None, typer.Option(metavar="VERSION", help="A version; else the one before.")] = None,
 ) -> None:
     """Serve the model before the current one again, or the one named; local is the shop's own."""
-    from fedrec.cli.shop_serve import make_ready
+    from fedrec.cli.shop_serve import make_ready, stale_models
     from fedrec.role_config import read_shop
     from fedrec.shop.adoption import roll_back
     from fedrec.shop.lists.serving_files import is_prepared
@@ -176,8 +183,9 @@ def rollback(
 
     version = roll_back(folder / MODELS_FOLDER, to)
     typer.echo(f"serves {version} from now on")
-    if not is_prepared(folder / MODELS_FOLDER, version):
-        make_ready(folder, read_shop(folder), version)
+    settings = read_shop(folder)
+    if not is_prepared(folder / MODELS_FOLDER, version) or version in stale_models(folder, settings):
+        make_ready(folder, settings, version)
 
 
 @shop_app.command()
@@ -246,6 +254,21 @@ def open_member(folder: Path) -> tuple[Member, ShopSettings]:
         min_rating=about.min_rating,
     )
     return Member(folder, member, *source.read(), source=source, make_ready=ready), settings
+
+
+def refresh_after_erasures(folder: Path, stop: threading.Event, pause_s: float = _ERASURE_PAUSE_S) -> None:
+    """Have what is served made anew, by a process of its own, whenever somebody was erased; until told to stop.
+
+    Every erasure writes the file of tombstones, so that a look at its time is all that it costs to wait.
+    """
+    from fedrec.role_config import TOMBSTONES_FILE
+
+    path, seen, wait_s = folder / TOMBSTONES_FILE, 0, pause_s
+    while not stop.wait(wait_s):
+        with suppress(OSError):
+            if (now := path.stat().st_mtime_ns) != seen and path.read_text().count("\n") > 1:
+                done = subprocess.run([sys.executable, "-c", _REFRESH, "shop", "refresh", str(folder), "--if-erased"])
+                seen, wait_s = (seen, min(2 * wait_s, 3600.0)) if done.returncode else (now, pause_s)
 
 
 def declare_shoppers(folder: Path, name: str, declared: int, *, has_files: bool) -> str:

@@ -82,15 +82,35 @@ def serve(
 def refresh(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The shop's folder.")],
     version: Annotated[str | None, typer.Option(help="A model version; else the current one.")] = None,
+    if_erased: Annotated[
+        bool, typer.Option("--if-erased", help="Only what was made with events of somebody who was erased since.")
+    ] = False,
 ) -> None:
     """Make a model ready to serve, from the shop's events of now; a running server takes it over by itself."""
     from fedrec.role_config import read_shop
     from fedrec.shop.adoption import current_version
     from fedrec.shop.member import MODELS_FOLDER
 
-    chosen = version or current_version(folder / MODELS_FOLDER)
-    make_ready(folder, read_shop(folder), chosen)
-    typer.echo(f"version {chosen} is ready to be served")
+    settings = read_shop(folder)
+    if if_erased:
+        chosen = [one for one in stale_models(folder, settings) if version in (None, one)]
+        if not chosen:
+            typer.echo("nobody was erased since what is ready to be served was made")
+    else:
+        chosen = [version or current_version(folder / MODELS_FOLDER)]
+    for one in chosen:
+        make_ready(folder, settings, one)
+        typer.echo(f"version {one} is ready to be served")
+
+
+def stale_models(folder: Path, settings: ShopSettings) -> list[str]:
+    """Versions that hold what they learned of somebody who was erased since."""
+    from fedrec.role_config import open_store
+    from fedrec.shop.lists.serving_files import stale_versions
+    from fedrec.shop.member import MODELS_FOLDER
+
+    with open_store(folder, settings) as store:
+        return stale_versions(folder / MODELS_FOLDER, store.generation())
 
 
 def open_live_shop(folder: Path) -> LiveShop:
@@ -174,6 +194,8 @@ def make_ready(folder: Path, settings: ShopSettings, version: str) -> None:
     from fedrec.shop.past_releases import past_releases
 
     about, name, how = settings.data, settings.name, settings.serving.preparation()
+    with open_store(folder, settings) as store:
+        generation = store.generation()  # first: who is erased meanwhile makes it stale
     if how.serving is Serving.JOINT_DP:
         with open_store(folder, settings) as store:
             public = catalogue_of(store)
@@ -199,6 +221,7 @@ def make_ready(folder: Path, settings: ShopSettings, version: str) -> None:
         settings=how,
         personalisation=settings.personalisation,
         spent_epsilon=past_releases(folder, name).epsilon,
+        generation=generation,
     )
 
 

@@ -144,6 +144,7 @@ def erase(folder: Folder, shopper: Shopper) -> None:
 
     She leaves a tombstone: no old file and no restored backup brings her back by accident.
     """
+    from fedrec.cli.shop_serve import stale_models
     from fedrec.shop.past_releases import past_releases
 
     store, settings = open_shop_store(folder)
@@ -156,9 +157,8 @@ def erase(folder: Folder, shopper: Shopper) -> None:
         typer.echo("what the shop trains and contributes from now on is without her")
     else:
         typer.echo("the shop trains on its file, not on its store: delete her rows there, too")
-    typer.echo(
-        "models that were prepared before hold what they learned of her until fedrec shop refresh makes them anew"
-    )
+    for version in stale_models(folder, settings):
+        typer.echo(f"model {version} holds what it learned of her until fedrec shop refresh {folder} --if-erased")
     typer.echo(str(past_releases(folder, settings.name)))
 
 

@@ -30,6 +30,7 @@ from fedrec.errors import ConfigError, FedrecError, StoreError
 from fedrec.shop.adoption import CURRENT_FILE, LOCAL, roll_back, versions
 from fedrec.shop.api.arms import CURRENT_ARM, OTHER_ARM, Opened, OpenModel, arm_of, files_of, open_models, stamp
 from fedrec.shop.api.counting import Counting
+from fedrec.shop.api.forgetting import what_is_left
 from fedrec.shop.api.kept_lists import KeptList, KeptLists
 from fedrec.shop.api.metrics import ShopMetrics
 from fedrec.shop.api.problems import ApiError
@@ -40,7 +41,6 @@ from fedrec.shop.lists.serving_settings import ServingSettings
 from fedrec.shop.lists.shelf import NOT_HERE, Shelf
 from fedrec.shop.lists.trends import Trends
 from fedrec.shop.member import LEDGER_FILE, MODELS_FOLDER, NO_PROMISE_FILE
-from fedrec.shop.past_releases import past_releases
 from fedrec.shop.status import STATUS_FILE, read_status
 from fedrec.shop.store.rows import Impression, Item, StoredEvent, check_id
 from fedrec.shop.store.store import ALL_EVENTS, Store
@@ -134,6 +134,12 @@ class LiveShop:
         is_own = served.served.version == LOCAL and served.served.inside_shop is InsideShop.NONE
         return _NEW_SHOP if is_own and not served.popularity.any() else None
 
+    def stale(self) -> set[str]:
+        """Served versions that were made with raw events of somebody who was erased since; in a thread."""
+        generation = self.store.generation()
+        served = (lists.model.served for lists in self._arms.values())
+        return {one.version for one in served if one.is_stale(generation)}
+
     @property
     def troubles(self) -> list[str]:
         """All that is not as it should be, the worst first."""
@@ -176,7 +182,9 @@ class LiveShop:
         """
         self._catch_up()
         found = None if self._is_behind else self._kept.get(name, subject, query)
-        return None if found is None else self._shown(found, subject, is_unchanged=True)
+        if found is None:
+            return None
+        return self._shown(found, subject if name is ListName.HOME else None, is_unchanged=True)
 
     def listed(self, name: ListName, subject: str, asked: Query, query: bytes) -> bytes:
         """A list of a shopper, an item or nobody, as JSON; after `unchanged` found none.
@@ -238,23 +246,7 @@ class LiveShop:
         erased = self.store.erase_shopper(shopper)
         if self._trends is not None:  # all is counted anew, too, but that takes a while
             self._counting.take_back(self._trends, events, self._shelf)
-        try:
-            past = past_releases(self.folder, self.name)
-            epsilon, told = past.epsilon, str(past)
-        except FedrecError as error:  # she is erased all the same
-            _log.warning("shop %s: what has left it cannot be said: %s", self.name, error)
-            epsilon, told = None, "what has left the shop cannot be said: its ledger or a model cannot be read"
-        return {
-            "num_events": erased.num_events,
-            "num_impressions": erased.num_impressions,
-            "erased_at": datetime.fromtimestamp(erased.erased_at, UTC).isoformat(timespec="seconds"),
-            "is_wiped": erased.is_wiped,
-            "epsilon_outside": epsilon,
-            "past_releases": told,
-            "needs_refresh": any(
-                lists.model.served.inside_shop is not InsideShop.JOINT_DP for lists in self._arms.values()
-            ),
-        }
+        return what_is_left(self.folder, self.name, erased, self.stale(), generation=self.store.generation())
 
     def models(self, current: str | None = None) -> dict[str, Any]:
         """As `fedrec.shop.api.schemas.ModelsOut`; in a thread.
@@ -270,6 +262,7 @@ class LiveShop:
             "served": served,
             "current": current,
             "trouble": self.trouble,
+            "is_stale": bool(self.stale()),
             "versions": [{"version": one, "is_current": one == current, "is_served": one == served} for one in found],
             "split": {} if split is None else {current: 1 - split.share, split.version: split.share},
         }
@@ -315,6 +308,7 @@ class LiveShop:
             "items": float(self._shelf.num_items),
             "events": float(self.store.num_events()),
             "impressions_waiting": float(len(self._impressions)),
+            "model_is_stale": float(bool(self.stale())),
             **{f"ledger_{name}": value for name, value in _ledger(self.folder).items()},
         }
         served = self._arms[CURRENT_ARM].model.served.version

@@ -224,8 +224,9 @@ class ErasureOut(_Answer):
     epsilon_outside: float | None = Field(description="Bounds what past releases tell of her; null = nothing does.")
     past_releases: str
     needs_refresh: bool = Field(
-        description="What is served was made from events of before, hers too; `fedrec shop refresh` makes it anew."
+        description="A model was made from events of before, hers too; `fedrec shop refresh --if-erased` makes it anew."
     )
+    still_held: list[str] = Field(description="What in the shop still holds something of her, and until when.")
 
 
 class VersionOut(_Answer):
@@ -242,6 +243,7 @@ class ModelsOut(_Answer):
     served: str
     current: str = Field(description="What should be served; another one is served while this one cannot be opened.")
     trouble: str | None = Field(description="Why the current one is not served.")
+    is_stale: bool = Field(description="What is served was made with raw events of somebody who was erased since.")
     versions: list[VersionOut]
     split: dict[str, float] = Field(description="Share of shoppers by version, while two are compared.")
 

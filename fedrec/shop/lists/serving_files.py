@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -68,6 +69,7 @@ def prepare(
     settings: PreparationSettings,
     personalisation: ShopPersonalisation,
     spent_epsilon: float | None,
+    generation: int = 0,
 ) -> ServingModel:
     """Make a version ready to serve and write it beside its arrays.
 
@@ -77,6 +79,7 @@ def prepare(
         rows: float32 CSR, (num_shoppers, num_shop_items); the shop's own. Not read under ``joint_dp``.
         shop_public: the shop's item space; under ``joint_dp`` the declared catalogue, never what was found in events.
         spent_epsilon: what all releases so far tell of a shopper, by the ledger; None = nothing bounds it.
+        generation: of the store, asked before the rows were read.
     Raises:
         StoreError: the version's files cannot be read, or the new ones not written.
         ConfigError: under ``joint_dp``, a version that was trained without a promise.
@@ -88,7 +91,8 @@ def prepare(
     if is_joint and mode == "none":
         raise ConfigError(f"version {version!r} was trained without a promise: serving = joint_dp cannot use it")
     outside = None if "none" in modes(folder).values() else spent_epsilon
-    served = Served(version, mode, outside, InsideShop.JOINT_DP if is_joint else InsideShop.NONE)
+    inside, generation = (InsideShop.JOINT_DP, 0) if is_joint else (InsideShop.NONE, generation)
+    served = Served(version, mode, outside, inside, generation)
     if is_joint:
         popularity = np.zeros(shop_public.num_items) if kept is None else kept.released_popularity()
         scorer = ContentScorer(shop_public) if kept is None else kept.released_scorer(shop_public)
@@ -171,6 +175,21 @@ def is_prepared(folder: Path, version: str) -> bool:
     return (folder / version / SERVING_FILE).is_file()
 
 
+def stale_versions(folder: Path, generation: int) -> list[str]:
+    """Versions that are ready to be served, made with raw events of somebody who was erased since.
+
+    Args:
+        folder: of the shop's models.
+        generation: of the store, now.
+    """
+    found = []
+    for path in sorted(folder.glob(f"*/{SERVING_FILE}")):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one is not served either
+            if _served(json.loads(path.read_bytes())["served"]).is_stale(generation):
+                found.append(path.parent.name)
+    return found
+
+
 def open_serving(folder: Path, version: str) -> ServingModel:
     """A version that was made ready; the server's `OpenModel`.
 
@@ -201,7 +220,7 @@ def open_serving(folder: Path, version: str) -> ServingModel:
 def _read(about: dict[str, Any], arrays: State) -> ServingModel:
     items = np.array(about["items"], dtype=object)
     said = about["served"]
-    served = Served(said["version"], said["mode"], said["epsilon_outside"], InsideShop(said["inside_shop"]))
+    served = _served(said)
     pairs = Neighbours(arrays["pairs.items"], arrays["pairs.weights"]) if "pairs.items" in arrays else None
     popularity = arrays["popularity"]
     lengths = {len(items), len(popularity)}
@@ -222,6 +241,11 @@ def _read(about: dict[str, Any], arrays: State) -> ServingModel:
     if len(lengths) != 1 or (pairs is not None and pairs.num_items not in lengths):
         raise DataError("arrays of different catalogues")
     return model
+
+
+def _served(said: dict[str, Any]) -> Served:
+    inside, generation = InsideShop(said["inside_shop"]), int(said.get("generation", 0))
+    return Served(said["version"], said["mode"], said["epsilon_outside"], inside, generation)
 
 
 def _term(weight: float, place: int, arrays: State) -> Term:

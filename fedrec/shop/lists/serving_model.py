@@ -51,12 +51,18 @@ class Served:
             ``local`` or ``distributed`` (noise of each shop, or shared).
         epsilon_outside: what all that ever left the shop can tell of one shopper; None = no bound, 0 = nothing left.
         inside_shop: `InsideShop`.
+        generation: of the store when its events were read; each erasure raises it. 0 where no event was.
     """
 
     version: str
     mode: str
     epsilon_outside: float | None
     inside_shop: InsideShop
+    generation: int = 0
+
+    def is_stale(self, generation: int) -> bool:
+        """Whether raw events went into it of somebody who was erased since, by the store's generation of now."""
+        return self.inside_shop is InsideShop.NONE and self.generation != generation
 
 
 @dataclass(frozen=True, repr=False)
