@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -78,6 +78,30 @@ def epsilon(schedule: Schedule, delta: float, *, memberships: int = 1, accountan
     if not schedule:
         return 0.0
     return _ACCOUNTANTS[accountant](_groups(schedule), delta, memberships)
+
+
+def epsilon_after(schedule: Schedule, counts: Sequence[int], delta: float) -> dict[int, float]:
+    """`epsilon` of the first so many releases, each composed onto those before it: once over the schedule in all.
+
+    Args:
+        schedule: the releases.
+        counts: ascending, each from 1 to the number of releases.
+        delta: in (0, 1).
+    """
+    from dp_accounting.pld import privacy_loss_distribution as distributions
+
+    _check(schedule, delta, 1)
+    sampled = distributions.identity(value_discretization_interval=INTERVAL)
+    mu_squared, done, found = 0.0, 0, {}
+    for count in counts:
+        for rate, sigma, number in _groups(schedule[done:count]):
+            if rate == 1:
+                mu_squared += sigma**-2
+            else:
+                sampled = sampled.compose(_gaussian(sigma, rate).self_compose(number))
+        whole = sampled.compose(_gaussian(mu_squared**-0.5, 1.0)) if mu_squared else sampled
+        found[count], done = float(whole.get_epsilon_for_delta(delta)), count
+    return found
 
 
 def delta_at(schedule: Schedule, epsilon: float, *, memberships: int = 1) -> float:
@@ -228,6 +252,14 @@ def _event(rate: float, sigma: float, memberships: int) -> Any:
         return dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(sigma))
     times = list(range(memberships + 1))
     return dp_event.MixtureOfGaussiansDpEvent(sigma, times, binom.pmf(times, memberships, rate).tolist())
+
+
+@lru_cache(maxsize=8)
+def _gaussian(sigma: float, rate: float) -> Any:
+    """Privacy loss of one sum."""
+    from dp_accounting.pld import privacy_loss_distribution as distributions
+
+    return distributions.from_gaussian_mechanism(sigma, value_discretization_interval=INTERVAL, sampling_prob=rate)
 
 
 @lru_cache(maxsize=256)

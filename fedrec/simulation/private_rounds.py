@@ -81,7 +81,7 @@ class Promise:
         """Epsilon of the first so many releases, after each of them; of long schedules after some. All of it public."""
         delta, total = self.spec.delta - residual_delta(self.spec), len(self.schedule)
         counts = np.unique(np.linspace(1, total, min(total, _MOST_POINTS)).round().astype(int)).tolist()
-        return {count: accounting.epsilon(self.schedule[:count], delta) for count in counts}
+        return accounting.epsilon_after(self.schedule, counts, delta)
 
 
 def make_promise(settings: SimulationSettings, world: World, model: Recommender, epsilon: float) -> Promise:

@@ -162,3 +162,14 @@ def test_steps_in_one_round_cost_what_as_many_rounds_cost(sigma, rate, steps):
 def test_steps_that_are_no_number_of_steps_are_refused(steps):
     with pytest.raises(BadAssumption, match="local_steps"):
         epsilon((PlannedRelease("steps", 1.0, 2.0, local_steps=steps),), 1e-6)
+
+
+def test_what_was_spent_after_each_release_is_what_its_schedule_costs():
+    plain = PlannedRelease("popularity", 1.0, 6.0)
+    sampled = [PlannedRelease("steps", 0.1, sigma, 0.5, local_steps=2) for sigma in (3.0, 3.0, 4.0)]
+    schedule = (plain, *sampled, plain)
+    found = accounting.epsilon_after(schedule, [1, 2, 4, 5], 1e-5)
+    assert list(found) == [1, 2, 4, 5]
+    for count, spent in found.items():
+        assert spent == pytest.approx(epsilon(schedule[:count], 1e-5), rel=1e-6)
+    assert accounting.epsilon_after(schedule, [], 1e-5) == {}
