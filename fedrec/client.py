@@ -300,7 +300,7 @@ class Client:
                 if answer.status_code not in _COME_BACK:
                     return _read(call, answer)
                 time.sleep(_asked_wait_s(answer))
-            time.sleep(_wait_s(attempt))
+            time.sleep(0.1 * 2.0**attempt)
         try:
             return _read(call, self._http.request(call.method, call.path, params=call.query, json=call.body))
         except httpx.TransportError as error:
@@ -408,7 +408,7 @@ class AsyncClient:
                 if answer.status_code not in _COME_BACK:
                     return _read(call, answer)
                 await asyncio.sleep(_asked_wait_s(answer))
-            await asyncio.sleep(_wait_s(attempt))
+            await asyncio.sleep(0.1 * 2.0**attempt)
         try:
             return _read(call, await self._http.request(call.method, call.path, params=call.query, json=call.body))
         except httpx.TransportError as error:
@@ -450,10 +450,8 @@ def _roll_back(version: str | None) -> _Call[str]:
 
 
 def _path(*parts: str) -> str:
-    """Percent-encoded; a name of dots, too, which would else be a step in the path."""
-    return "/v1/" + "/".join(
-        part.replace(".", "%2E") if part in (".", "..") else quote(part, safe="") for part in parts
-    )
+    quoted = (quote(part, safe="") for part in parts)
+    return "/v1/" + "/".join(part if part.strip(".") else part.replace(".", "%2E") for part in quoted)  # .. is a step
 
 
 def _given(row: Event | Item) -> dict[str, Any]:
@@ -491,10 +489,6 @@ def _read(call: _Call[T], answer: httpx.Response) -> T:
 
 def _unreachable(error: httpx.TransportError) -> ShopUnreachable:
     return ShopUnreachable(f"the shop's API does not answer ({type(error).__name__}); check the address and the server")
-
-
-def _wait_s(attempt: int) -> float:
-    return 0.1 * 2.0**attempt
 
 
 def _asked_wait_s(answer: httpx.Response) -> float:

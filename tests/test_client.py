@@ -38,7 +38,7 @@ def test_every_call_does_what_it_says(shop: tuple[str, str]) -> None:
         assert client.cart(["d"], shopper="ann/1", n=1).keys == ["e"]
         assert client.similar("d", n=1).keys == ["e"]
         assert client.bought_together("d", n=1).list_name == "bought-together"
-        assert client.popular(category=["odd"], n=1).keys == ["b"]
+        assert client.popular(category=["odd"], n=1).keys[0] in ("b", "d")  # d as soon as ann's purchase is counted
         assert client.trending(price_max=10.5).keys == ["a"]
         assert client.put_items([Item("z/9", "Last", created=2e9)]) == 1
         assert client.item("z/9") == Item("z/9", "Last", created=2e9)
