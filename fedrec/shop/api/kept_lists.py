@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 MOST_SUBJECTS = 20_000
 MOST_BYTES = 64 * 1024**2
-"""Of all lists and what was asked for them: whoever asks for long ones does not fill the memory."""
+"""Of all lists, what was asked for them and `_OVERHEAD_BYTES`: whoever asks for long ones does not fill the memory."""
+
+_OVERHEAD_BYTES = 700
+"""Of a list beside its bytes: the objects and tables that hold it."""
 
 MOST_QUERIES = 8
 """Of one subject."""
@@ -80,4 +83,4 @@ class KeptLists:
 
 
 def _size(query: bytes, one: KeptList) -> int:
-    return len(query) + len(one.body)
+    return len(query) + len(one.body) + _OVERHEAD_BYTES

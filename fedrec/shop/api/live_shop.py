@@ -34,6 +34,7 @@ from fedrec.shop.api.forgetting import what_is_left
 from fedrec.shop.api.kept_lists import KeptList, KeptLists
 from fedrec.shop.api.metrics import ShopMetrics
 from fedrec.shop.api.problems import ApiError
+from fedrec.shop.api.stored_counts import StoredCounts
 from fedrec.shop.lists.lists import Lists
 from fedrec.shop.lists.ranked import ListedItem, Query, RankedList
 from fedrec.shop.lists.serving_model import InsideShop, ServingModel
@@ -42,8 +43,8 @@ from fedrec.shop.lists.shelf import NOT_HERE, Shelf
 from fedrec.shop.lists.trends import Trends
 from fedrec.shop.member import LEDGER_FILE, MODELS_FOLDER, NO_PROMISE_FILE
 from fedrec.shop.status import STATUS_FILE, read_status
-from fedrec.shop.store.rows import Impression, Item, StoredEvent, check_id
-from fedrec.shop.store.store import ALL_EVENTS, Store
+from fedrec.shop.store.rows import Item, StoredEvent, check_id
+from fedrec.shop.store.store import ALL_EVENTS, ImpressionRow, Store
 
 _log = logging.getLogger("fedrec.shop.api")
 _PAGE = 2_000
@@ -98,8 +99,8 @@ class LiveShop:
         self.name, self.settings, self.store, self.metrics = name, settings, store, ShopMetrics()
         self.folder, self._models = folder, folder / MODELS_FOLDER
         self._open_model, self._find_outside, self._split_key = open_model, outside, split_key
-        self._kept = KeptLists()
-        self._impressions: list[Impression] = []
+        self._kept, self._stored = KeptLists(), StoredCounts(store)
+        self._impressions: list[ImpressionRow] = []
         self._counting = Counting(store, settings.lists.taste, settings.trends)
         self._trends: Trends | None = None
         self._counted: Future[Trends] | None = None
@@ -200,7 +201,7 @@ class LiveShop:
         if name in (ListName.SIMILAR, ListName.TOGETHER) and lists.shelf.position(subject) == NOT_HERE:
             raise ApiError(404, "there is no such item")
         if name is ListName.HOME:
-            ranked = lists.home(self.store.history(subject), asked)
+            ranked = lists.home(self.store.said(subject), asked)
         elif name is ListName.SIMILAR:
             ranked = lists.similar(subject, asked)
         elif name is ListName.TOGETHER:
@@ -228,7 +229,7 @@ class LiveShop:
         if name is ListName.SESSION:
             ranked = lists.session(items, asked)
         else:
-            ranked = lists.cart(items, asked, events=() if shopper is None else self.store.history(shopper))
+            ranked = lists.cart(items, asked, events=() if shopper is None else self.store.said(shopper))
         return self._shown(self._as_kept(name, ranked, arm), shopper)
 
     def export(self, shopper: str) -> dict[str, Any] | None:
@@ -300,19 +301,17 @@ class LiveShop:
 
     def metrics_text(self) -> bytes:
         """For Prometheus; in a thread."""
-        shown: dict[tuple[str, str], tuple[int, int]] = {}
-        for row in self.store.click_through():
-            before = shown.get((row.version, row.arm), (0, 0))
-            shown[row.version, row.arm] = before[0] + row.shown, before[1] + row.clicked
+        stored = self._stored.newest()
         figures = {
             "items": float(self._shelf.num_items),
-            "events": float(self.store.num_events()),
+            "events": float(stored.num_events),
+            "counts_age_seconds": time.monotonic() - stored.made,
             "impressions_waiting": float(len(self._impressions)),
             "model_is_stale": float(bool(self.stale())),
             **{f"ledger_{name}": value for name, value in _ledger(self.folder).items()},
         }
         served = self._arms[CURRENT_ARM].model.served.version
-        return self.metrics.text(figures, shown, version=served, is_well=self.trouble is None)
+        return self.metrics.text(figures, stored.shown, version=served, is_well=self.trouble is None)
 
     def _as_kept(self, name: ListName, ranked: RankedList, arm: str) -> KeptList:
         titles = self._shelf.titles
@@ -335,7 +334,7 @@ class LiveShop:
         list_id = secrets.token_hex(8)
         arm = kept.arm if self.settings.split else ""
         if len(self._impressions) < _MOST_IMPRESSIONS:
-            self._impressions.append(Impression(list_id, kept.name, kept.version, arm, time.time(), shopper or None))
+            self._impressions.append((list_id, shopper or None, kept.name, kept.version, arm, time.time()))
         self.metrics.listed(kept.name, kept.reason, kept.version, arm, is_unchanged=is_unchanged)
         return b'{"list_id":"' + list_id.encode() + b'"' + kept.body
 
@@ -457,7 +456,7 @@ class LiveShop:
         if self._impressions:
             waiting, self._impressions = self._impressions, []
             try:
-                await run_in_threadpool(self.store.add_impressions, waiting)
+                await run_in_threadpool(self.store.add_impression_rows, waiting)
             except StoreError:
                 self._impressions = [*waiting, *self._impressions][:_MOST_IMPRESSIONS]
                 self._is_stuck = True

@@ -19,7 +19,7 @@ _POOL = 100
 _MOST_SPREAD = 200
 """Places that diversity orders; a list that goes on further goes on by score."""
 
-_BLOCK = 64
+_GROUP = 64
 _MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9))
 
 Likeness = Callable[[np.ndarray], np.ndarray]
@@ -73,15 +73,16 @@ def best(scores: np.ndarray, count: int, seed: int | None = None) -> np.ndarray:
 
 
 def _low_bar(scores: np.ndarray, count: int) -> float:
-    """A value that at least ``count`` scores reach, but few more: the count-th best of the maxima of short blocks.
+    """A value that at least ``count`` scores reach, but few more: the count-th best of the maxima of small groups.
 
-    Cheaper than a partition, since it only looks once at most scores.
+    Cheaper than a partition, since it only looks once at most scores; a group is a column, so that numpy compares
+    whole rows at once.
     """
-    width = min(len(scores) // (4 * count), _BLOCK)
-    if width < 2:
+    size = min(len(scores) // (4 * count), _GROUP)
+    if size < 2:
         return NEVER
-    whole = len(scores) // width * width
-    maxima = scores[:whole].reshape(-1, width).max(axis=1)
+    whole = len(scores) // size * size
+    maxima = scores[:whole].reshape(size, -1).max(axis=0)
     return float(np.partition(maxima, len(maxima) - count)[len(maxima) - count])
 
 
@@ -122,6 +123,8 @@ def _interleaved(
     listed: list[Place], rest: list[Place], reserved: list[Place], new_share: float, count: int
 ) -> list[Place]:
     """Every reserved place gets a new item, while there are any; nothing is listed twice."""
+    if not reserved:
+        return (listed + rest)[:count]
     seen = {place.item for place in listed}
     ordinary, fresh = iter(rest), iter(reserved)
 
@@ -151,7 +154,7 @@ def _ranked(
         return []
     scores = stage.scores()
     boosts = _boosts(query.boost, scores, candidates, shelf)
-    scores = np.where(is_allowed if candidates is None else is_allowed[candidates], scores, NEVER)
+    np.putmask(scores, ~(is_allowed if candidates is None else is_allowed[candidates]), NEVER)
     if query.diversity > 0:
         spread = min(count, _MOST_SPREAD)
         pool = best(scores, max(_POOL, 2 * spread), query.seed)
@@ -172,9 +175,11 @@ def _boosts(
     boost: Mapping[str, float], scores: np.ndarray, candidates: np.ndarray | None, shelf: Shelf
 ) -> dict[int, float]:
     """Add the boosts to the scores; what was added by position, in units of the scores."""
+    if not boost:
+        return {}
     wanted = {shelf.position(key): value for key, value in boost.items()}
     items = np.arange(len(scores)) if candidates is None else candidates
-    places = np.flatnonzero(np.isin(items, list(wanted))) if wanted else np.empty(0, np.int64)
+    places = np.flatnonzero(np.isin(items, list(wanted)))
     if len(places) == 0:
         return {}
     listed = scores[scores > NEVER]

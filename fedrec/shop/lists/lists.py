@@ -173,7 +173,8 @@ class Lists:
 
     def _filled(self, stages: Sequence[Stage], taste: Taste, query: Query, new_share: float) -> RankedList:
         is_allowed = self.shelf.mask(query.wanted).copy()
-        is_allowed[self.shelf.positions(query.exclude)] = False
+        if query.exclude:
+            is_allowed[self.shelf.positions(query.exclude)] = False
         is_allowed[taste.against] = False
         is_allowed[taste.kept_out] = False
         if not query.include_bought:

@@ -66,11 +66,13 @@ class Neighbours:
         added = self.weights[history] * strengths[:, None]
         return np.bincount(self.items[history].ravel(), weights=added.ravel(), minlength=self.num_items)
 
-    def reach(self, history: np.ndarray) -> np.ndarray:
-        """bool, (num_items,): the candidates that any of the history has a weight for."""
-        is_reached = np.zeros(self.num_items, bool)
-        is_reached[self.items[history][self.weights[history] != 0]] = True
-        return is_reached
+    def reach(self, history: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """bool, (len(candidates),): those that any of the history has a weight for."""
+        is_asked, is_reached = np.zeros((2, self.num_items), bool)
+        is_asked[candidates] = True
+        items = self.items[history]
+        is_reached[items[is_asked[items] & (self.weights[history] != 0)]] = True
+        return is_reached[candidates]
 
     def between(self, history: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """float64, (len(history), len(candidates)): single weights, 0 where none was kept; candidates are distinct."""

@@ -110,8 +110,8 @@ class ServingModel(Protocol):
         """float64, (num_items,), finite; a new array."""
         ...
 
-    def reach(self, history: np.ndarray) -> np.ndarray:
-        """bool, (num_items,): candidates that the history says anything about."""
+    def reach(self, history: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """bool, (num_candidates,): those that the history says anything about."""
         ...
 
     def parts(self, history: np.ndarray, strengths: np.ndarray, candidates: np.ndarray) -> Parts:
@@ -188,12 +188,12 @@ class ItemItem:
                 total += scores * (term.weight / _centre(scores))
         return total
 
-    def reach(self, history: np.ndarray) -> np.ndarray:
+    def reach(self, history: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """As `ServingModel.reach`."""
-        is_reached = np.zeros(len(self.items), bool)
+        is_reached = np.zeros(len(candidates), bool)
         for term in self.terms:
-            if term.neighbours is not None:
-                is_reached |= term.neighbours.reach(history)
+            if term.neighbours is not None and not is_reached.all():
+                is_reached |= term.neighbours.reach(history, candidates)
         return is_reached
 
     def parts(self, history: np.ndarray, strengths: np.ndarray, candidates: np.ndarray) -> Parts:
@@ -249,9 +249,9 @@ class Dense:
         """As `ServingModel.scores`."""
         return self._all(history, strengths[None, :])[0]
 
-    def reach(self, history: np.ndarray) -> np.ndarray:
+    def reach(self, history: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """Everything, by anything."""
-        return np.full(len(self.items), len(history) > 0)
+        return np.full(len(candidates), len(history) > 0)
 
     def parts(self, history: np.ndarray, strengths: np.ndarray, candidates: np.ndarray) -> Parts:
         """As `ServingModel.parts`; leave-one-out."""

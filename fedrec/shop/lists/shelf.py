@@ -119,8 +119,12 @@ class Shelf:
 
     def positions(self, keys: Iterable[str]) -> np.ndarray:
         """int64: those of the keys that are here, in their order."""
-        found = [self.position(key) for key in keys]
-        return np.array([one for one in found if one != NOT_HERE], np.int64)
+        return np.array([one for one in self.places(keys) if one != NOT_HERE], np.int64)
+
+    def places(self, keys: Iterable[str]) -> list[int]:
+        """Of each of the keys its position, `NOT_HERE` where it is none of this shelf's."""
+        place, num_items = self.place, self.num_items
+        return [found if (found := place.get(key, NOT_HERE)) < num_items else NOT_HERE for key in keys]
 
     def category(self, position: int) -> str:
         """The category text of an item."""

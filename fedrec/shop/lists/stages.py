@@ -73,7 +73,8 @@ class ByModel:
 
     def sources(self, places: np.ndarray) -> list[Source]:
         """Popular where nothing in her history speaks for the item."""
-        is_reached = self.model.reach(self.alignment.to_model[self.history])[self.alignment.to_model[places]]
+        to_model = self.alignment.to_model
+        is_reached = self.model.reach(to_model[self.history], to_model[places])
         return [self.source if reached else Source.POPULAR for reached in is_reached.tolist()]
 
     def parts(self, places: np.ndarray) -> Parts:

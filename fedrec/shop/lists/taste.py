@@ -99,8 +99,8 @@ def taste_of(events: Iterable[HistoryEvent], shelf: Shelf, settings: TasteSettin
     spoken: dict[int, float] = {}
     had: set[int] = set()
     against: set[int] = set()
-    for event in events:
-        place = shelf.position(event.item)
+    told = list(events)
+    for place, event in zip(shelf.places(event.item for event in told), told, strict=True):
         if place == NOT_HERE:
             continue
         kind = event.kind

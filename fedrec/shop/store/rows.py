@@ -60,6 +60,19 @@ class StoredEvent(NamedTuple):
     list_id: str | None
 
 
+class Said(NamedTuple):
+    """What an event says to the lists.
+
+    Attributes:
+        item, kind: text.
+        value: as `StoredEvent`.
+    """
+
+    item: str
+    kind: str
+    value: float | None
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Event:
     """What a shopper did, as the shop says it.

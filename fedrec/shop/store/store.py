@@ -34,6 +34,7 @@ from fedrec.shop.store.rows import (
     ItemChange,
     Key,
     KeyScope,
+    Said,
     StoredEvent,
     check_id,
     check_not_ahead,
@@ -41,6 +42,9 @@ from fedrec.shop.store.rows import (
 
 EventRow = tuple[str, str, str, str, float | None, float, str | None]
 """event_id, shopper, item, kind, value, timestamp, list_id."""
+
+ImpressionRow = tuple[str, str | None, str, str, str, float]
+"""list_id, shopper, list, version, arm, timestamp."""
 
 TrainingRow = tuple[str, str, str, float | None, float]
 """shopper, item, kind, value, timestamp."""
@@ -51,7 +55,9 @@ _EVENT_NAMES = ("event_id", "shopper", "item", "kind", "value", "timestamp", "li
 _APPEND = f"""INSERT INTO events ({", ".join(_EVENT_NAMES)}) VALUES ({", ".join(f":{name}" for name in _EVENT_NAMES)})
 ON CONFLICT (event_id) DO NOTHING"""
 _STORED = f"SELECT sequence, {', '.join(_EVENT_NAMES)} FROM events"
-_HISTORY = f"{_STORED} WHERE shopper = :shopper ORDER BY timestamp DESC, sequence DESC LIMIT :limit"
+_OF_SHOPPER = "FROM events WHERE shopper = :shopper ORDER BY timestamp DESC, sequence DESC LIMIT :limit"
+_HISTORY = f"SELECT sequence, {', '.join(_EVENT_NAMES)} {_OF_SHOPPER}"
+_SAID = f"SELECT item, kind, value {_OF_SHOPPER}"
 _AFTER = f"{_STORED} WHERE sequence > :after ORDER BY sequence LIMIT :limit"
 _TRAINING = """SELECT shopper, item, kind, value, timestamp FROM events WHERE kind IN ({kinds})
 ORDER BY timestamp, sequence"""
@@ -157,6 +163,11 @@ class Store:
         rows = self._database.read(_HISTORY, shopper=check_id("shopper", shopper), limit=limit)
         return [_stored(row) for row in reversed(rows)]
 
+    def said(self, shopper: str, *, limit: int = 1000) -> list[Said]:
+        """`history` without what lists don't ask for, in less time."""
+        rows = self._database.read(_SAID, shopper=check_id("shopper", shopper), limit=limit)
+        return list(map(Said._make, reversed(rows)))
+
     def events_after(self, sequence: int, limit: int = 10_000) -> list[StoredEvent]:
         """Events that arrived after that one, in order; 0 = from the first."""
         return [_stored(row) for row in self._database.read(_AFTER, after=sequence, limit=limit)]
@@ -223,7 +234,12 @@ class Store:
 
         Those that are older than the newest of these by more than `KEEP_IMPRESSIONS_S` are forgotten.
         """
-        rows = [(one.list_id, one.shopper, one.list_name, one.version, one.arm, one.timestamp) for one in impressions]
+        return self.add_impression_rows(
+            [(one.list_id, one.shopper, one.list_name, one.version, one.arm, one.timestamp) for one in impressions]
+        )
+
+    def add_impression_rows(self, rows: Sequence[ImpressionRow]) -> int:
+        """`add_impressions` for rows that were checked already, as `Impression` checks them."""
         before = max((row[5] for row in rows), default=0.0) - KEEP_IMPRESSIONS_S
         with self._database.writing() as transaction:
             transaction.change("DELETE FROM impressions WHERE timestamp < :before", before=before)

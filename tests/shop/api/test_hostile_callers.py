@@ -45,7 +45,7 @@ def test_what_cannot_be_a_name_is_refused_in_words(corner: Corner) -> None:
 
 @pytest.fixture
 def lists(monkeypatch: pytest.MonkeyPatch) -> KeptLists:
-    monkeypatch.setattr(kept_lists, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(kept_lists, "MOST_BYTES", 17_000)
     return KeptLists()
 
 
@@ -200,7 +200,7 @@ def test_health_says_when_the_store_cannot_be_written_or_read(corner: Corner, mo
     with _served(corner) as api:
         assert api.get("/health/ready").json() == {"status": "ok"}
         with monkeypatch.context() as broken:
-            broken.setattr(corner.store, "add_impressions", failing)
+            broken.setattr(corner.store, "add_impression_rows", failing)
             until("cannot be written: events are refused")
         until('"ok"')
         monkeypatch.setattr(corner.store, "mark", failing)

@@ -73,7 +73,7 @@ def test_scores_by_hand():
     parts = model.parts(np.array([0, 1]), np.array([1.0, 0.5]), np.array([2, 1]))
     assert parts.base == pytest.approx([0.03, 0.02])
     assert parts.contributions == pytest.approx(np.array([[-1.0, 0.25], [2.0, 0.0]]))
-    assert model.reach(np.array([2])).tolist() == [False, True, False]
+    assert model.reach(np.array([2]), np.array([1, 2, 0])).tolist() == [True, False, False]
 
 
 def test_the_strongest_weights_stay_and_negative_ones_count_by_size():

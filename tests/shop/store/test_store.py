@@ -6,11 +6,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from fedrec.errors import ConfigError, DataError, StoreError
+from fedrec.shop.store.database import Database
 from fedrec.shop.store.rows import Appended, Event, EventKind, Item, content_id
 from fedrec.shop.store.store import Store
 
@@ -48,6 +51,22 @@ def test_history_is_the_newest_events_with_the_newest_last(store: Store) -> None
     assert [row.item for row in store.history("ann")] == ["item-4", "item-1", "item-0", "item-2", "item-3"]
     assert [row.item for row in store.history("ann", limit=2)] == ["item-2", "item-3"]
     assert store.history("eve") == []
+
+
+def test_lists_are_told_what_the_history_says(store: Store) -> None:
+    kinds = (EventKind.VIEW, EventKind.RATING, EventKind.CART)
+    store.append_events(
+        Event("ann", f"i{place}", kind, 9.0 - place, value=2.0, event_id=f"e{place}")
+        for place, kind in enumerate(kinds)
+    )
+    told = [(one.item, one.kind, one.value) for one in store.history("ann", limit=2)]
+    assert told == [("i1", "rating", 2.0), ("i0", "view", 2.0)]
+    assert store.said("ann", limit=2) == told
+
+
+def test_a_reader_keeps_little_of_the_file_in_memory(tmp_path: Path) -> None:
+    with closing(Database(f"sqlite:///{tmp_path / 'store.sqlite'}")) as database:
+        assert database.read("PRAGMA cache_size") == [(-4096,)]
 
 
 def test_another_connection_finds_what_came_after(store_url: str, store: Store) -> None:
