@@ -11,11 +11,11 @@ COPY --from=build /opt/fedrec /opt/fedrec
 RUN groupadd --gid 10001 fedrec \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/fedrec --shell /usr/sbin/nologin fedrec \
     && install -d -o fedrec -g fedrec -m 0700 /var/lib/fedrec
-ENV PATH=/opt/fedrec/bin:$PATH PYTHONUNBUFFERED=1 FEDREC_HEALTH_PORT=7480
+ENV PATH=/opt/fedrec/bin:$PATH PYTHONUNBUFFERED=1 FEDREC_HEALTH_PORT=7480 FEDREC_HEALTH_PATH=/health
 USER fedrec
 WORKDIR /var/lib/fedrec
 VOLUME /var/lib/fedrec
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s CMD ["python", "-c", \
-    "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"FEDREC_HEALTH_PORT\"]}/health', timeout=4)"]
+    "import os, urllib.request as u; e = os.environ; u.urlopen('http://127.0.0.1:' + e['FEDREC_HEALTH_PORT'] + e['FEDREC_HEALTH_PATH'], timeout=4)"]
 ENTRYPOINT ["fedrec"]
 CMD ["--help"]

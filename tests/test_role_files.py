@@ -29,7 +29,8 @@ UNITS = (
 )
 COMPOSE = (ROOT / "server" / "compose.yaml", ROOT / "clients" / "compose.yaml")
 PAGES = ("README.md", "server/README.md", "clients/README.md", "docs/deploy.md", "docs/store.md")
-PORTS = {"coordinator": "7480", "shop": "7481"}
+PORTS = {"coordinator": "7480", "shop": "7481", "api": "8080"}
+HEALTH = {"coordinator": "/health", "shop": "/health", "api": "/health/ready"}
 
 
 def refusal(words: list[str]) -> str:
@@ -120,11 +121,13 @@ def test_systemd_knows_every_line_of_a_service(path: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("path", COMPOSE, ids=lambda path: path.parent.name)
 def test_a_container_gives_a_command_that_exists_and_no_rights(path: Path) -> None:
     services: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["services"]
-    assert len(services) == 1
+    assert set(services) == ({"coordinator"} if path.parent.name == "server" else {"shop", "api"})
+    path_of_image = re.findall(r"FEDREC_HEALTH_PATH=(\S+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
     for role, service in services.items():
         assert refusal(service["command"]) == ""
-        assert service["command"][0] == role
+        assert service["command"][:2] == {"api": ["shop", "serve"]}.get(role, [role, "run"])
         assert service["environment"]["FEDREC_HEALTH_PORT"] == PORTS[role]
+        assert service["environment"].get("FEDREC_HEALTH_PATH", path_of_image[0]) == HEALTH[role]
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
@@ -133,9 +136,13 @@ def test_a_container_gives_a_command_that_exists_and_no_rights(path: Path) -> No
         assert refusal(shlex.split(line)) == ""
 
 
-def test_only_the_coordinators_container_opens_a_port() -> None:
-    opened = [next(iter(yaml.safe_load(path.read_text())["services"].values())).get("ports") for path in COMPOSE]
-    assert opened == [["7443:7443"], None]
+def test_only_the_coordinators_container_opens_a_port_to_others() -> None:
+    services = {role: one for path in COMPOSE for role, one in yaml.safe_load(path.read_text())["services"].items()}
+    opened = {role: service.get("ports") for role, service in services.items()}
+    assert opened == {"coordinator": ["7443:7443"], "shop": None, "api": ["127.0.0.1:8080:8080"]}
+    command = services["api"]["command"]
+    assert command[command.index("--port") + 1] == PORTS["api"]
+    assert command[command.index("--host") + 1] == "0.0.0.0"  # of the container
 
 
 def test_the_image_runs_without_root_on_the_package_alone() -> None:
@@ -162,7 +169,7 @@ def test_the_images_health_check_asks_the_health_page(is_well: bool) -> None:
     program, *arguments = json.loads(match.group(1))
     assert program == "python"
     with serve_metrics(0, lambda: (is_well, {})) as port:
-        environment = {**os.environ, "FEDREC_HEALTH_PORT": str(port)}
+        environment = {**os.environ, "FEDREC_HEALTH_PORT": str(port), "FEDREC_HEALTH_PATH": HEALTH["shop"]}
         done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, timeout=60)
     assert (done.returncode == 0) is is_well
 

@@ -1,0 +1,54 @@
+"""Backups, restores and upgrades as the runbooks say them (server/README.md, clients/README.md)."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from .town import SHOPS, Town, wait_until
+
+pytestmark = pytest.mark.slow
+
+
+def back_up(folder: Path, *without: str) -> Path:
+    """A copy of a folder beside it, as `cp -a` makes one."""
+    copy = folder.with_name(f"{folder.name}.backup")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(*without))
+    return copy
+
+
+def put_back(copy: Path, folder: Path) -> None:
+    """The machine was lost: the copy is all there is."""
+    shutil.rmtree(folder)
+    shutil.copytree(copy, folder)
+
+
+def test_a_coordinator_that_was_put_back_drops_the_old_run_and_begins_the_next(town: Town) -> None:
+    town.begin()
+    wait_until(town.uploads, "an upload")
+    assert town.end("coordinator") == 2
+    copy = back_up(town.coordinator)
+    town.run()
+    spent = town.charges()
+    put_back(copy, town.coordinator)
+    town.start("coordinator")
+    assert town.finish() == 2  # the shops have erased the masks of that round: nobody opens it a second time
+    assert "0 shops signed the set of survivors" in town.log("coordinator").splitlines()[-1]
+    assert town.charges() == spent
+    town.drop_run()
+    num_sums = len(town.rounds(town.run()))
+    assert town.charges() == {shop: (charges + num_sums, aborts) for shop, (charges, aborts) in spent.items()}
+
+
+def test_a_shop_that_was_put_back_takes_part_in_the_next_run(town: Town) -> None:
+    town.have_run()
+    town.end("ant")
+    before = town.charge("ant")
+    put_back(back_up(town.folder / "ant", "masks"), town.folder / "ant")
+    town.start("ant")
+    last = town.rounds(town.run())
+    assert [one["shops"] for one in last][-1] == len(SHOPS)
+    assert town.charge("ant") == (before[0] + len(last), before[1])
