@@ -192,8 +192,11 @@ def rollback(
 def privacy(folder: Folder) -> None:
     """What the shop has spent of its budget, entry by entry."""
     from fedrec.cli.report import privacy as report
+    from fedrec.role_config import read_shop
     from fedrec.shop.member import IDENTITY_FILE, LEDGER_FILE
 
+    if not (folder / LEDGER_FILE).exists():
+        raise StoreError(f"{folder}: shop {read_shop(folder).name} has no ledger; one begins with its first private run")
     report(str(folder / LEDGER_FILE), key=folder / IDENTITY_FILE)
 
 

@@ -140,27 +140,22 @@ def open_live_shop(folder: Path) -> LiveShop:
             raise StoreError(f"version {version} was made ready with inside_shop = {model.served.inside_shop}")
         return model
 
-    trouble = _make_one_ready(folder, settings, open_model)
+    _make_one_ready(folder, settings, open_model)
     serving = settings.serving.settings()
     split_key = b"" if serving.split is None else _split_key(folder / SPLIT_KEY_FILE)
-    try:
-        return LiveShop(
-            settings.name,
-            folder,
-            store,
-            serving,
-            open_model=open_model,
-            outside=lambda: past_releases(folder, settings.name).epsilon,
-            split_key=split_key,
-        )
-    except StoreError as error:
-        if trouble is None:
-            raise
-        raise StoreError(f"{folder}: no model can be served: {trouble}") from error
+    return LiveShop(
+        settings.name,
+        folder,
+        store,
+        serving,
+        open_model=open_model,
+        outside=lambda: past_releases(folder, settings.name).epsilon,
+        split_key=split_key,
+    )
 
 
-def _make_one_ready(folder: Path, settings: ShopSettings, open_model: OpenModel) -> FedrecError | None:
-    """See to it that the current model can be opened, or else the shop's own; why neither can be."""
+def _make_one_ready(folder: Path, settings: ShopSettings, open_model: OpenModel) -> None:
+    """See to it that the current model can be opened, or else the shop's own; what fails is said."""
     from fedrec.shop.adoption import LOCAL, current_version
     from fedrec.shop.member import MODELS_FOLDER
 
@@ -172,16 +167,14 @@ def _make_one_ready(folder: Path, settings: ShopSettings, open_model: OpenModel)
     for version in dict.fromkeys((current, LOCAL)):
         try:
             open_model(models, version)
-            return None
+            return
         except StoreError:
             typer.echo(f"{folder}: makes version {version} ready", err=True)
         try:
             make_ready(folder, settings, version)
-            return None
+            return
         except FedrecError as error:
-            trouble = error
             typer.echo(f"{folder}: version {version} cannot be made ready: {error}", err=True)
-    return trouble
 
 
 def make_ready(folder: Path, settings: ShopSettings, version: str) -> None:

@@ -2,9 +2,10 @@
 
 Both sides compute the same contributions and add them in the same order, and end with the same bits; they run in turn,
 in one process with one thread, and the median of the differences in processor time counts: other jobs on the machine
-change it little. With Ray installed the same federation runs on Flower's own engine too.
+change it little. ``--ray`` runs a federation on Flower's own engine instead (pip install "fedrec[ray]"), and in this
+process beside it: start and stop of Ray, a later round of each, and the memory of Ray's processes at its highest.
 
-    python simulations/benchmarks/machinery.py [--quick] [--ray]
+    python simulations/benchmarks/machinery.py [--quick | --ray]
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import gc
 import itertools
 import json
 import os
+import re
 import statistics
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -96,14 +100,6 @@ def processor_seconds(call: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """Wall-clock time of one call, garbage collected before."""
-    gc.collect()
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
 def measure(model_name: str, num_shops: int, size_bytes: int, repeats: int) -> dict[str, float | int | str]:
     """Plain and federated runs in turn; medians, and the median of the paired differences."""
     federation = make_federation(model_name, num_shops, size_bytes)
@@ -129,25 +125,67 @@ def measure(model_name: str, num_shops: int, size_bytes: int, repeats: int) -> d
     }
 
 
+def processes_below(parent: int) -> list[int]:
+    """Ids of all that a process started, and what those started."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    found, last = [], {parent}
+    while last := {pid for pid, above in parents.items() if above in last}:
+        found += sorted(last)
+    return found
+
+
+def shared_once_mb(pids: list[int]) -> float:
+    """Their memory (proportional set size), pages that several share counted once; of those that still run."""
+    total_kb = 0
+    for pid in pids:
+        with suppress(OSError):
+            found = re.search(r"(?m)^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text())
+            total_kb += int(found[1]) if found else 0
+    return total_kb / 1024
+
+
+@contextmanager
+def highest_memory_below() -> Iterator[list[float]]:
+    """One number: the most that this process's children have held together, in MB, seen five times a second."""
+    highest, is_over = [0.0], threading.Event()
+
+    def look() -> None:
+        while not is_over.wait(0.2):
+            highest[0] = max(highest[0], shared_once_mb(processes_below(os.getpid())))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield highest
+    finally:
+        is_over.set()
+        thread.join()
+
+
 def measure_ray(num_shops: int, size_bytes: int) -> dict[str, float | int | str]:
-    """One run on Flower's Ray engine, start-up included and apart."""
-    federation = make_federation("ease", num_shops, size_bytes)
-    local_s = statistics.median(seconds(lambda: run_local(federation)) for _ in range(3))
-    with tempfile.TemporaryDirectory() as folder:
-        rounds_s = []
-
-        def run() -> None:
-            rounds_s.append(sum(r.seconds for r in run_with_ray(federation, run_dir=Path(folder)).rounds))
-
-        whole_s = seconds(run)
+    """iALS on Ray and in this process: rounds after the first, which wakes Ray's workers, and what Ray itself takes."""
+    federation = make_federation("ials", num_shops, size_bytes)
+    local = run_local(federation)
+    with tempfile.TemporaryDirectory() as folder, highest_memory_below() as highest:
+        started = time.perf_counter()
+        ray = run_with_ray(federation, run_dir=Path(folder))
+        whole_s = time.perf_counter() - started
+    if any(ray.state[name].tobytes() != array.tobytes() for name, array in local.state.items()):
+        raise SystemExit("Ray and this process end with different arrays")
+    in_rounds_s = sum(one.seconds for one in ray.rounds)
+    local_round_s, ray_round_s = (statistics.median(one.seconds for one in of.rounds[1:]) for of in (local, ray))
     return {
         "shops": num_shops,
-        "bytes_a_shop": size_bytes,
-        "local_s": round(local_s, 4),
-        "ray_rounds_s": round(rounds_s[0], 3),
-        "ray_whole_s": round(whole_s, 2),
-        "ray_over_local": round(whole_s / local_s, 1),
-        "ray_rounds_over_local": round(rounds_s[0] / local_s, 1),
+        "bytes_a_shop": round(local.rounds[-1].bytes_up / num_shops),
+        "ray_start_and_stop_s": round(whole_s - in_rounds_s, 1),
+        "ray_first_round_s": round(ray.rounds[0].seconds, 2),
+        "ray_round_s": round(ray_round_s, 3),
+        "local_round_s": round(local_round_s, 3),
+        "ray_round_over_local": round(ray_round_s / local_round_s, 1),
+        "ray_processes_mb": round(highest[0]),
     }
 
 
@@ -155,18 +193,19 @@ def main() -> None:
     """Print one JSON line a measurement."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="fewer repeats, no arrays above 1 MB")
-    parser.add_argument("--ray", action="store_true", help="compare with Flower's Ray engine (needs fedrec[ray])")
+    parser.add_argument("--ray", action="store_true", help="Flower's Ray engine alone (needs fedrec[ray])")
     options = parser.parse_args()
     print(json.dumps({"cores": num_cores(), "threads": num_threads(), **package_versions()}))
+    if options.ray:
+        for num_shops in (10, 200):
+            print(json.dumps(measure_ray(num_shops, 256 * 1024)), flush=True)
+        return
     for model_name, num_shops, size_kb in itertools.product(MODELS, (10, 200), SMALL_KB):
         repeats = 3 if options.quick else (31 if num_shops == 10 else 7)
         print(json.dumps(measure(model_name, num_shops, size_kb * 1024, repeats)), flush=True)
     if not options.quick:
         for size_mb in LARGE_MB:
             print(json.dumps(measure("ease", 10, size_mb * 1_000_000, 3)), flush=True)
-    if options.ray:
-        for num_shops in (10, 200):
-            print(json.dumps(measure_ray(num_shops, 1024 * 1024)), flush=True)
 
 
 if __name__ == "__main__":

