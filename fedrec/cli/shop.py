@@ -196,7 +196,9 @@ def privacy(folder: Folder) -> None:
     from fedrec.shop.member import IDENTITY_FILE, LEDGER_FILE
 
     if not (folder / LEDGER_FILE).exists():
-        raise StoreError(f"{folder}: shop {read_shop(folder).name} has no ledger; one begins with its first private run")
+        raise StoreError(
+            f"{folder}: shop {read_shop(folder).name} has no ledger; one begins with its first private run"
+        )
     report(str(folder / LEDGER_FILE), key=folder / IDENTITY_FILE)
 
 

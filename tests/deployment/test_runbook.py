@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from .town import SHOPS, Town, wait_until
+from .town import SHOPS, Town
 
 pytestmark = pytest.mark.slow
 
@@ -25,23 +24,6 @@ def put_back(copy: Path, folder: Path) -> None:
     """The machine was lost: the copy is all there is."""
     shutil.rmtree(folder)
     shutil.copytree(copy, folder)
-
-
-def test_a_coordinator_that_was_put_back_drops_the_old_run_and_begins_the_next(town: Town) -> None:
-    town.begin()
-    wait_until(town.uploads, "an upload")
-    assert town.end("coordinator") == 2
-    copy = back_up(town.coordinator)
-    town.run()
-    spent = town.charges()
-    put_back(copy, town.coordinator)
-    town.start("coordinator")
-    assert town.finish() == 2  # the shops have erased the masks of that round: nobody opens it a second time
-    assert re.match(r"error: .*\d shops (signed|answered)", town.log("coordinator").splitlines()[-1])
-    assert town.charges() == spent
-    town.drop_run()
-    num_sums = len(town.rounds(town.run()))
-    assert town.charges() == {shop: (charges + num_sums, aborts) for shop, (charges, aborts) in spent.items()}
 
 
 def test_a_shop_that_was_put_back_takes_part_in_the_next_run(town: Town) -> None:
