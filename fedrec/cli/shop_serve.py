@@ -155,7 +155,7 @@ def open_live_shop(folder: Path) -> LiveShop:
 
 
 def _make_one_ready(folder: Path, settings: ShopSettings, open_model: OpenModel) -> None:
-    """See to it that the current model can be opened, or else the shop's own; what fails is said."""
+    """See to it that the current model (or else the shop's own) and a split's can be opened; what fails is said."""
     from fedrec.shop.adoption import LOCAL, current_version
     from fedrec.shop.member import MODELS_FOLDER
 
@@ -164,17 +164,23 @@ def _make_one_ready(folder: Path, settings: ShopSettings, open_model: OpenModel)
         current = current_version(models)
     except StoreError:
         current = LOCAL  # the server says so in its health
-    for version in dict.fromkeys((current, LOCAL)):
+
+    def is_ready(version: str) -> bool:
         try:
             open_model(models, version)
-            return
+            return True
         except StoreError:
             typer.echo(f"{folder}: makes version {version} ready", err=True)
         try:
             make_ready(folder, settings, version)
-            return
+            return True
         except FedrecError as error:
             typer.echo(f"{folder}: version {version} cannot be made ready: {error}", err=True)
+            return False
+
+    any(map(is_ready, dict.fromkeys((current, LOCAL))))
+    if settings.serving.split is not None:
+        is_ready(settings.serving.split.version)
 
 
 def make_ready(folder: Path, settings: ShopSettings, version: str) -> None:

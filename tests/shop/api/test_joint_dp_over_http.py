@@ -11,10 +11,12 @@ import pytest
 
 from fedrec.cli import main
 from fedrec.cli.shop_serve import open_live_shop
-from fedrec.role_config import SHOP_FILE
+from fedrec.role_config import SHOP_FILE, open_store, read_shop
 from fedrec.shop.api.app import make_app
-from fedrec.shop.store.rows import KeyScope
+from fedrec.shop.store.rows import Event, EventKind, Item, KeyScope
 
+from ..test_member import agreed, run_rounds
+from ..town import ITEMS, Town, small_shop
 from .conftest import NOON, serving
 
 ZOE = [("zoe", item) for item in ("p0", "p1", "p2", "p3", "p7", "only zoe bought this")]
@@ -69,3 +71,43 @@ def test_answers_depend_on_another_shopper_only_where_nothing_is_promised(tmp_pa
     assert {one["inside_shop"] for one in with_her.values() if "inside_shop" in one} == {promise}
     assert sum(len(one.get("items", [])) for one in with_her.values()) > 60
     assert (differing == []) == (promise == "joint_dp"), differing
+
+
+def test_a_federations_model_is_served_under_joint_dp_with_what_it_cost_in_both_arms(town: Town) -> None:
+    folder = town.folder / "ant"
+    town.change("ant", inside_shop="joint_dp")
+    file = folder / SHOP_FILE
+    file.write_text(file.read_text().replace("[serving]\n", '[serving]\nsplit = { version = "local", share = 0.5 }\n'))
+    members = agreed(town, offer := town.offer())
+    coordinator = run_rounds(town, members, offer)
+    spent = members[0].ledger().spent().lifetime_epsilon
+    assert members[0].adopt("run-1", coordinator.state).is_adopted
+    for member in members:
+        member.close()
+    data = small_shop("ant")
+    rows, places = data.train.nonzero()
+    with open_store(folder, read_shop(folder)) as store:
+        store.put_items(Item(str(key), f"thing {key[-1]}", created=NOON) for key in ITEMS)
+        pairs = zip(data.shoppers[rows].tolist(), ITEMS[places].tolist(), strict=True)
+        store.append_events(Event(who, item, EventKind.PURCHASE, NOON) for who, item in pairs)
+        key = store.new_key("ant", "test", KeyScope.ADMIN)[1]
+    found = []
+    for _ in range(2):
+        live = open_live_shop(folder)
+        with (
+            serving(make_app({"ant": live})) as url,
+            httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}) as api,
+        ):
+            lists = [
+                api.get(f"/v1/shoppers/ant-{row}/recommendations", params={"explain": True}).json() for row in range(12)
+            ]
+            lists += [api.get(f"/v1/{name}").json() for name in ("popular", "trending", "items/item-03/similar")]
+        said = {(one["model_version"], one["mode"], one["epsilon_outside"], one["inside_shop"]) for one in lists}
+        assert said == {("run-1", "distributed", spent, "joint_dp"), ("local", "alone", spent, "joint_dp")}
+        found.append([one["items"] for one in lists])
+        assert main(["shop", "refresh", str(folder)]) == 0
+        with open_store(folder, read_shop(folder)) as store:
+            for row in range(12, 60):
+                store.erase_shopper(f"ant-{row}")
+    assert found[0] == found[1]
+    assert len({line["item"] for items in found[0] for line in items}) > 15
