@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from scipy import sparse
+
 from fedrec.errors import ConfigError
 from fedrec.models.neural import NeuralSettings
 from fedrec.models.private_neural import PrivatelyTrainable
+from fedrec.models.recommender import PublicInputs, State
 
 if TYPE_CHECKING:
     from fedrec.training.ncf import NcfSettings as PairSettings
@@ -65,7 +68,8 @@ class NcfSettings(NeuralSettings):
     rounds: int = 8
     local_epochs: int = 2
     batch_shoppers: int = 16
-    learning_rate: float = 0.03
+    learning_rate: float = 0.01
+    round_learning_rate: float = 0.03
     last_round_rate: float = 0.2
     vector_learning_rate: float = 0.01
 
@@ -103,12 +107,34 @@ class NcfSettings(NeuralSettings):
 
 
 @dataclass(frozen=True)
-class Gmf(PrivatelyTrainable):
+class PairModel(PrivatelyTrainable):
+    """What the three have in common."""
+
+    private_network: ClassVar[Mapping[str, Any]] = _SMALL
+    settings: NcfSettings = field(default_factory=NcfSettings)
+
+    def train_alone(self, histories: sparse.csr_matrix, public: PublicInputs, *, rounds: int | None = None) -> State:
+        """As a federation of one shop would: rates fall over rounds, and each folds the shoppers' vectors in anew.
+
+        Vectors folded in once, from tables that nothing has trained yet, would fit these to the end.
+        """
+        from fedrec.privacy.draws import Draws, shopper_digests
+
+        settings, arrays = self.settings, self._initial(public.num_items)
+        draws = Draws.seeded(f"alone/{settings.init_seed}", shopper_digests(range(histories.shape[0])))
+        for index in range(settings.rounds if rounds is None else rounds):
+            arrays = self._train(
+                *(arrays, histories, draws, settings.local_epochs, index * settings.local_epochs, settings.epochs),
+                learning_rate=settings.learning_rate * settings.share_of_round(index),
+            )
+        return arrays
+
+
+@dataclass(frozen=True)
+class Gmf(PairModel):
     """Generalised matrix factorisation: a weighted product of shopper and item vectors (He et al. 2017)."""
 
     name: ClassVar[str] = "gmf"
-    private_network: ClassVar[Mapping[str, Any]] = _SMALL
-    settings: NcfSettings = field(default_factory=NcfSettings)
 
     def make_network(self, num_items: int) -> Network:
         """See `NeuralModel`."""
@@ -118,12 +144,10 @@ class Gmf(PrivatelyTrainable):
 
 
 @dataclass(frozen=True)
-class Mlp(PrivatelyTrainable):
+class Mlp(PairModel):
     """A multi-layer perceptron over shopper and item vectors (He et al. 2017)."""
 
     name: ClassVar[str] = "mlp"
-    private_network: ClassVar[Mapping[str, Any]] = _SMALL
-    settings: NcfSettings = field(default_factory=NcfSettings)
 
     def make_network(self, num_items: int) -> Network:
         """See `NeuralModel`."""
@@ -133,12 +157,10 @@ class Mlp(PrivatelyTrainable):
 
 
 @dataclass(frozen=True)
-class NeuMf(PrivatelyTrainable):
+class NeuMf(PairModel):
     """GMF and MLP joined by one output layer (He et al. 2017)."""
 
     name: ClassVar[str] = "neumf"
-    private_network: ClassVar[Mapping[str, Any]] = _SMALL
-    settings: NcfSettings = field(default_factory=NcfSettings)
 
     def make_network(self, num_items: int) -> Network:
         """See `NeuralModel`."""

@@ -162,9 +162,12 @@ class NeuralSettings:
 
     def rate_of_round(self, index: int) -> float:
         """Of Adam in the local updates of a round, counted from 0."""
+        return (self.round_learning_rate or self.learning_rate) * self.share_of_round(index)
+
+    def share_of_round(self, index: int) -> float:
+        """Of the first round's rate that this one has."""
         is_left = (1 + math.cos(math.pi * index / max(self.rounds - 1, 1))) / 2
-        share = self.last_round_rate + (1 - self.last_round_rate) * is_left
-        return (self.round_learning_rate or self.learning_rate) * share
+        return self.last_round_rate + (1 - self.last_round_rate) * is_left
 
     @property
     def is_privately_local(self) -> bool:

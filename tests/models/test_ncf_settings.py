@@ -1,9 +1,15 @@
 """Settings of the models of pairs: what reaches the network, and what is refused."""
 
+import dataclasses
+
+import numpy as np
 import pytest
+from scipy import sparse
 
 from fedrec.errors import ConfigError
-from fedrec.models.ncf import NcfSettings, NeuMf
+from fedrec.models.ncf import Gmf, NcfSettings, NeuMf
+from fedrec.models.recommender import PublicInputs
+from fedrec.privacy.draws import Draws, shopper_digests
 
 
 def test_the_tower_s_width_and_expected_draws_reach_the_network():
@@ -22,6 +28,23 @@ def test_the_tower_s_width_and_expected_draws_reach_the_network():
 
 def test_the_vectors_rate_reaches_the_training():
     assert NeuMf(NcfSettings(vector_learning_rate=0.2)).fit_settings(5).vector_learning_rate == 0.2
+
+
+def test_training_alone_folds_vectors_in_anew_with_every_round():
+    rng = np.random.default_rng(3)
+    histories = sparse.csr_matrix((rng.random((9, 12)) < 0.4).astype(np.float32))
+    settings = NcfSettings(factors=3, rounds=3, local_epochs=1, learning_rate=0.02, round_learning_rate=0, device="cpu")
+    model, public = Gmf(settings), PublicInputs(np.arange(12).astype(str))
+    first = model.train_alone(histories, public, rounds=1)
+    alone = model.train_alone(histories, public)
+    again = dataclasses.replace(model, settings=dataclasses.replace(settings, rounds=1)).train_alone(histories, public)
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    spec = dataclasses.replace(model.plan_round(1, {}, public), inputs={**first, "round": np.array([1])})
+    draws = Draws.seeded("alone/0", shopper_digests(range(9)))
+    second = model.advance(spec, {}, model.local_update(spec, histories, draws), public)
+    spec = dataclasses.replace(spec, inputs={**second, "round": np.array([2])})
+    third = model.advance(spec, {}, model.local_update(spec, histories, draws), public)
+    assert all(np.allclose(alone[name], third[name], atol=1e-6) for name in alone)
 
 
 @pytest.mark.parametrize(
