@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def render(record: Record) -> str:
         "direction": _direction,
         "plain": _plain,
     }
+    promises = _promises(record)
     return environment.get_template("comparison.html").render(
         record=record,
         headline=_headline(record),
@@ -82,7 +84,8 @@ def render(record: Record) -> str:
         key_columns=[column for column in _columns(record) if column["name"] in summary.key_columns(record)],
         shops=_shops(record),
         gains=gains if len(gains := record.get("gain_by_epsilon") or []) > 1 else [],
-        promises=_promises(record),
+        promises=promises,
+        num_rounds=len(record["rounds"]) + sum(len(promise["rounds"]) for promise in promises),
         pictures=pictures(record),
         settings=_settings(record),
         tuned=_tuned(record),
@@ -181,17 +184,17 @@ def _promises(record: Record) -> list[dict[str, Any]]:
     entries = []
     for run in (record.get("privacy") or {}).get("runs", []):
         federated = run.get("federated") or run["popularity"]
-        noise = [
+        releases = Counter(
             f"{release['name']} σ {release['noise_multiplier']:.3g}{_times(release)}"
             for release in federated["schedule"]
-        ]
-        settings = [f"{name.replace('_', ' ')} {_plain(value)}" for name, value in federated["settings"].items()]
+        )
+        given = {name: value for name, value in federated["settings"].items() if value is not None}
         entries.append(
             {
                 "epsilon": f"{run['epsilon']:g}",
                 "accounts": [f"{value:.3g}" for value in federated["epsilon_by_accounts"].values()],
-                "noise": ", ".join(noise),
-                "settings": ", ".join(settings),
+                "noise": ", ".join(f"{count} × {what}" if count > 1 else what for what, count in releases.items()),
+                "settings": [f"{name.replace('_', ' ')} {_plain(value)}" for name, value in given.items()],
                 "ledger": run.get("ledger", ""),
                 "spec": federated["spec"],
                 "rounds": federated["rounds"],

@@ -93,6 +93,19 @@ def test_a_page_with_private_columns_is_sound_and_says_what_they_promise(
     assert ("Gain at ε 8" in shown) == (8.0 in epsilons)
 
 
+def test_many_equal_rounds_and_settings_take_a_line_each(record_of: Make) -> None:
+    record = record_of(3, epsilons=(2.0,))
+    federated = record["privacy"]["runs"][0]["federated"]
+    federated["schedule"] += [{"name": "gradient step", "noise_multiplier": 6.236}] * 30
+    federated["settings"] = {f"private_{place}": None if place == 7 else place for place in range(12)}
+    federated["rounds"] = record["rounds"] * 20
+    text = render(record)
+    words = " ".join(" ".join(Page(text).text).split())
+    assert "co-occurrence σ 2.35, 30 × gradient step σ 6.24" in words
+    assert "11 settings private 0 0" in words
+    assert re.search(r'class="scroll tall"[^>]*aria-label="Rounds"', text)
+
+
 def test_a_benchmarks_promise_is_called_one(record_of: Make) -> None:
     record = record_of(3, epsilons=(2.0,))
     assert "not a deployable guarantee" not in render(record)
