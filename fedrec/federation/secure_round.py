@@ -1,19 +1,22 @@
 """The exchanges of secure aggregation around a round, whatever carries the messages.
 
-A round with secure aggregation is the round's upload and, around it, exchanges of small messages: two before the first
-round of a batch (`set_up`), two after each upload (`unmask`). Each is an `Ask`: one message to each of some shops, one
-answer from each that is there. Shops that do not answer have dropped out.
+A round with secure aggregation is the round's upload and, around it, exchanges of small messages: three before the
+first round of a batch (`set_up`), two after each upload (`unmask`). Each is an `Ask`: one message to each of some
+shops, one answer from each that is there. Shops that do not answer have dropped out.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from fedrec.errors import BadMessage
+from fedrec.errors import BadMessage, TooFewShops
 from fedrec.secure_aggregation.coordinator_session import CoordinatorSession
 from fedrec.secure_aggregation.shop_session import ShopSession
+
+_log = logging.getLogger("fedrec.coordinator")
 
 
 class Step(StrEnum):
@@ -21,6 +24,7 @@ class Step(StrEnum):
 
     KEYS = "keys"
     DEAL = "deal"
+    CHECK = "check"
     SIGN = "sign"
     UNMASK = "unmask"
 
@@ -41,17 +45,34 @@ class Ask:
 
 
 def set_up(session: CoordinatorSession, first_round: int, num_rounds: int) -> Iterator[Ask]:
-    """Keys and shares for the next rounds.
+    """Keys and shares for the next rounds; once more without a shop that is seen to have dealt wrong ones.
+
+    All is checked before the first upload, so that a bad dealer costs nobody's budget.
 
     Raises:
-        TooFewShops: fewer than n_min shops took part.
+        TooFewShops: fewer than n_min took part, or are left; the shops that were left out are named.
     """
-    names = session.parameters.names
-    invite = session.invite(first_round, num_rounds)
-    yield Ask(Step.KEYS, dict.fromkeys(names, invite), session.add_advert)
-    adverts = session.adverts()
-    yield Ask(Step.DEAL, dict.fromkeys(session.advertised, adverts), session.add_deal)
-    session.close_setup()
+    try:
+        while True:
+            invite = session.invite(first_round, num_rounds)
+            yield Ask(Step.KEYS, dict.fromkeys(session.invited, invite), session.add_advert)
+            adverts = session.adverts()
+            yield Ask(Step.DEAL, dict.fromkeys(session.advertised, adverts), session.add_deal)
+            session.close_setup()
+            deliveries = {shop: session.delivery(shop) for shop in session.participants}
+            yield Ask(Step.CHECK, deliveries, session.add_opened)
+            if not (bad := session.leave_out()):
+                return
+            for shop, complained in bad.items():
+                _log.warning(
+                    "shop %s dealt shares of its keys that do not open at %s: the set-up is repeated without it",
+                    shop,
+                    ", ".join(complained),
+                )
+    except TooFewShops as error:
+        if not session.left_out:
+            raise
+        raise TooFewShops(f"{error}; left out for bad shares: {', '.join(session.left_out)}") from error
 
 
 def unmask(session: CoordinatorSession) -> Iterator[Ask]:
@@ -72,6 +93,7 @@ def shop_step(session: ShopSession, step: Step, data: bytes) -> bytes:
     answers = {
         Step.KEYS: session.advertise,
         Step.DEAL: session.deal,
+        Step.CHECK: session.check,
         Step.SIGN: session.sign,
         Step.UNMASK: session.reveal,
     }

@@ -23,8 +23,8 @@ from flwr.common.constant import (
     TIMESTAMP_TOLERANCE,
     ErrorCode,
 )
-from flwr.proto.fleet_pb2 import ActivateNodeRequest, PushMessagesRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PushObjectRequest
+from flwr.proto.fleet_pb2 import ActivateNodeRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.server.superlink.linkstate import InMemoryLinkState, LinkStateFactory
 from flwr.supercore.constant import (
     FLEET_HTTP_PUBLIC_KEY_HEADER,
@@ -39,11 +39,9 @@ from flwr.supercore.error import http_error_translator
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
-    iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.object_store import NoObjectInStoreError, ObjectStoreFactory
+from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.primitives.asymmetric import (
     bytes_to_public_key,
     verify_signature,
@@ -54,6 +52,7 @@ from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
 from flwr.superlink.routers.fleet.router import router as fleet_router
 
 from fedrec.flower._agent_compat import HEARTBEAT_S
+from fedrec.flower._replies_compat import Replies
 
 SIGNATURE_WINDOW_S = TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
 """How far a shop's clock may be behind the coordinator's."""
@@ -93,7 +92,7 @@ def online_nodes(state: InMemoryLinkState, run_id: int) -> set[int]:
     return state.get_nodes(run_id)
 
 
-def restart_node(state: InMemoryLinkState, node: int, *, is_same: bool) -> None:
+def restart_node(state: InMemoryLinkState, replies: Replies, node: int, *, is_same: bool) -> None:
     """Let a node connect again at once.
 
     Args:
@@ -104,18 +103,21 @@ def restart_node(state: InMemoryLinkState, node: int, *, is_same: bool) -> None:
         if state.nodes[node].status == NodeStatus.ONLINE:
             state.nodes[node].status = NodeStatus.OFFLINE
         for name, message in state.message_ins_store.items():
-            if message.metadata.dst_node_id != node:
+            if message.metadata.dst_node_id != node or replies.is_whole(name):
                 continue
-            answer = state.message_ins_id_to_message_res_id.get(name)
-            if answer is not None and _is_complete(state, answer):
-                continue
-            _drop_answer(state, name)
+            replies.drop(name)
             if message.metadata.delivered_at != _BEING_STORED:
                 message.metadata.delivered_at = "" if is_same else _LOST
 
 
-def push(state: InMemoryLinkState, run_id: int, messages: Iterable[Message]) -> list[str]:
-    """Store messages and their arrays; arrays that several share are stored once. Their ids, in order."""
+def push(
+    state: InMemoryLinkState, replies: Replies, run_id: int, messages: Iterable[Message], *, most_bytes: int
+) -> list[str]:
+    """Store messages and their arrays; arrays that several share are stored once. Their ids, in order.
+
+    Args:
+        most_bytes: how large a reply to each of them can be.
+    """
     ids = []
     with no_object_id_recompute():
         for message in messages:
@@ -127,7 +129,7 @@ def push(state: InMemoryLinkState, run_id: int, messages: Iterable[Message]) -> 
                 bare.metadata.delivered_at = _BEING_STORED  # not to be handed out before its arrays are here
             if not is_stored:
                 raise RuntimeError("Flower's link state did not take a message")
-            _own_parts(state, tree)
+            replies.expect(name, message.metadata.dst_node_id, most_bytes)
             if missing:
                 objects = get_all_nested_objects(message)
                 for part in missing:
@@ -137,48 +139,40 @@ def push(state: InMemoryLinkState, run_id: int, messages: Iterable[Message]) -> 
     return ids
 
 
-def pull(state: InMemoryLinkState, run_id: int, message_ids: Iterable[str]) -> list[Message]:
-    """Complete replies, and errors for nodes that are gone; message and reply are deleted."""
-    asked, online, replies = set(message_ids), online_nodes(state, run_id), []
+def pull(state: InMemoryLinkState, replies: Replies, run_id: int, message_ids: Iterable[str]) -> list[Message]:
+    """Whole replies, and errors for nodes that are gone; message and reply are deleted."""
+    asked, online = set(message_ids), online_nodes(state, run_id)
     found: list[Message] = []
     with state.lock:
         for name in list(asked):
             message = state.message_ins_store.get(name)
             if message is None:  # Flower's link state forgets after twelve hours
                 asked.discard(name)
-                continue
-            answer, node = state.message_ins_id_to_message_res_id.get(name), message.metadata.dst_node_id
-            if message.metadata.delivered_at == _LOST:
+            elif message.metadata.delivered_at == _LOST:
                 asked.discard(name)
-                replies.append(Message(Error(ErrorCode.NODE_UNAVAILABLE, "restarted"), reply_to=message))
-                give_up(state, [name])
-            elif answer is not None and _is_complete(state, answer):
+                found.append(Message(Error(ErrorCode.NODE_UNAVAILABLE, "restarted"), reply_to=message))
+            elif (reply := replies.whole(message)) is not None:
                 asked.discard(name)  # Flower would not give it if its node is gone by now
-                found.append(state.message_res_store[answer])
-            elif answer is not None:
-                if node in online:
+                found.append(reply)
+            elif replies.is_begun(name):
+                if message.metadata.dst_node_id in online:
                     asked.discard(name)
                 else:  # it died half-way through its upload
-                    _drop_answer(state, name)
-        found += state.get_message_res(asked, run_id)
-        for reply in found:
-            replies.append(reply if reply.has_error() else _whole(state, reply))
-            state.object_store.delete(reply.metadata.message_id)
-        give_up(state, [reply.metadata.reply_to_message_id for reply in found])
-    return replies
+                    replies.drop(name)
+        for error in state.get_message_res(asked, run_id):  # the link state stores its own, too
+            state.object_store.delete(error.metadata.message_id)
+            found.append(error)
+        give_up(state, replies, [reply.metadata.reply_to_message_id for reply in found])
+    return found
 
 
-def give_up(state: InMemoryLinkState, message_ids: Iterable[str]) -> None:
+def give_up(state: InMemoryLinkState, replies: Replies, message_ids: Iterable[str]) -> None:
     """Delete messages with their arrays and what came for them: nobody waits any more."""
     with state.lock:
         for name in message_ids:
-            _drop_answer(state, name)
+            replies.forget(name)
             state.delete_messages({name})
             state.object_store.delete(name)
-    with state._lock_object_push_sessions:  # Flower keeps those of answers that came too late
-        ended = [name for name, session in state._object_push_sessions.items() if session.expires_at <= now()]
-        for name in ended:
-            state._cleanup_push_session(name, cleanup_messages=False)
 
 
 def is_signed(state: InMemoryLinkState, headers: Mapping[str, str]) -> bool:
@@ -209,42 +203,13 @@ def key_in(headers: Mapping[str, str]) -> str:
     return headers[FLEET_HTTP_PUBLIC_KEY_HEADER.lower()]
 
 
-def refusal(state: InMemoryLinkState, request: Any, node: int, *, most_parts: int) -> str:
-    """Why a node may not send a request; "" if it may.
-
-    A push must be a single reply in the node's own name, under a name that nothing else has, whose tree of parts
-    unfolds to no more than it says: the store keeps each part's children once, so parts that name others twice and are
-    listed once would double at every level.
-    """
-    store, replies, asked = state.object_store, state.message_res_store, state.message_ins_store
-    if isinstance(request, ConfirmMessageReceivedRequest):
-        message = asked.get(request.message_object_id)
-        is_own = message is not None and message.metadata.dst_node_id == node
-        return "" if is_own or request.message_object_id not in store else "a message to another node"
-    if not isinstance(request, PushMessagesRequest):
+def refusal(state: InMemoryLinkState, request: Any, node: int) -> str:
+    """Why a node may not send a request; "" if it may. What brings replies is for `Replies` to judge."""
+    if not isinstance(request, ConfirmMessageReceivedRequest):
         return ""
-    sent, trees = request.messages_list, request.message_object_trees
-    if not len(sent) == len(trees) == 1 or sent[0].metadata.src_node_id != node:
-        return "a message in another node's name"
-    name, own = sent[0].metadata.message_id, replies.get(sent[0].metadata.message_id)
-    if trees[0].object_id != name or (name in store and (own is None or own.metadata.src_node_id != node)):
-        return "a reply under another message's name"
-    children: dict[str, list[str]] = {}
-    for count, part in enumerate(iterate_object_tree(trees[0])):
-        below = [child.object_id for child in part.children]
-        if count >= most_parts or children.setdefault(part.object_id, below) != below:
-            return "a reply of too many parts, or of one that is told in two ways"
-    return ""
-
-
-def begins_reply(request: Any) -> bool:
-    """Whether a request is the first of a reply."""
-    return isinstance(request, PushMessagesRequest)
-
-
-def pushed_bytes(request: Any) -> int:
-    """What a request adds to the store of arrays."""
-    return len(request.object_content) if isinstance(request, PushObjectRequest) else 0
+    message = state.message_ins_store.get(request.message_object_id)
+    is_own = message is not None and message.metadata.dst_node_id == node
+    return "" if is_own or request.message_object_id not in state.object_store else "a message to another node"
 
 
 def include_fleet(app: FastAPI, state: InMemoryLinkState) -> None:
@@ -265,51 +230,3 @@ def fleet_middlewares() -> tuple[Any, ...]:
 
 
 error_translator = http_error_translator
-
-
-def _own_parts(state: InMemoryLinkState, tree: ObjectTree) -> None:
-    """Put right what a shop has said of parts that were not here yet: it can know their names."""
-    store: Any = state.object_store
-    with store.lock_store:
-        for part in iterate_object_tree(tree):
-            entry, below = store.store[part.object_id], [child.object_id for child in part.children]
-            if entry.child_object_ids != below:
-                for name, change in (*((name, -1) for name in entry.child_object_ids), *((name, 1) for name in below)):
-                    store.store[name].ref_count += change
-                entry.child_object_ids = below
-
-
-def _whole(state: InMemoryLinkState, reply: Message) -> Message:
-    """A reply with its arrays; an error where its bytes are no such reply: a shop may send anything."""
-    store, name, asked = state.object_store, reply.metadata.message_id, reply.metadata.reply_to_message_id
-    try:
-        parts = {part.object_id for part in iterate_object_tree(store.get_object_tree(name))}
-        whole = inflate_object_from_contents(name, {part: store.get(part) or b"" for part in parts})
-        if not isinstance(whole, Message) or not whole.has_content():
-            raise ValueError("no message")
-        told = whole.metadata  # the link state has checked the reply's, not these
-        if (told.reply_to_message_id, told.src_node_id) != (asked, reply.metadata.src_node_id):
-            raise ValueError("a reply to another message than it was sent for")
-    except Exception:
-        return Message(Error(ErrorCode.UNKNOWN, "no message"), reply_to=state.message_ins_store[asked])
-    whole.metadata.__dict__["_message_id"] = name
-    return whole
-
-
-def _drop_answer(state: InMemoryLinkState, message_id: str) -> None:
-    """Delete what came for a message."""
-    answer = state.message_ins_id_to_message_res_id.pop(message_id, None)
-    if answer is not None:
-        state.message_res_store.pop(answer, None)
-        state.object_store.delete(answer)
-        if session := state._object_push_session_by_root.get(answer):
-            state._cleanup_push_session(session, cleanup_messages=False)
-
-
-def _is_complete(state: InMemoryLinkState, name: str) -> bool:
-    """Whether all arrays of a reply have come."""
-    try:
-        tree = state.object_store.get_object_tree(name)
-    except NoObjectInStoreError:
-        return True  # an error, which has none
-    return all(state.object_store.get(part.object_id) for part in iterate_object_tree(tree))

@@ -66,6 +66,7 @@ BACK_S = 20.0
 """By then every agent that is alive has connected again; see `fedrec.flower.agent`."""
 
 _SHORT_S = 60.0
+_ANSWER_BYTES = 4096
 _AWAY_S = 1.0
 _log = logging.getLogger("fedrec.coordinator")
 
@@ -379,24 +380,24 @@ class _Anchors:
         if self.terms.privacy is None:
             return set(shops)
         keys, roster = self.offer.keys(), sorted(self.terms.roster)
-        messages = {}
+        messages, given = {}, dict[str, list[SignedHead]]()
         for shop in sorted(shops):
             peer = peer_of(shop, roster)
             kept = (*self.book.receipts(shop), *(self._of_peer(shop, keys[peer]) if peer else ()))
             receipts = [one.to_bytes().hex() for one in kept if _is_signed(one.signed, keys[shop])]
             ward = next((name for name in roster if peer_of(name, roster) == shop), None)
-            heads = (
-                [one.to_json() for one in self.book.signed_heads(ward) if _is_signed(one, keys[ward])] if ward else []
-            )
-            asked = json.dumps({"receipts": receipts, "heads": heads}).encode()
+            given[shop] = [one for one in self.book.signed_heads(ward) if _is_signed(one, keys[ward])] if ward else []
+            asked = json.dumps({"receipts": receipts, "heads": [one.to_json() for one in given[shop]]}).encode()
             messages[shop] = Message(bytes_to_record(asked), self.fleet.nodes[shop], ANCHOR_MESSAGE)
         answered = set()
-        for reply in self.ask(messages):
+        for reply in self.ask(messages, _most_answer(max(given.values(), key=len, default=[]))):
             if reply.data is None:
                 _log.warning("shop %s gave no ledger head: %s", reply.shop, reply.refusal or "not connected")
                 self.refused |= {reply.shop} if reply.refusal else set()
                 continue
             try:
+                if len(reply.data) > _most_answer(given[reply.shop]):
+                    raise BadMessage(f"{len(reply.data)} bytes in answer to {len(given[reply.shop])} heads")
                 answer = json.loads(reply.data)
                 if answer["head"] is None and self.book.signed_heads(reply.shop):
                     raise LedgerBehind("it begins anew, and was further: bring the old ledger.sqlite along")
@@ -405,8 +406,7 @@ class _Anchors:
                     if signed.head.shop != reply.shop:
                         raise BadMessage(f"a ledger head of {signed.head.shop!r} from shop {reply.shop!r}")
                     self.book.countersign(signed, keys[reply.shop])
-                for one in answer["receipts"]:
-                    self._keep_peer(Receipt.from_bytes(bytes.fromhex(one)), keys, reply.shop)
+                self._keep_peer(answer["receipts"], given[reply.shop], keys, reply.shop)
                 answered.add(reply.shop)
             except StoreError:  # this machine's own disk: no fault of the shop
                 raise
@@ -415,9 +415,10 @@ class _Anchors:
                 self.refused.add(reply.shop)
         return answered
 
-    def ask(self, messages: Mapping[str, Message]) -> Iterator[Reply]:
+    def ask(self, messages: Mapping[str, Message], most_bytes: int = 0) -> Iterator[Reply]:
         """One exchange before or between rounds."""
-        return exchange(self.fleet.grid(), messages, deadline_s=self.deadline_s, stop=self.stop, read=bytes_from_record)
+        limits: dict[str, Any] = {"deadline_s": self.deadline_s, "most_bytes": most_bytes}
+        return exchange(self.fleet.grid(), messages, **limits, stop=self.stop, read=bytes_from_record)
 
     def _of_peer(self, shop: str, peer: PublicKey | None = None) -> list[Receipt]:
         """Receipts of neighbours for the shop's heads; of the one on this roster alone, if it is named."""
@@ -427,17 +428,30 @@ class _Anchors:
         receipts = [Receipt.from_bytes(bytes.fromhex(one)) for one in json.loads(path.read_bytes())]
         return [one for one in receipts if peer is None or one.anchor == peer.fingerprint()]
 
-    def _keep_peer(self, receipt: Receipt, keys: Mapping[str, Any], signer: str) -> None:
-        shop = receipt.signed.head.shop
-        if shop not in keys or peer_of(shop, sorted(keys)) != signer:
-            raise BadMessage(f"a receipt for {shop!r} from {signer!r}, which is not its peer")
-        receipt.verify(keys[shop], keys[signer])
-        kept = {(one.anchor, one.signed.head.place): one for one in (receipt, *self._of_peer(shop))}
-        found = sorted(one.to_bytes().hex() for one in kept.values())  # one each: signatures may be made at will
-        write_atomically(self._peer_file(shop), json.dumps(found).encode())
+    def _keep_peer(
+        self, answer: list[str], given: list[SignedHead], keys: Mapping[str, PublicKey], signer: str
+    ) -> None:
+        """Keep a neighbour's receipts: one each, for the very heads that it was given."""
+        if len(answer) > len(given):
+            raise BadMessage(f"{len(answer)} receipts for {len(given)} ledger heads")
+        receipts = [Receipt.from_bytes(bytes.fromhex(one)) for one in answer]
+        for receipt in receipts:
+            if receipt.signed not in given:
+                raise BadMessage(f"a receipt of {signer!r} for a ledger head that it was not given")
+            receipt.verify(keys[receipt.signed.head.shop], keys[signer])
+        if receipts:
+            shop = receipts[0].signed.head.shop
+            kept = {(one.anchor, one.signed.head.place): one for one in (*receipts, *self._of_peer(shop))}
+            found = sorted(one.to_bytes().hex() for one in kept.values())  # signatures may be made at will
+            write_atomically(self._peer_file(shop), json.dumps(found).encode())
 
     def _peer_file(self, shop: str) -> Path:
         return self.run_dir.parent.parent / f"peer-heads-{shop}.json"
+
+
+def _most_answer(heads: list[SignedHead]) -> int:
+    """Bytes of an answer to so many heads: one head and a receipt each, in hexadecimal digits."""
+    return _ANSWER_BYTES * (1 + len(heads))
 
 
 def _is_signed(signed: SignedHead, key: PublicKey) -> bool:

@@ -75,7 +75,7 @@ not for other leaves as zeros (`ShopNode`).
 POLL_S = 0.5
 """Longest pause between two looks for replies."""
 
-SMALL_REPLY_BYTES = 64 * 1024**2
+SMALL_REPLY_BYTES = 8 * 1024**2
 """A reply of this size is taken whatever was asked: keys, shares, ledger heads."""
 
 WAITING_BYTES = 512 * 1024**2
@@ -293,8 +293,8 @@ class GivesUp(Protocol):
 class Bounds(Protocol):
     """A grid that refuses replies larger than they can be."""
 
-    def expect(self, most_bytes: int) -> None:
-        """Say how large a reply to the messages that follow can be."""
+    def push_bounded(self, messages: Iterable[Message], *, most_bytes: int) -> Iterable[str]:
+        """As `Grid.push_messages`, and say how large a reply to these messages can be."""
 
 
 def exchange(
@@ -323,8 +323,9 @@ def exchange(
         ProtocolError: the grid gave no ids, or ``stop`` was set.
     """
     if isinstance(grid, Bounds):
-        grid.expect(max(most_bytes, SMALL_REPLY_BYTES))
-    grid.push_messages(list(messages.values()))
+        grid.push_bounded(list(messages.values()), most_bytes=max(most_bytes, SMALL_REPLY_BYTES))
+    else:
+        grid.push_messages(list(messages.values()))
     # Errors that a SuperLink reports have its own node id as source: only the id replied to tells the shop.
     shop_of = {message.metadata.message_id: shop for shop, message in messages.items()}
     if len(shop_of) != len(messages) or "" in shop_of:

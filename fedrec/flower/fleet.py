@@ -6,15 +6,14 @@ state itself. The port serves the eight Fleet routes that a shop's agent needs, 
 
 **Guarantee:** a request without a fresh signature by an enrolled key is answered 401 before its body is read, whatever
 its path, and its line closed; a signed one can act for its own node alone, and reply in no other's name. What one shop
-can make the coordinator hold is bounded: bytes and parts of a reply, requests at a time, seconds of each. Nothing is
-written to disk.
+can make the coordinator hold is bounded: bytes and parts of a reply, requests at a time and a second, seconds of each;
+what an address can, its lines. Nothing is written to disk.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import ssl
 import threading
 import time
@@ -30,20 +29,26 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fedrec.errors import ConfigError, ProtocolError
+from fedrec.errors import BadMessage, ConfigError, ProtocolError
 from fedrec.flower import _compat, _link_compat
+from fedrec.flower._replies_compat import Replies
 from fedrec.flower.agent import INSTANCE_HEADER
 from fedrec.flower.exchange import SMALL_REPLY_BYTES
+from fedrec.flower.limits import Doorman, Pace
 
 MOST_BODY_BYTES = 8 * 1024**2
 """Of one request; Flower splits arrays into chunks of 5 MiB."""
 
 MOST_REQUESTS = 8
 """Of one shop at a time; an agent has two."""
+
+REQUESTS_PER_S, REQUESTS_AT_ONCE = 100.0, 400
+"""Of one shop, whose further requests wait; an agent asks five times a second, and for each part of a message."""
 
 MOST_REQUEST_S = 300.0
 """A request that takes longer to come is dropped."""
@@ -60,7 +65,6 @@ _ROUTES = (
     *("push-object", "pull-object", "confirm-message-received"),
 )
 _START_S, _END_S = 20.0, 3.0
-_SMALL_PARTS, _SLACK_BYTES = 64, 2**20
 _log = logging.getLogger("fedrec.coordinator")
 
 
@@ -85,9 +89,8 @@ class Fleet:
         self._name_of = {node: name for name, node in self.nodes.items()}
         self._seen: dict[int, _Seen] = {}
         self._started: set[str] = set()
-        self._pushed: dict[int, int] = {}
         self._lock = threading.Lock()
-        self.most_bytes = SMALL_REPLY_BYTES
+        self.replies = Replies()
 
     def grid(self) -> LinkGrid:
         """For the coordinator's app."""
@@ -141,15 +144,6 @@ class Fleet:
         with self._lock:
             return node in self._seen and self._seen[node].instance == instance
 
-    def refusal(self, node: int, request: Any) -> str:
-        """Why a node may not send this; "" if it may. Its bytes count from the reply's first message on."""
-        if why := _link_compat.refusal(self.state, request, node, most_parts=_SMALL_PARTS + self.most_bytes // 2**20):
-            return why
-        with self._lock:
-            pushed = 0 if _link_compat.begins_reply(request) else self._pushed.get(node, 0)
-            self._pushed[node] = pushed + _link_compat.pushed_bytes(request)
-            return "a reply larger than any that is due" if self._pushed[node] > self.most_bytes + _SLACK_BYTES else ""
-
     def take_started(self) -> set[str]:
         """Shops whose agent connected since this was asked last."""
         with self._lock:
@@ -191,19 +185,19 @@ class LinkGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Leave messages for their nodes; a node that never connected answers "unavailable" at once."""
-        return _link_compat.push(self._state, self._run_id, messages)
+        return self.push_bounded(messages, most_bytes=SMALL_REPLY_BYTES)
+
+    def push_bounded(self, messages: Iterable[Message], *, most_bytes: int) -> Iterable[str]:
+        """As `push_messages`, and say how large a reply to these messages can be."""
+        return _link_compat.push(self._state, self._fleet.replies, self._run_id, messages, most_bytes=most_bytes)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies that are complete, and errors for nodes that are gone; each once."""
-        return _link_compat.pull(self._state, self._run_id, message_ids)
-
-    def expect(self, most_bytes: int) -> None:
-        """Say how large a reply to the messages that follow can be; those asked before may still be on their way."""
-        self._fleet.most_bytes = max(self._fleet.most_bytes, most_bytes)
+        return _link_compat.pull(self._state, self._fleet.replies, self._run_id, message_ids)
 
     def give_up(self, message_ids: Iterable[str]) -> None:
         """Forget messages that nobody waits for any more; a shop that has not begun with one never sees it."""
-        _link_compat.give_up(self._state, message_ids)
+        _link_compat.give_up(self._state, self._fleet.replies, message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push, then pull until every reply is there or ``timeout`` seconds are over."""
@@ -243,6 +237,7 @@ class _Gate:
     fleet: Fleet
     paths: frozenset[str] = field(default=frozenset(_PREFIX + route for route in _ROUTES))
     open: Counter[str] = field(default_factory=Counter)
+    pace: Pace = field(default_factory=lambda: Pace(REQUESTS_PER_S, REQUESTS_AT_ONCE))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -254,7 +249,7 @@ class _Gate:
                 await self._pass(scope, receive, send, _link_compat.key_in(headers))
             else:
                 status, detail = refused
-                close = {"connection": "close"}  # an outsider holds no line
+                close = {"connection": "close"}  # an outsider holds no line; for a new one its address must wait
                 await JSONResponse({"detail": detail}, status, close)(scope, receive, send)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send, key: str) -> None:
@@ -268,6 +263,7 @@ class _Gate:
 
         try:
             async with asyncio.timeout(MOST_REQUEST_S):
+                await asyncio.sleep(self.pace.wait_s(key))
                 await self.app(scope, receive, noted)
         except TimeoutError:
             if sent:  # half an answer: the line is closed
@@ -303,14 +299,21 @@ class _OwnNode(BaseHTTPMiddleware):
         asked = request.state.protobuf_request
         state, is_start = self._fleet.state, request.url.path == _PREFIX + "activate-node"
         node = _link_compat.node_of(state, asked)
-        if why := self._fleet.refusal(node, asked):
+        if why := _link_compat.refusal(state, asked, node):
             return JSONResponse({"detail": why}, status_code=403)
         instance = request.headers.get(INSTANCE_HEADER, "")
         is_same = self._fleet.is_known(node, instance)
         if why := self._fleet.admit(node, instance, is_start=is_start):
             return JSONResponse({"detail": why}, status_code=409)
         if is_start:
-            _link_compat.restart_node(state, node, is_same=is_same)
+            _link_compat.restart_node(state, self._fleet.replies, node, is_same=is_same)
+        try:
+            answer = await run_in_threadpool(self._fleet.replies.answer, node, asked)
+        except BadMessage as error:
+            return JSONResponse({"detail": str(error)}, status_code=403)
+        if answer is not None:
+            request.state.protobuf_response = answer
+            return Response()
         response = await call_next(request)
         if request.url.path == _PREFIX + "deactivate-node":
             self._fleet.forget(node)
@@ -342,6 +345,7 @@ def serve(
         timeout_keep_alive=75,
         lifespan="off",
         ws="none",
+        loop="asyncio",  # another would not ask the doorman
     )
     try:
         config.load()
@@ -352,7 +356,7 @@ def serve(
     config.http_protocol_class = _impatient(config.http_protocol_class)
     server = uvicorn.Server(config)
     try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener = Doorman((host, port))
     except OSError as error:
         why = error.strerror or error
         raise ConfigError(f"{host}:{port}: cannot be listened on ({why}); is something running there?") from error

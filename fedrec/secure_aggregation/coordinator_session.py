@@ -1,6 +1,7 @@
 """The coordinator's side of secure aggregation: it relays, adds up, and opens the sum alone.
 
-    invite -> add_advert ... -> adverts -> add_deal ... -> close_setup -> delivery       set-up, for a batch of rounds
+    invite -> add_advert ... -> adverts -> add_deal ... -> close_setup                   set-up, for a batch of rounds
+    delivery -> add_opened ... -> leave_out (then once more from the invite)
     open_round -> add_upload ... -> survivors -> add_signature ... -> signatures -> add_shares ... -> total
 
 A shop may fall out at every step. Memory is one vector, whatever the number of shops: uploads are added as they come,
@@ -27,6 +28,7 @@ from fedrec.secure_aggregation.messages import (
     Deal,
     Delivery,
     Invite,
+    Opened,
     Shares,
     Signature,
     Signatures,
@@ -57,6 +59,17 @@ class CoordinatorSession:
         self._setup: Setup | None = None
         self._ring: Ring | None = None
         self._round: Round | None = None
+        self._left_out: set[int] = set()
+
+    @property
+    def invited(self) -> tuple[str, ...]:
+        """Who is asked for keys: all shops but those left out, in roster order."""
+        return self._names(set(range(len(self.parameters.names))) - self._left_out)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Shops that were left out of set-ups for what they dealt, in roster order."""
+        return self._names(self._left_out)
 
     @property
     def setup_digest(self) -> bytes:
@@ -95,6 +108,8 @@ class CoordinatorSession:
         setup, place = self._open_setup(), self._place(shop)
         if place in setup.adverts:
             return False
+        if place in self._left_out:
+            raise BadMessage(f"keys of shop {shop!r}, which was left out")
         if setup.sent is not None:
             raise BadMessage(f"keys of shop {shop!r} after the others' were sent around")
         advert = Advert.from_bytes(data, self._run, self.parameters)
@@ -177,6 +192,43 @@ class CoordinatorSession:
         boxes = {dealer: setup.deals[dealer].boxes[place] for dealer in self._holders(place) if dealer in setup.deals}
         digests = {dealer: deal.digest for dealer, deal in setup.deals.items()}
         return Delivery(self._run, setup.batch, digests, boxes).to_bytes()
+
+    def add_opened(self, shop: str, data: bytes) -> bool:
+        """Take a participant's word on what was dealt to it; False when it has given it before.
+
+        Raises:
+            BadMessage: not this shop's, for another set-up, or about shops that dealt it nothing.
+        """
+        setup, place = self._closed_setup(), self._place(shop)
+        if place in setup.complaints:
+            return False
+        given = Opened.from_bytes(data, self._run, self.parameters)
+        if given.place != place or given.batch != setup.batch or place not in setup.deals:
+            raise BadMessage(f"a word of shop {shop!r} on another shop's shares or batch, or of no participant")
+        if not set(given.complaints) <= set(self._holders(place)) & setup.deals.keys():
+            raise BadMessage(f"complaints of shop {shop!r} about shops that dealt it nothing")
+        setup.complaints[place] = given.complaints
+        return True
+
+    def leave_out(self) -> dict[str, tuple[str, ...]]:
+        """Whom the next set-up leaves out for the shares that they dealt, and who complained; empty: this one will do.
+
+        A dealer of whom more than t shops complain has dealt wrong: one of them is honest. Where fewer complain, it or
+        they are at fault, and nobody can tell; those who complain then stay out of the rounds, by themselves. Only
+        where too few would be left is the dealer left out instead. Which shops take part is the coordinator's to say,
+        and each checks the set: nothing here is trusted for secrecy.
+        """
+        setup = self._closed_setup()
+        by_dealer: dict[int, list[int]] = {}
+        for place, complaints in sorted(setup.complaints.items()):
+            for dealer in complaints:
+                by_dealer.setdefault(dealer, []).append(place)
+        bad = {dealer for dealer, by in by_dealer.items() if len(by) > self.parameters.colluders}
+        unhappy = {place for place, complaints in setup.complaints.items() if complaints}
+        if not bad and not self._is_enough(setup.deals.keys() - unhappy):
+            bad = by_dealer.keys() - unhappy or set(by_dealer)
+        self._left_out |= bad
+        return {self.parameters.names[dealer]: self._names(by_dealer[dealer]) for dealer in sorted(bad)}
 
     def open_round(self, index: int, context: bytes, size: int, dtype: np.dtype) -> None:
         """Begin a round.
@@ -342,6 +394,13 @@ class CoordinatorSession:
     def _holders(self, place: int) -> tuple[int, ...]:
         assert self._ring is not None
         return holders(self._ring, place, self.parameters)
+
+    def _is_enough(self, places: Iterable[int]) -> bool:
+        try:
+            self._check_set(places)
+        except TooFewShops:
+            return False
+        return True
 
     def _check_set(self, places: Iterable[int]) -> None:
         names = self._names(places)

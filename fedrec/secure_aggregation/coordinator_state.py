@@ -30,13 +30,14 @@ class Step(IntEnum):
 
 @dataclass(repr=False)
 class Setup:
-    """One batch: what the shops sent, by place; `digest` once it is finished."""
+    """One batch: what the shops sent, by place; `digest` once it is finished; `complaints` of dealers, by shop."""
 
     batch: Batch
     adverts: dict[int, Advert] = field(default_factory=dict)
     sent: Adverts | None = None
     deals: dict[int, Deal] = field(default_factory=dict)
     digest: bytes = b""
+    complaints: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(repr=False)

@@ -32,6 +32,7 @@ class Kind(IntEnum):
     SIGNATURE = 7
     SIGNATURES = 8
     SHARES = 9
+    OPENED = 10
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,12 @@ class Reader:
         if count > len(parameters.names) or count * entry_bytes > len(self._data) - self._at:
             raise BadMessage("more entries than shops, or than the message holds")
         return count
+
+    def places(self, parameters: Parameters) -> tuple[int, ...]:
+        """Shops of the roster, each once, in its order."""
+        found = tuple(self.place(parameters) for _ in range(self.count(parameters, PLACE.size)))
+        check_ascending(found)
+        return found
 
     def by_place(self, parameters: Parameters, entry_bytes: int) -> dict[int, bytes]:
         """Entries of one size, each with its shop."""

@@ -216,6 +216,35 @@ class Delivery:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """A shop's word on what was dealt to it: nothing to complain of, or whose shares do not open.
+
+    Attributes:
+        place: of the shop.
+        complaints: places of dealers, ascending.
+    """
+
+    run: bytes
+    batch: Batch
+    place: int
+    complaints: tuple[int, ...]
+
+    def to_bytes(self) -> bytes:
+        """The message."""
+        parts = (span(self.batch), PLACE.pack(self.place), count_of(self.complaints), *map(PLACE.pack, self.complaints))
+        return header(Kind.OPENED, self.run, self.batch.number) + b"".join(parts)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, run: bytes, parameters: Parameters) -> Opened:
+        """Raises BadMessage."""
+        reader = Reader(data, Kind.OPENED, run)
+        batch, place = reader.batch(parameters), reader.place(parameters)
+        complaints = reader.places(parameters)
+        reader.end()
+        return cls(run, batch, place, complaints)
+
+
+@dataclass(frozen=True)
 class Survivors:
     """Coordinator to the survivors: whose uploads are in the sum of a round.
 
@@ -239,10 +268,8 @@ class Survivors:
         """Raises BadMessage."""
         reader = Reader(data, Kind.SURVIVORS, run)
         context = reader.take(DIGEST_BYTES)
-        count = reader.count(parameters, PLACE.size)
-        places = tuple(reader.place(parameters) for _ in range(count))
+        places = reader.places(parameters)
         reader.end()
-        check_ascending(places)
         return cls(run, reader.number, context, places)
 
     @cached_property

@@ -1,7 +1,7 @@
 """A shop's side of secure aggregation: bytes in, bytes out, and masks on its vector.
 
-    invite -> advertise -> adverts -> deal -> delivery -> accept       set-up, for a batch of rounds
-    (accepted) -> mask -> upload -> survivors -> sign -> signatures -> reveal -> (round over)      each round
+    invite -> advertise -> adverts -> deal -> delivery -> check        set-up, for a batch of rounds
+    delivery -> accept -> mask -> upload -> survivors -> sign -> signatures -> reveal -> (round over)      each round
 
 Every step answers a repeated request with the same bytes, and refuses another one: one advert and one deal a set-up,
 one masked vector, one set of survivors and one answer a round of it. **The state must be stored before an answer
@@ -50,6 +50,7 @@ from fedrec.secure_aggregation.messages import (
     Deal,
     Delivery,
     Invite,
+    Opened,
     Shares,
     Signature,
     Signatures,
@@ -168,6 +169,18 @@ class ShopSession:
         setup.deal = deal.signed_bytes() + self._identity.sign(deal.signed_bytes())
         return setup.deal
 
+    def check(self, delivery: bytes) -> bytes:
+        """Open what the neighbours dealt, and say so, or whose shares do not open: then nothing was accepted.
+
+        Which shares open follows from keys and bytes that the coordinator has handed on; it says nothing else.
+
+        Raises:
+            BadMessage, TooFewShops: as `accept`, but for shares that do not open.
+        """
+        setup = self._open_setup()
+        complaints = self._accept(setup, delivery)
+        return Opened(self._run, setup.batch, self.place, complaints).to_bytes()
+
     def accept(self, delivery: bytes) -> bytes:
         """Open what the neighbours dealt.
 
@@ -178,13 +191,20 @@ class ShopSession:
             TooFewShops: fewer than n_min dealt, or the honest ones of them would not be connected.
         """
         setup = self._open_setup()
+        if complaints := self._accept(setup, delivery):
+            names = ", ".join(repr(self.parameters.names[place]) for place in complaints)
+            raise BadMessage(f"shares of shop {names} that were not made for this one")
+        return setup.digest
+
+    def _accept(self, setup: ShopSetup, delivery: bytes) -> tuple[int, ...]:
+        """Take a delivery; the dealers whose shares do not open, and then the state is as it was."""
         if not setup.deal:
             raise BadMessage("a delivery before this shop has dealt")
         given = Delivery.from_bytes(delivery, self._run, self.parameters)
         known = Adverts.from_bytes(setup.adverts, self._run, self.parameters)
         digest = setup_digest(self._run, known, given.deals)
         if setup.digest == digest:
-            return digest
+            return ()
         if setup.digest:
             raise BadMessage("another delivery of a set-up that was accepted")
         own = hashlib.sha256(setup.deal).digest()
@@ -198,6 +218,8 @@ class ShopSession:
             raise BadMessage("a delivery without the shares of all neighbours who dealt, or with others")
         keys = {advert.place: advert.share_key for advert in known.adverts}
         opened = {dealer: self._open_box(setup, known, dealer, keys[dealer], given.boxes[dealer]) for dealer in dealers}
+        if complaints := tuple(dealer for dealer in sorted(opened) if not opened[dealer]):
+            return complaints
         setup.shares = {
             index: {dealer: shares[offset] for dealer, shares in opened.items()}
             for offset, index in enumerate(setup.batch.rounds)
@@ -205,7 +227,7 @@ class ShopSession:
         setup.digest, setup.participants = digest, tuple(sorted(given.deals))
         # With this key whoever took the machine later could open recorded boxes, and so rounds that are over.
         setup.share_key = b""
-        return digest
+        return ()
 
     def mask(self, index: int, context: bytes, values: np.ndarray) -> None:
         """Add this shop's masks of a round, in place. Secrets of rounds before are erased.
@@ -317,13 +339,16 @@ class ShopSession:
         """The state for the shop's own store; holds secrets of the rounds that are not over."""
         return stored(self._run, self._setup, self._round, self._past)
 
-    def restore(self, data: bytes) -> None:
-        """Go on from a stored state.
+    def restore(self, data: bytes, *, is_latest: bool = True) -> None:
+        """Go on from a stored state; where it is not the latest, without its keys, which may have been used since.
 
         Raises:
             StoreError: not a state of this run, or of another version.
         """
         self._setup, self._round, self._past = restored(self._run, data)
+        if not is_latest:
+            self._setup = self._round = None
+            self._past.repeats += 1  # a round that it no longer knows may be masked again
 
     def _boxes(self, setup: ShopSetup, known: Adverts, receivers: tuple[int, ...], threshold: int) -> dict[int, bytes]:
         """Shares of every round's mask key and seed, encrypted to each receiver (this shop included)."""
@@ -346,16 +371,18 @@ class ShopSession:
     def _open_box(
         self, setup: ShopSetup, known: Adverts, dealer: int, public: bytes, box: bytes
     ) -> list[tuple[bytes, bytes]]:
-        """For each round the shares of the dealer's mask key and of its seed."""
+        """For each round the shares of the dealer's mask key and of its seed; none where they are no such shares."""
         context = box_context(self._run, known.digest, dealer=dealer, receiver=self.place)
         key = masks.pair_seed(setup.share_key, public, "fedrec shares", context)
         try:
             opened = ChaCha20Poly1305(key).decrypt(box[:NONCE_BYTES], box[NONCE_BYTES:], context)
-        except InvalidTag as error:
-            name = self.parameters.names[dealer]
-            raise BadMessage(f"shares of shop {name!r} that were not made for this one") from error
+        except InvalidTag:
+            return []
         size = secret_sharing.SHARE_BYTES
-        return [(opened[at : at + size], opened[at + size : at + 2 * size]) for at in range(0, len(opened), 2 * size)]
+        shares = [opened[at : at + size] for at in range(0, len(opened), size)]
+        if any(int.from_bytes(share, "little") >= secret_sharing.PRIME for share in shares):
+            return []
+        return list(zip(shares[::2], shares[1::2], strict=True))
 
     def _element(self) -> int:
         """A uniform element of the sharing's field, by rejection."""

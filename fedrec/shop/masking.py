@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import json
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,14 +20,17 @@ from fedrec.federation.plan import RoundPlan
 from fedrec.federation.secure_round import Step, shop_step
 from fedrec.secure_aggregation.shop_session import ShopSession
 
+_log = logging.getLogger("fedrec.shop")
+
 
 class Masking:
     """A session and where it is kept.
 
     Guarantee: every step reads the state, moves it and has it on disk before its answer is known to anybody, under a
-        lock that threads and processes of this machine share: no two steps start from the same state. What is not
-        noticed is an older copy of the file put in its place (a backup, a cloned machine): the file lives for one run,
-        so keep it out of backups. With a ledger the second release would be charged, and refused behind its anchor.
+        lock that threads and processes of this machine share: no two steps start from the same state. An older copy of
+        the file put in its place, or one on another machine, is seen by what the file system says of it (`_is_latest`):
+        its keys are erased unused, and the shop takes part again from the next set-up on, of which one more round
+        counts as repeated. Not seen is an image of the whole disk put back while a round is open.
     """
 
     def __init__(self, session: ShopSession, path: Path | None = None) -> None:
@@ -69,7 +76,14 @@ class Masking:
             return
         with self._lock, _locked(self._path.with_suffix(".lock")):
             if self._path.exists():
-                self._session.restore(_read(self._path))
+                state = _read(self._path)
+                if not (is_latest := _is_latest(self._path, state)):
+                    _log.error(
+                        "%s: not as it was left, but a copy; its keys are erased, none is used twice", self._path
+                    )
+                self._session.restore(state, is_latest=is_latest)
+                if not is_latest:
+                    _keep(self._path, self._session.to_bytes())
             yield self._session
             _keep(self._path, self._session.to_bytes())
 
@@ -95,20 +109,64 @@ def _read(path: Path) -> bytes:
         raise StoreError(f"{path}: the keys of this run cannot be read ({error.strerror})") from error
 
 
+def forget(path: Path) -> None:
+    """Delete the state of a run that cannot go on."""
+    for one in (path, _seal(path)):
+        one.unlink(missing_ok=True)
+
+
 def _keep(path: Path, state: bytes) -> None:
-    """Replace the file; it and its folder are on disk when this returns."""
-    part = path.with_suffix(".part")
+    """Replace the file; it and its folder are on disk when this returns.
+
+    Its seal names, beside the file that is there, the one that comes while it comes: no crash leaves one without.
+    """
+    part, digest = path.with_suffix(".part"), hashlib.sha256(state).hexdigest()
     try:
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(handle, "wb") as file:
-            file.write(state)
-            file.flush()
-            os.fsync(file.fileno())
+        _write(part, state)
+        coming = [digest, part.stat().st_ino, None]
+        _write_seal(path, [*_sealed(path)[-2:], coming])
         os.replace(part, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+        _write_seal(path, [[*coming[:2], path.stat().st_ctime_ns]])
     except OSError as error:
         raise StoreError(f"{path}: the keys of this run cannot be kept ({error.strerror})") from error
+
+
+def _is_latest(path: Path, state: bytes) -> bool:
+    """Whether a file is the one that was kept last, and not a copy of it or of an earlier one.
+
+    A copy has another number in the file system, or another time of its last change, which no program can set.
+    """
+    digest, about = hashlib.sha256(state).hexdigest(), path.stat()
+    return any(entry[:2] == [digest, about.st_ino] and entry[2] in (about.st_ctime_ns, None) for entry in _sealed(path))
+
+
+def _sealed(path: Path) -> list[list[Any]]:
+    """Digest, number and time of change of the files that may be there."""
+    try:
+        entries = json.loads(_seal(path).read_bytes())
+    except (OSError, ValueError):
+        return []
+    return entries if isinstance(entries, list) else []
+
+
+def _write_seal(path: Path, entries: list[list[Any]]) -> None:
+    part = _seal(path).with_suffix(".seal-part")
+    _write(part, json.dumps(entries).encode())
+    os.replace(part, _seal(path))
+
+
+def _seal(path: Path) -> Path:
+    return path.with_suffix(".seal")
+
+
+def _write(path: Path, data: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

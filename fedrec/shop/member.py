@@ -38,7 +38,7 @@ from fedrec.privacy.noise import SecureNoise
 from fedrec.secure_aggregation.keys import IdentityKey
 from fedrec.secure_aggregation.shop_session import ShopSession
 from fedrec.shop.adoption import Adoption, judge_and_keep
-from fedrec.shop.masking import Masking
+from fedrec.shop.masking import Masking, forget
 from fedrec.shop.node import ShopNode
 from fedrec.shop.personalise import ShopPersonalisation, keeps_validation
 from fedrec.shop.policy import Policy
@@ -205,8 +205,11 @@ class Member:
             asked = json.loads(data)
             receipts = [Receipt.from_bytes(bytes.fromhex(one)) for one in asked["receipts"]]
             heads = [SignedHead.from_json(one) for one in asked["heads"]]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadMessage(f"not a message of ledger heads ({type(error).__name__})") from error
+        places = [(one.anchor, one.signed.head.place) for one in receipts]
+        if len(set(places)) < len(places) or len({one.head.place for one in heads}) < len(heads):
+            raise BadMessage("a ledger head twice")  # each costs a signature to check or to make
         keys = run.offer.keys()
         head = None
         if run.node.ledger is not None:
@@ -287,7 +290,7 @@ class Member:
         ledger = run.node.ledger
         if ledger is not None and ledger.is_reserved(run.run_id):
             ledger.finish(run.run_id)
-        self._masks_of(run.run_id).unlink(missing_ok=True)
+        forget(self._masks_of(run.run_id))
 
     def ledger(self) -> Ledger:
         """The shop's ledger; begun with the policy's budget where there is none."""

@@ -30,7 +30,7 @@ from fedrec.privacy.ledger import Budget, Ledger
 from fedrec.privacy.noise import SecureNoise
 from fedrec.secure_aggregation.keys import IdentityKey
 from fedrec.secure_aggregation.shop_session import ShopSession
-from fedrec.shop.masking import Masking
+from fedrec.shop.masking import Masking, forget
 
 _log = logging.getLogger("fedrec.shop")
 
@@ -283,8 +283,8 @@ def write_shop_files(
         ids = shoppers[position] if len(shoppers) else range(table.shape[0])
         np.save(_digests_path(folder, position), shopper_digests(ids), allow_pickle=False)
         if terms.secure is not None:
-            for old in (_key_path(folder, position), _masking_path(folder, position)):
-                old.unlink(missing_ok=True)
+            _key_path(folder, position).unlink(missing_ok=True)
+            forget(_masking_path(folder, position))
             identities[position].save(_key_path(folder, position))
     np.save(folder / "items.npy", np.asarray([str(key) for key in public.items.tolist()], dtype=np.str_))
     if public.content is not None:

@@ -76,8 +76,8 @@ class Link:
     def is_empty(self) -> bool:
         state = self.fleet.state
         stores = (state.message_ins_store, state.message_res_store, state.message_ins_id_to_message_res_id)
-        left = [len(store) for store in (*stores, state.object_store, state._object_push_sessions)]
-        return left == [0] * 5
+        left = [len(one) for one in (*stores, state.object_store, state._object_push_sessions, self.fleet.replies)]
+        return left == [0] * 6
 
 
 def array_of(size: int) -> RecordDict:
@@ -406,7 +406,8 @@ def test_large_arrays_go_both_ways_and_nothing_is_left(link):
     messages = link.ask(size)
     sent = data_of(messages["ant"].content)
     with agents(link, lambda message: answer_to(message, data_of(message.content)[::-1])):
-        replies = {reply.shop: reply.data for reply in exchange(link.grid, messages, deadline_s=120, read=data_of)}
+        exchanged = exchange(link.grid, messages, deadline_s=120, read=data_of, most_bytes=size)
+        replies = {reply.shop: reply.data for reply in exchanged}
         assert replies == dict.fromkeys(SHOPS, sent[::-1])
         for _ in range(3):
             assert len(list(exchange(link.grid, link.ask(), deadline_s=30, read=data_of))) == len(SHOPS)

@@ -54,27 +54,87 @@ def test_a_small_tree_that_unfolds_into_a_huge_one_is_refused(link):  # noqa: F8
     assert time.monotonic() - started < 5
 
 
-def test_the_parts_and_bytes_of_a_reply_are_bounded(link, monkeypatch):  # noqa: F811
-    asked = link.ask(shops=("ant",))
-    message = received(link, "ant", asked)
-    assert begun(link, message, part("root", *map(part, range(100_000))))[0] == 403
-    contents = [b"ArrayChunk  %d\x00" % 3_000_000 + bytes([number]) * 3_000_000 for number in range(3)]
-    parts = [ObjectTree(object_id=hashlib.sha256(one).hexdigest()) for one in contents]
-    link.fleet.most_bytes = 4_000_000
-    link.grid.expect(1_000_000)  # what was asked before may still be on its way
-    status, answer = begun(link, message, part("root", *parts))
-    assert status == 200
+def contents_of(count: int, size: int = 3_000_000) -> list[bytes]:
+    """What the parts of a reply are made of."""
+    return [b"ArrayChunk  %d\x00" % size + bytes([number]) * size for number in range(count)]
+
+
+def named(content: bytes) -> ObjectTree:
+    return ObjectTree(object_id=hashlib.sha256(content).hexdigest())
+
+
+def push_parts(link: Link, answer: PushMessagesResponse, contents: list[bytes]) -> list[int]:  # noqa: F811
     taken = []
-    for one, content in zip(parts, contents, strict=True):
+    for content in contents:
         request = PushObjectRequest(
             node=Node(node_id=link.fleet.nodes["ant"]),
-            run_id=message.metadata.run_id,
-            object_id=one.object_id,
+            run_id=link.fleet.run_id,
+            object_id=named(content).object_id,
             object_content=content,
             session_id=answer.session_id,
         )
         taken.append(post(link, "push-object", request, signed(link.keys["ant"])).status_code)
-    assert taken == [200, 403, 403]
+    return taken
+
+
+def held(link: Link) -> int:  # noqa: F811
+    """Bytes of the attacker's replies at the coordinator."""
+    return link.fleet.replies.size_bytes(link.fleet.nodes["ant"])
+
+
+def bounded(link: Link, most_bytes: int) -> Message:  # noqa: F811
+    """A message to the attacker with a bound of its own; large ones were asked for before, and are still open."""
+    client, asked = link.client("ant"), link.ask(shops=("ant",))
+    node = client.connect()
+    link.grid.push_bounded(asked.values(), most_bytes=most_bytes)
+    link.grid.push_bounded(link.ask(9, shops=("ant",)).values(), most_bytes=100_000_000)
+    message = client.receive()
+    assert message is not None
+    assert message.metadata.message_id == asked["ant"].metadata.message_id
+    _compat.set_identity(message.metadata.run_id, node)
+    return message
+
+
+def test_the_parts_and_bytes_of_a_reply_are_bounded_by_what_its_own_message_can_need(link):  # noqa: F811
+    message = bounded(link, 4_000_000)
+    assert begun(link, message, part("root", *map(part, range(100_000))))[0] == 403
+    contents = contents_of(3)
+    status, answer = begun(link, message, part("root", *map(named, contents)))
+    assert status == 200
+    assert push_parts(link, answer, contents) == [200, 403, 403]
+
+
+def test_a_bound_goes_with_its_message(link):  # noqa: F811
+    message = bounded(link, 4_000_000)
+    link.grid.give_up([message.metadata.message_id])
+    assert len(link.fleet.replies) == 1
+    status, answer = begun(link, message, part("root", *map(named, contents_of(1))))
+    assert (status, list(answer.objects_to_push)) == (200, [])  # it came too late
+    push_parts(link, answer, contents_of(1))
+    assert held(link) == 0
+
+
+def test_a_reply_that_is_begun_again_leaves_nothing_of_the_first_behind(link):  # noqa: F811
+    message = bounded(link, 4_000_000)
+    for number in range(5):
+        contents = contents_of(5)[number:]
+        status, answer = begun(link, message, part("root", *map(named, contents)), name=part("root").object_id)
+        assert status == 200
+        assert push_parts(link, answer, contents[:1]) == [200]
+        assert held(link) == len(contents[0])
+    again = begun(link, message, part("root", *map(named, contents)))[1]
+    assert list(again.objects_to_push) == [part("root").object_id]  # the same once more: what has come is kept
+    link.grid.give_up([message.metadata.message_id])
+    assert held(link) == 0
+
+
+def test_a_whole_reply_is_not_taken_back(link):  # noqa: F811
+    message = bounded(link, 4_000_000)
+    link.opened[-1].send(answer_to(message, b"first"))
+    assert begun(link, message, part("root", *map(named, contents_of(1))))[0] == 403
+    _compat.set_identity(link.fleet.run_id)
+    (reply,) = link.grid.pull_messages([message.metadata.message_id])
+    assert data_of(reply.content) == b"first"
 
 
 def test_a_reply_cannot_take_the_name_of_anothers_message_nor_confirm_it_away(link):  # noqa: F811
@@ -82,8 +142,8 @@ def test_a_reply_cannot_take_the_name_of_anothers_message_nor_confirm_it_away(li
     asked = link.ask()
     message = received(link, "ant", asked)
     others = asked["bee"].metadata.message_id
-    assert begun(link, message, ObjectTree(object_id=others))[0] == 403
     assert begun(link, message, part("root"), name=others)[0] == 403
+    assert begun(link, message, ObjectTree(object_id=others))[0] == 200  # among its own replies alone
     request = ConfirmMessageReceivedRequest(
         node=Node(node_id=link.fleet.nodes["ant"]), run_id=message.metadata.run_id, message_object_id=others
     )
@@ -110,6 +170,24 @@ def test_parts_that_a_shop_lied_about_do_not_spoil_the_coordinators_messages(lin
     assert found is not None
     assert data_of(found.content) == data_of(content)
     link.grid.give_up([one.metadata.message_id for one in again.values()])
+
+
+def test_parts_that_a_shop_lied_about_do_not_spoil_anothers_reply(link):  # noqa: F811
+    """Replies are often the same bytes (an agreement, an empty list), so a shop knows the parts of others' to come."""
+    bee, asked = link.client("bee"), link.ask()
+    node = bee.connect()
+    message = received(link, "ant", asked)
+    known = iterate_object_tree(get_object_tree(answer_to(message).content))
+    lies = [ObjectTree(object_id=one.object_id, children=[part("never sent")]) for one in known]
+    assert begun(link, message, part("root", *lies))[0] == 200
+    other = bee.receive()
+    _compat.set_identity(link.fleet.run_id, node)
+    bee.send(answer_to(other))
+    _compat.set_identity(link.fleet.run_id)
+    (reply,) = link.grid.pull_messages([asked["bee"].metadata.message_id])
+    assert data_of(reply.content) == b"answer"
+    link.grid.give_up([one.metadata.message_id for one in asked.values()])
+    assert link.is_empty()
 
 
 def test_a_body_that_comes_too_slowly_is_dropped_and_a_shop_has_few_requests_open(link, line, monkeypatch):  # noqa: F811

@@ -9,11 +9,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from fedrec.errors import BadMessage, ProtocolError
-from fedrec.secure_aggregation.messages import Shares
+from fedrec.errors import BadMessage, ProtocolError, TooFewShops
+from fedrec.federation.secure_round import ask_all, set_up, shop_step
+from fedrec.secure_aggregation import masks
+from fedrec.secure_aggregation.messages import NONCE_BYTES, Opened, Shares
+from fedrec.secure_aggregation.rules import box_context
+from fedrec.secure_aggregation.secret_sharing import SHARE_BYTES
 from fedrec.secure_aggregation.shop_session import ShopSession
 
 from .parties import RUN, SIZE, Parties, agreement, identity
@@ -74,6 +79,89 @@ def test_a_box_that_does_not_open_keeps_its_receiver_out_and_the_sum_exact():
         parties.coordinator.add_upload(name, parties.context(0), parties.masked(name, 0))
     parties.reveal(parties.sign())
     assert np.array_equal(parties.coordinator.total(), parties.expected(0, dropped={"shop-0"}))
+
+
+class BadDealer(ShopSession):
+    """Sends some shops boxes that do not open, or that hold no shares."""
+
+    to: tuple[int, ...] = ()
+    opens = False
+
+    def _boxes(self, setup, known, receivers, threshold):
+        boxes = super()._boxes(setup, known, receivers, threshold)
+        if self.opens:
+            return {**boxes, **{place: self._nonsense(setup, known, place) for place in self.to}}
+        return {**boxes, **{place: bytes(len(boxes[place])) for place in self.to}}
+
+    def _nonsense(self, setup, known, place):
+        keys = {advert.place: advert.share_key for advert in known.adverts}
+        context = box_context(self._run, known.digest, dealer=self.place, receiver=place)
+        key = masks.pair_seed(setup.share_key, keys[place], "fedrec shares", context)
+        shares = b"\xff" * (2 * SHARE_BYTES * setup.batch.num_rounds)
+        return bytes(NONCE_BYTES) + ChaCha20Poly1305(key).encrypt(bytes(NONCE_BYTES), shares, context)
+
+
+class Accuser(ShopSession):
+    """Takes everything, and complains of everybody."""
+
+    def check(self, delivery):
+        said = Opened.from_bytes(super().check(delivery), self._run, self.parameters)
+        return replace(said, complaints=tuple(range(self.place))).to_bytes()
+
+
+def set_up_with(parties: Parties, name: str, kind: type[ShopSession], **about: object) -> Parties:
+    """The whole set-up as a coordinator runs it, one shop being of another kind."""
+    shop = parties.shops[name] = kind(parties.parameters, name, identity(name), RUN)
+    vars(shop).update(about)
+    ask_all(set_up(parties.coordinator, 0, 3), lambda who, step, data: shop_step(parties.shops[who], step, data))
+    return parties
+
+
+@pytest.mark.parametrize("opens", [False, True])
+def test_a_dealer_of_whom_more_shops_complain_than_can_collude_is_left_out_and_the_others_sum(opens, caplog):
+    parties = Parties.of(agreement(5, min_shops=4))
+    set_up_with(parties, DISHONEST, BadDealer, to=(0, 2), opens=opens)
+    assert parties.coordinator.left_out == (DISHONEST,)
+    assert "shop shop-4 dealt shares of its keys that do not open at shop-0, shop-2" in caplog.text
+    assert parties.coordinator.participants == parties.parameters.names[:4]
+    assert np.array_equal(parties.round(0), parties.expected(0))
+    ask_all(set_up(parties.coordinator, 3, 3), lambda who, step, data: shop_step(parties.shops[who], step, data))
+    assert DISHONEST not in parties.coordinator.advertised  # nor does it come back with the next keys
+
+
+def test_shops_that_can_lie_together_put_nobody_but_themselves_out():
+    parties = set_up_with(Parties.of(agreement(5, min_shops=4)), DISHONEST, Accuser)
+    assert parties.coordinator.left_out == ()
+    others = parties.parameters.names[:4]
+    parties.coordinator.open_round(0, parties.context(0), SIZE, np.dtype("<u8"))
+    for name in others:
+        parties.coordinator.add_upload(name, parties.context(0), parties.masked(name, 0))
+    parties.reveal(parties.sign())
+    assert np.array_equal(parties.coordinator.total(), parties.expected(0, dropped={DISHONEST}))
+
+
+def test_of_few_complaints_the_dealer_is_left_out_where_the_round_could_not_do_without_those_who_complain():
+    parties = Parties.of(agreement(6, min_shops=5, colluders=2))
+    set_up_with(parties, "shop-5", BadDealer, to=(0, 1))
+    assert parties.coordinator.left_out == ("shop-5",)
+    assert np.array_equal(parties.round(0), parties.expected(0))
+
+
+def test_a_set_up_that_cannot_do_without_the_bad_dealer_ends_with_its_name():
+    with pytest.raises(TooFewShops, match=r"3 .* 4 are needed; left out for bad shares: shop-3"):
+        set_up_with(Parties.of(agreement(4, min_shops=4)), "shop-3", BadDealer, to=(0, 1))
+
+
+def test_complaints_of_shops_that_dealt_nothing_are_refused():
+    parties = Parties.of(agreement(5, min_shops=4))
+    parties.set_up(no_deal={DISHONEST})
+    said = parties.shops["shop-0"].check(parties.coordinator.delivery("shop-0"))
+    opened = Opened.from_bytes(said, parties.run, parties.parameters)
+    for wrong in (replace(opened, complaints=(4,)), replace(opened, place=1)):
+        with pytest.raises(BadMessage):
+            parties.coordinator.add_opened("shop-0", wrong.to_bytes())
+    assert parties.coordinator.add_opened("shop-0", said)
+    assert not parties.coordinator.add_opened("shop-0", said)
 
 
 def before_the_shares() -> tuple[Parties, dict[str, Shares]]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import shutil
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import sparse
 
-from fedrec.errors import ProtocolError
+from fedrec.errors import BadMessage, ProtocolError, StoreError
 from fedrec.federation.coordinator_side import Coordinator
 from fedrec.federation.secure_round import ask_all, set_up, unmask
 from fedrec.federation.terms import Terms
@@ -168,3 +171,66 @@ def test_a_round_that_was_given_up_can_be_run_again_under_new_keys():
     assert run.rounds_to_set_up() > 0
     ask_all(set_up(run.secure, run.index, 1), lambda shop, step, data: by_name[shop].step(step, data))
     assert upload_and_open(run, by_name, absent={"d"}).tolist() == [1, 1, 1, 0, 0, 0]
+
+
+def saved(folder: Path, target: Path, *, without: str = "") -> None:
+    """A backup of a shop's keys, or a backup put back."""
+    target.mkdir(exist_ok=True)
+    for path in folder.glob("shop-00000.*"):
+        if path.suffix in (".masking", ".seal") and path.suffix != without:
+            shutil.copy2(path, target / path.name)
+
+
+@pytest.mark.parametrize("without", ["", ".seal"])
+def test_an_older_copy_of_the_keys_signs_no_second_set_and_masks_nothing_again(tmp_path, without, caplog):
+    terms, tables, identities = federation()
+    folder, backup = write_shop_files(tmp_path, Popularity(), PUBLIC, terms, tables, identities=identities), {}
+    files = read_shop_files(tmp_path)
+    run, by_name = ready([files.node(place) for place in range(4)], terms)
+    plan, delivery = run.next_plan(), run.secure.delivery("a")
+    for name, node in by_name.items():
+        for moment in ("dealt", "uploaded") if name == "a" else ():
+            if moment == "uploaded":
+                run.receive(name, node.answer(plan, delivery).to_bytes())
+            saved(folder, backup.setdefault(moment, tmp_path / moment))
+        if name != "a":
+            run.receive(name, node.answer(plan, run.secure.delivery(name)).to_bytes())
+    by_name["a"].step("sign", run.secure.survivors())
+    run.secure._round.uploaded.discard(3)  # a coordinator that means harm names another set
+    run.secure._round.survivors = None
+    saved(backup["uploaded"], folder, without=without)
+    again = read_shop_files(tmp_path).node(0)
+    with pytest.raises(ProtocolError, match="no set-up"):
+        again.step("sign", run.secure.survivors())
+    assert "its keys are erased, none is used twice" in caplog.text
+    saved(backup["dealt"], folder, without=without)
+    with pytest.raises(BadMessage, match="no set-up"):
+        again.answer(plan, delivery)
+    run.abandon()
+    ask_all(set_up(run.secure, 0, 1), lambda shop, step, data: by_name[shop].step(step, data))
+    assert upload_and_open(run, by_name).sum() == 4  # with new keys it takes part again
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
+def test_keys_survive_a_crash_at_any_moment_of_their_keeping(tmp_path, monkeypatch, fails_at):
+    terms, tables, identities = federation()
+    write_shop_files(tmp_path, Popularity(), PUBLIC, terms, tables, identities=identities)
+    run, by_name = ready([read_shop_files(tmp_path).node(place) for place in range(4)], terms)
+    plan, calls, replace_ = run.next_plan(), [], os.replace
+
+    def crash(*paths):
+        calls.append(paths)
+        if len(calls) == fails_at:
+            raise OSError(5, "the power went off")
+        replace_(*paths)
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(StoreError, match="power"):
+        by_name["a"].answer(plan, run.secure.delivery("a"))
+    monkeypatch.undo()
+    nodes = {**by_name, "a": read_shop_files(tmp_path).node(0)}
+    for name, node in nodes.items():
+        run.receive(name, node.answer(plan, run.secure.delivery(name)).to_bytes())
+    ask_all(unmask(run.secure), lambda shop, step, data: nodes[shop].step(step, data))
+    run.close()
+    assert run.state["popularity"].sum() == 4

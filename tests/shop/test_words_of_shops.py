@@ -28,7 +28,7 @@ class Answered(_Anchors):
 
     answers: dict[str, bytes]
 
-    def ask(self, messages):
+    def ask(self, messages, most_bytes=0):
         return (Reply(shop, data) for shop, data in self.answers.items())
 
 
@@ -63,12 +63,14 @@ def test_an_answer_that_is_none_stops_nobody_but_its_shop(town: Town, answer: by
     assert found.refused == {"ant"}
 
 
-def kept_by_bee(town: Town, anchor: str | None = None, number: int = 0) -> bytes:
-    """A receipt of the neighbour for a head of its ward's."""
+def kept_by_bee(town: Town, anchor: str | None = None, number: int = 0, *, is_given: bool = True) -> bytes:
+    """A receipt of the neighbour for a head of its ward's, which the coordinator gave it; the same several times."""
     ward = next(shop for shop in SHOPS if peer_of(shop, sorted(SHOPS)) == "bee")
     keys = {shop: IdentityKey.load(town.folder / shop / "identity.key") for shop in (ward, "bee")}
-    head = Head(ward, 1, bytes(32), Costs(1.0, 1.0))
-    receipt = Receipt.sign(SignedHead.sign(head, keys[ward]), keys["bee"])
+    signed = SignedHead.sign(Head(ward, 1, bytes(32), Costs(1.0, 1.0)), keys[ward])
+    if is_given:
+        town.book().countersign(signed, keys[ward].public)
+    receipt = Receipt.sign(signed, keys["bee"])
     receipt = receipt if anchor is None else replace(receipt, anchor=anchor)
     return json.dumps({"head": None, "receipts": [receipt.to_bytes().hex()] * (number + 1)}).encode()
 
@@ -100,3 +102,13 @@ def test_a_neighbour_that_signs_again_and_again_leaves_one_receipt(town: Town, m
     (path,) = town.coordinator.glob("peer-heads-*.json")
     assert len(json.loads(path.read_bytes())) == 1
     assert first.answered == {"bee"}
+
+
+@pytest.mark.parametrize(("number", "is_given"), [(1, True), (0, False), (200_000, True)])
+def test_receipts_are_taken_for_the_very_heads_that_were_given_and_one_each(
+    town: Town, number: int, is_given: bool, caplog
+):
+    found = exchange(town, {"bee": kept_by_bee(town, number=number, is_given=is_given)})
+    assert found.refused == {"bee"}
+    assert list(town.coordinator.glob("peer-heads-*.json")) == []
+    assert "in answer to 1 heads" in caplog.text or number < 2
