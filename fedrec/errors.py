@@ -104,6 +104,10 @@ class BadMessage(ProtocolError):
     """Bytes that are not a message of this version, round and layout."""
 
 
+class MessageTooLarge(BadMessage):
+    """A message larger than the agreed run can need, or than the shop's policy allows; it was not read."""
+
+
 class StoreError(FedrecError):
     """A file or database of fedrec's own cannot be read or written."""
 

@@ -417,6 +417,7 @@ min_shops = 3                # fewest shops of a sum
 min_colluders = 1
 max_rounds = 200
 max_sampling_rate = 1.0
+max_message_mb = 1024.0      # of one message of the coordinator: a larger one is refused unread
 models = []                  # package.module:Class of models beside fedrec's own
 roster = ""                  # fingerprint of the roster, once you compared it with the other shops
 """

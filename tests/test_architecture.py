@@ -60,7 +60,7 @@ ONLY_IN = {
     ),
     "starlette": ("fedrec/shop/api/*", "fedrec/flower/fleet.py"),
     "uvicorn": ("fedrec/shop/api/*", "fedrec/flower/fleet.py"),
-    "httpx": ("fedrec/client.py", "fedrec/flower/agent.py"),
+    "httpx": ("fedrec/client.py", "fedrec/flower/agent.py", "fedrec/flower/_agent_compat.py"),
     "prometheus_client": ("fedrec/shop/api/*", "fedrec/flower/observe.py"),
     "cryptography": (
         "fedrec/secure_aggregation/*",

@@ -100,6 +100,12 @@ def run(
     def keep(traffic: Traffic) -> None:
         write_status(folder, asdict(traffic), opened[0] if opened else None)
 
+    def most_bytes(kind: str) -> int:
+        from fedrec.flower.exchange import SECURE_MESSAGE
+
+        is_bounded = opened and kind == SECURE_MESSAGE
+        return min(known["most_bytes"], opened[0].most_secure_bytes if is_bounded else known["most_bytes"])
+
     app, known = None, known_before()
     if known is None:
         if roster is not None:
@@ -118,6 +124,7 @@ def run(
         app=app,
         idle_after_s=known["idle_after_s"],
         traffic=traffic,
+        most_bytes=most_bytes,
     )
     stop_on_signals(agent.stop)
     with only_one(folder, "shop"):
@@ -234,6 +241,7 @@ def _open(folder: Path, opened: list[Member]) -> tuple[Any, dict[str, Any]]:
         "node_key": str(folder / NODE_KEY_FILE),
         "metrics_port": settings.metrics_port,
         "idle_after_s": settings.idle_after_s,
+        "most_bytes": settings.policy.max_message_bytes,
     }
 
 

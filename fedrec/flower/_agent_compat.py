@@ -6,9 +6,11 @@ Written against Flower 1.41; a new Flower version is adopted by running tests/fl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import httpx
 from flwr.app import Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import HEARTBEAT_MIN_INTERVAL
@@ -48,8 +50,31 @@ def public_of(private: bytes) -> bytes:
     return public_key_to_bytes(bytes_to_private_key(private).public_key())
 
 
+_ANSWER_BYTES, _TREE_BYTES, _MOST_PARTS, _PART_HEAD_BYTES = 2**20, 4 * 2**20, 20_000, 2**12
+
+
+class TooLarge(Exception):
+    """A message that was not read to its end.
+
+    Attributes:
+        message: without content, to be answered.
+    """
+
+    def __init__(self, message: Message) -> None:
+        super().__init__("a message that was not read to its end")
+        self.message = message
+
+
+class _TooMuch(ConnectionError):
+    """An answer larger than any that is due."""
+
+
 class FleetClient:
-    """A shop's end of the Fleet API: one call each, no retries; errors are those of httpx."""
+    """A shop's end of the Fleet API: one call each, no retries; errors are those of httpx.
+
+    Guarantee: whatever the coordinator answers, it is dropped unread beyond the size that is due; it is not unpacked,
+        and no redirection leads anywhere else.
+    """
 
     def __init__(self, address: str, authority: bytes, private_key: bytes, headers: Mapping[str, str]) -> None:
         """Args:
@@ -71,6 +96,9 @@ class FleetClient:
                 _Headers(headers),
             ],
         )
+        self._most_bytes = _ANSWER_BYTES
+        self._client._client.follow_redirects = False
+        self._client._client.event_hooks = {"response": [self._bound]}
 
     @property
     def node_id(self) -> int:
@@ -91,23 +119,36 @@ class FleetClient:
         """The node's heartbeat."""
         self._client.SendNodeHeartbeat(SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S))
 
-    def receive(self) -> Message | None:
+    def receive(self, most_bytes: Callable[[str], int] = lambda _: 2**30) -> Message | None:
         """The next message with all its arrays; it is handed out again to a node that restarts before `send`.
 
+        Args:
+            most_bytes: how large a message of a kind may be.
         Raises:
+            TooLarge: it is larger.
             Exception: of any kind, if the coordinator sent what is none.
         """
-        found = self._client.PullMessages(PullMessagesRequest(node=self._node))
+        with self._up_to(_TREE_BYTES):
+            found = self._client.PullMessages(PullMessagesRequest(node=self._node))
         if not found.messages_list:
             return None
         bare = message_from_proto(found.messages_list[0])
-        contents = {}
-        for part in iterate_object_tree(found.message_object_trees[0]):
+        left, contents = most_bytes(bare.metadata.message_type), dict[str, bytes]()
+        for count, part in enumerate(iterate_object_tree(found.message_object_trees[0])):
+            if part.object_id in contents:
+                continue
             asked = PullObjectRequest(node=self._node, run_id=bare.metadata.run_id, object_id=part.object_id)
-            answer = self._client.PullObject(asked)
+            try:
+                with self._up_to(left + _PART_HEAD_BYTES):
+                    answer = self._client.PullObject(asked)
+            except _TooMuch as error:
+                raise TooLarge(bare) from error
             if not answer.object_available:
                 return None  # the coordinator gave the message up
             contents[part.object_id] = answer.object_content
+            left -= len(answer.object_content)
+            if left < 0 or count >= _MOST_PARTS:
+                raise TooLarge(bare)
         whole = inflate_object_from_contents(bare.metadata.message_id, contents)
         if not isinstance(whole, Message) or not whole.has_content():
             raise ValueError("no message")
@@ -153,6 +194,40 @@ class FleetClient:
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
+
+    @contextmanager
+    def _up_to(self, most_bytes: int) -> Iterator[None]:
+        """For one answer; heartbeats in between are small, whatever the bound."""
+        self._most_bytes = most_bytes
+        try:
+            yield
+        finally:
+            self._most_bytes = _ANSWER_BYTES
+
+    def _bound(self, response: Any) -> None:
+        """Let no more of an answer come in than is due; called before its body is read."""
+        length = response.headers.get("content-length", "0")
+        if "content-encoding" in response.headers or not length.isdecimal() or int(length) > self._most_bytes:
+            raise _TooMuch("the coordinator's answer is packed, or larger than any that is due")
+        response.stream = _Bounded(response.stream, self._most_bytes)
+
+
+class _Bounded(httpx.SyncByteStream):
+    """A body that ends with an error where it is too large."""
+
+    def __init__(self, stream: Any, most_bytes: int) -> None:
+        self._stream, self._left = stream, most_bytes
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self._stream:
+            self._left -= len(chunk)
+            if self._left < 0:
+                raise _TooMuch("the coordinator's answer is larger than any that is due")
+            yield chunk
+
+    def close(self) -> None:
+        """Close the line."""
+        self._stream.close()
 
 
 class _Headers:

@@ -26,7 +26,7 @@ import httpx
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedrec.errors import FedrecError, one_line
+from fedrec.errors import FedrecError, MessageTooLarge, one_line
 from fedrec.flower import _agent_compat, _compat
 
 INSTANCE_HEADER = "fedrec-agent"
@@ -37,6 +37,7 @@ IDLE_POLL_S = 2.0
 BUSY_FOR_S = 20.0
 """After a message it looks five times a second for this long."""
 
+MOST_MESSAGE_BYTES = 2**30
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
 _MOST_CLOCK_S = 60.0
 _log = logging.getLogger("fedrec.shop")
@@ -76,6 +77,7 @@ class Agent:
         app: ClientApp | None = None,
         idle_after_s: float = math.inf,
         traffic: Traffic | None = None,
+        most_bytes: Callable[[str], int] = lambda _: MOST_MESSAGE_BYTES,
     ) -> None:
         """Args:
         open_app: gives the app of the shop (`make_member_app`) when the first message comes.
@@ -87,13 +89,14 @@ class Agent:
         app: that app, where it is open already.
         idle_after_s: an open app without use for so long ends `run`; a run's breaks are use while connected.
         traffic: to go on counting from.
+        most_bytes: how large a message of a kind may be; a larger one is refused unread.
         """
         self.stop = threading.Event()
         self.traffic = traffic or Traffic()
         self._open_app, self._app, self._shop, self._address = open_app, app, shop, address
         self._idle_after_s, self._used, self._is_in_run = idle_after_s, time.monotonic(), False
         self._authority, self._node_key = authority, node_key
-        self._on_change = on_change or (lambda _: None)
+        self._on_change, self._most_bytes = on_change or (lambda _: None), most_bytes
         self._instance = secrets.token_hex(16)
 
     def run(self) -> None:
@@ -133,14 +136,16 @@ class Agent:
             if time.monotonic() - last_beat > _agent_compat.HEARTBEAT_S / 2:
                 client.beat()
                 last_beat = time.monotonic()
-            message = _receive(client)
+            try:
+                message, reply = _receive(client, self._most_bytes), None
+            except _agent_compat.TooLarge as error:
+                message, reply = error.message, self._too_large(error.message, node)
             if message is None:
                 is_busy = time.monotonic() - self._used < BUSY_FOR_S
                 self.stop.wait(BUSY_POLL_S if is_busy else IDLE_POLL_S)
                 continue
             with _Beating(client):  # an answer may take longer than a heartbeat
-                reply = self._reply(message, context, node)
-                client.send(reply)
+                client.send(reply or self._reply(message, context, node))
             client.confirm(message)
             self._used, self._is_in_run = time.monotonic(), True
             self._on_change(self.traffic)
@@ -165,6 +170,17 @@ class Agent:
         else:
             self.traffic.bytes_up += sum(_size(record) for record in reply.content.values())
         return reply
+
+    def _too_large(self, message: Message, node: int) -> Message:
+        from fedrec.flower.exchange import unavailable
+
+        _compat.set_identity(message.metadata.run_id, node)
+        kind = message.metadata.message_type
+        error = MessageTooLarge(f"more than {self._most_bytes(kind):,} bytes; policy.max_message_mb bounds all")
+        _log.warning("shop %s refused a message of kind %s unread: %s", self._shop, one_line(kind), error)
+        self.traffic.answered[kind] = self.traffic.answered.get(kind, 0) + 1
+        self.traffic.refused += 1
+        return unavailable(message, error)
 
     def _note(self, *, connected: bool, error: str) -> None:
         self.traffic.connected, self.traffic.last_error = connected, error
@@ -193,11 +209,11 @@ class _Beating:
                 return
 
 
-def _receive(client: _agent_compat.FleetClient) -> Message | None:
+def _receive(client: _agent_compat.FleetClient, most_bytes: Callable[[str], int]) -> Message | None:
     """The next message; what is none counts as a failure of the connection, whatever the coordinator has sent."""
     try:
-        return client.receive()
-    except (httpx.HTTPError, OSError):
+        return client.receive(most_bytes)
+    except (httpx.HTTPError, OSError, _agent_compat.TooLarge):
         raise
     except Exception as error:
         raise ConnectionError(f"the coordinator sent what is no message ({type(error).__name__})") from error

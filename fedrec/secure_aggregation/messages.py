@@ -137,6 +137,13 @@ def box_size(num_rounds: int) -> int:
     return NONCE_BYTES + 2 * SHARE_BYTES * num_rounds + TAG_BYTES
 
 
+def most_message_bytes(parameters: Parameters) -> int:
+    """The largest message that a coordinator has for a shop: everybody's keys, or what neighbours dealt, with room."""
+    rounds, num_shops = parameters.rounds_per_setup, len(parameters.names)
+    dealt = (1 + parameters.num_neighbours) * (PLACE.size + box_size(rounds))
+    return 2**16 + num_shops * max(Advert.size(rounds), PLACE.size + SIGNATURE_BYTES) + dealt
+
+
 @dataclass(frozen=True)
 class Deal:
     """A shop's shares for its neighbours, encrypted, and its promises about the seeds, signed.

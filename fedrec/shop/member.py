@@ -36,6 +36,7 @@ from fedrec.privacy.draws import shopper_digests
 from fedrec.privacy.ledger import Ledger
 from fedrec.privacy.noise import SecureNoise
 from fedrec.secure_aggregation.keys import IdentityKey
+from fedrec.secure_aggregation.messages import most_message_bytes
 from fedrec.secure_aggregation.shop_session import ShopSession
 from fedrec.shop.adoption import Adoption, judge_and_keep
 from fedrec.shop.masking import Masking, forget
@@ -173,6 +174,12 @@ class Member:
             self._end(self._run)
         self._run, self._is_anchored = run, False
         _log.info("agreed to run %s: %s", run.run_id, run.offer.read_terms().guarantee)
+
+    @property
+    def most_secure_bytes(self) -> int:
+        """The largest message of secure aggregation, beside plans, in the accepted run; see `most_message_bytes`."""
+        secure = None if self._run is None else self._run.offer.read_terms().secure
+        return 2**16 if secure is None else most_message_bytes(secure)
 
     def node(self) -> ShopNode:
         """Answers the rounds of the accepted run.

@@ -30,6 +30,7 @@ class Policy:
         min_colluders: shops that must be assumed to work with the coordinator, at least; >= 0.
         max_rounds: noisy sums of one run, those of steps inside the shop included.
         max_sampling_rate: of a gradient step; in (0, 1].
+        max_message_mb: of one message of the coordinator's, in MB of 2^20 bytes; a larger one is refused unread.
         models: classes (``package.module:Class``) that may be trained beside fedrec's own, which are always allowed.
         roster: fingerprint of the roster that the shop has confirmed; "" = none yet.
     """
@@ -46,6 +47,7 @@ class Policy:
     min_colluders: int = 1
     max_rounds: int = 200
     max_sampling_rate: float = 1.0
+    max_message_mb: float = 1024.0
     models: tuple[str, ...] = ()
     roster: str = ""
 
@@ -58,12 +60,19 @@ class Policy:
             )
         if not (self.min_shops >= 1 and self.min_colluders >= 0 and self.max_rounds >= 1):
             raise BadAssumption("policy: min_shops and max_rounds must be at least 1, min_colluders at least 0")
+        if not 1 <= self.max_message_mb <= 2**20:
+            raise BadAssumption(f"policy: max_message_mb = {self.max_message_mb}: from 1 to {2**20:,}")
         if not 0 < self.max_sampling_rate <= 1:
             raise BadAssumption(f"policy: max_sampling_rate = {self.max_sampling_rate}: above 0, at most 1")
 
     def budget(self) -> Budget:
         """What the shop's ledger is begun with."""
         return Budget(self.budget_epsilon, self.budget_delta, Period(self.budget_period), self.max_aborts)
+
+    @property
+    def max_message_bytes(self) -> int:
+        """`max_message_mb` in bytes."""
+        return int(self.max_message_mb * 2**20)
 
     def check(self, offer: Offer, *, shop: str, key: PublicKey) -> None:
         """Refuse an offer that asks for more; nothing of it was loaded before.

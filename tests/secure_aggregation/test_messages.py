@@ -26,6 +26,7 @@ from fedrec.secure_aggregation.messages import (
     Deal,
     Delivery,
     Invite,
+    Opened,
     Shares,
     Signature,
     Signatures,
@@ -35,7 +36,7 @@ from fedrec.secure_aggregation.shop_session import ShopSession
 
 from .parties import RUN, SIZE, Parties, agreement, identity
 
-KINDS = (Invite, Advert, Adverts, Deal, Delivery, Survivors, Signature, Signatures, Shares)
+KINDS = (Invite, Advert, Adverts, Deal, Delivery, Opened, Survivors, Signature, Signatures, Shares)
 HEADER = {"magic": 0, "version": 8, "kind": 10, "run": 11, "highest byte of the number": 50}
 
 
@@ -51,6 +52,8 @@ def transcript() -> tuple[Parties, dict[type, bytes]]:
         coordinator.add_deal(name, one.deal(found[Adverts]))
     coordinator.close_setup()
     found[Deal], found[Delivery] = shop.deal(found[Adverts]), coordinator.delivery("shop-1")
+    opened = Opened.from_bytes(shop.check(found[Delivery]), parties.run, parties.parameters)
+    found[Opened] = replace(opened, complaints=(0, 3)).to_bytes()
     parties.upload(6, dropped={"shop-4"})
     found[Survivors] = coordinator.survivors()
     found[Signature] = shop.sign(found[Survivors])
@@ -176,7 +179,7 @@ def shop_moments() -> tuple[list[bytes], list[bytes]]:
 
 
 STATES, DUE = shop_moments()
-ENTRIES = ("advertise", "deal", "accept", "sign", "reveal")
+ENTRIES = ("advertise", "deal", "check", "sign", "reveal")
 
 
 def shop_at(step: int) -> ShopSession:
@@ -189,13 +192,16 @@ def shop_at(step: int) -> ShopSession:
 def coordinator_moments() -> list[tuple[CoordinatorSession, str, bytes]]:
     """A coordinator at the moment when each of a shop's answers is due, and an honest answer."""
     moments = []
-    for stage in ("add_advert", "add_deal", "add_signature", "add_shares"):
+    for stage in ("add_advert", "add_deal", "add_opened", "add_signature", "add_shares"):
         parties = Parties.of(PARTIES.parameters)
         if stage == "add_advert":
             answer = parties.shops["shop-1"].advertise(parties.coordinator.invite(5, 2))
         elif stage == "add_deal":
             parties.advertise(5)
             answer = parties.shops["shop-1"].deal(parties.coordinator.adverts())
+        elif stage == "add_opened":
+            parties.set_up(5)
+            answer = parties.shops["shop-1"].check(parties.coordinator.delivery("shop-1"))
         else:
             parties.set_up(5)
             parties.upload(5, dropped={"shop-4"})
