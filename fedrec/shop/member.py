@@ -13,6 +13,7 @@ before the round was asked for.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import logging
 import os
@@ -46,6 +47,7 @@ from fedrec.shop.policy import Policy
 
 LEDGER_FILE = "ledger.sqlite"
 OFFER_FILE = "offer.json"
+RUNS_FILE = "runs.json"
 NO_PROMISE_FILE = "without-a-promise"
 HEADS_FILE = "peer-heads.json"
 LOST_FILE = "lost-heads.json"
@@ -159,16 +161,21 @@ class Member:
         """
         offer = Offer.read(data, self.invitation.key)
         self.settings.policy.check(offer, shop=self.settings.name, key=self._key.public)
-        path = self.folder / OFFER_FILE
-        if self._run is not None and self._run.run_id == offer.terms["run_id"]:
-            if path.read_bytes() != data:
-                raise RoundRefused(f"run {self._run.run_id!r} is offered on other terms than this shop agreed to")
+        path, runs, run_id = self.folder / OFFER_FILE, self._runs(), str(offer.terms["run_id"])
+        digest = hashlib.sha256(data).hexdigest()
+        is_current = self.run_id == run_id
+        if runs.get(run_id, digest) != digest or (is_current and path.read_bytes() != data):
+            raise RoundRefused(f"run {run_id!r} is offered on other terms than this shop agreed to")
+        if is_current:
             return
+        if run_id in list(runs)[:-1]:  # the last is offered again where its acceptance was cut short
+            raise RoundRefused(f"run {run_id!r} is offered again, after this shop left it for another")
         if self._source is not None:
             self.data, self._shop_public = self._source.read()
         run = self._open_run(offer)
         if run.node.ledger is None:  # in no ledger: this is all that remembers it when the run is long over
             write_atomically(self.folder / NO_PROMISE_FILE, f"{run.run_id}\n".encode())
+        write_atomically(self.folder / RUNS_FILE, json.dumps({**runs, run_id: digest}).encode())
         write_atomically(path, data)
         if self._run is not None:
             self._end(self._run)
@@ -299,6 +306,14 @@ class Member:
             ledger.finish(run.run_id)
         forget(self._masks_of(run.run_id))
 
+    def _runs(self) -> dict[str, str]:
+        """All runs that were ever agreed to, in order: their offers' digests."""
+        path = self.folder / RUNS_FILE
+        try:
+            return dict(json.loads(path.read_bytes())) if path.exists() else {}
+        except (OSError, ValueError, TypeError) as error:
+            raise StoreError(f"{path}: cannot be read ({type(error).__name__}); restore it from a backup") from error
+
     def ledger(self) -> Ledger:
         """The shop's ledger; begun with the policy's budget where there is none."""
         if self._ledger is None:
@@ -341,6 +356,7 @@ class Member:
             self._make_noise,
             masking=masking,
             digests=shopper_digests(self.data.shoppers),
+            most_bytes=self.settings.policy.max_message_bytes,
         )
         return _Run(offer, model, public, positions, node)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from fedrec.errors import BadMessage, ConfigError, PrivacyError, StoreError
+from fedrec.errors import BadMessage, ConfigError, MessageTooLarge, PrivacyError, StoreError
 from fedrec.federation.anchors import Anchored
 from fedrec.federation.plan import RoundPlan, agreement, items_digest, model_settings
 from fedrec.federation.release import MakeNoise, Mask, PrivateDoor, Release, release
@@ -56,6 +56,7 @@ class ShopNode:
         masking: the shop's keys of secure aggregation; None where the terms ask for none.
         digests: uint8, (num_shoppers, 16), from `shopper_digests`: whose row is which, for what is drawn per shopper;
             None = the rows' numbers, for rows that nobody will ever be removed from.
+        most_bytes: a round that asks for a larger sum is refused before anything is computed; None = any.
         anchored: who keeps the ledger's heads outside the shop; None = nobody, so that an older copy goes unnoticed.
     """
 
@@ -68,6 +69,7 @@ class ShopNode:
     anchored: Anchored | None = None
     masking: Masking | None = None
     digests: np.ndarray | None = None
+    most_bytes: int | None = None
 
     def __repr__(self) -> str:
         return f"ShopNode({self.name!r}, histories={self.histories.shape})"
@@ -119,6 +121,8 @@ class ShopNode:
                 f"plan of round {plan.index} trains {plan.model_name!r} on other terms than the shop agreed to "
                 f"({self.model.name!r}): model, settings, items or terms differ"
             )
+        if self.most_bytes is not None and 8 * plan.num_values > self.most_bytes:
+            raise MessageTooLarge(f"a sum of {plan.num_values:,} values; policy.max_message_mb bounds it")
         mask = None
         if plan.terms.secure is not None:
             if self.masking is None:

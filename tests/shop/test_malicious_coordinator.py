@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
 
-from fedrec.errors import BadMessage, FedrecError, RoundRefused
+from fedrec.errors import BadMessage, FedrecError, MessageTooLarge, RoundRefused, StoreError
+from fedrec.federation.anchors import Receipt, SignedHead
 from fedrec.federation.enrolment import Offer
+from fedrec.federation.plan import RoundPlan, items_digest, model_settings
 from fedrec.flower import _compat
 from fedrec.flower.client_app import make_member_app
 from fedrec.flower.exchange import MODEL_MESSAGE, bytes_from_record, model_to_record
 from fedrec.models.co_occurrence import pack_lower
-from fedrec.models.recommender import State
+from fedrec.models.recommender import Layout, RoundKind, RoundSpec, State
+from fedrec.privacy.ledger_entries import Costs, Head
+from fedrec.secure_aggregation.keys import IdentityKey
 from fedrec.shop.adoption import LOCAL, current_version
 from fedrec.shop.member import MODELS_FOLDER, Member
 
@@ -123,4 +129,80 @@ def test_models_that_are_not_taken_over_do_not_fill_the_disk(town: Town):
         member.accept(town.offer(run_id).sign(town.key))
         assert not member.adopt(run_id, {**state, **noise, "content_weight": np.zeros(1)}).is_adopted
     assert sorted(path.name for path in (member.folder / MODELS_FOLDER).iterdir()) == ["current.json", "run-3"]
+    member.close()
+
+
+def test_a_run_is_agreed_to_once_whatever_is_offered_in_between(town: Town):
+    """Else its masks would begin anew, and other terms under its name would go unseen."""
+    town.change("ant", allow_research=True)
+    town.change(None, epsilon=2.0)
+    member, first = town.member(), town.offer("run-1").sign(town.key)
+    member.accept(first)
+    member.accept(first)
+    member.accept(town.offer("run-2").sign(town.key))
+    with pytest.raises(RoundRefused, match="after this shop left it for another"):
+        member.accept(first)
+    town.change(None, epsilon=1.0)
+    for run_id in ("run-1", "run-2"):
+        with pytest.raises(RoundRefused, match="on other terms"):
+            member.accept(town.offer(run_id).sign(town.key))
+    assert town.member().run_id == "run-2"
+    member.close()
+
+
+def test_an_acceptance_that_was_cut_short_is_made_good(town: Town, monkeypatch):
+    from fedrec.shop import member as module
+
+    member, offers = town.member(), [town.offer(run_id).sign(town.key) for run_id in ("run-1", "run-2")]
+    member.accept(offers[0])
+    write = module.write_atomically
+
+    def full(path: Path, data: bytes) -> None:
+        if path.name == module.OFFER_FILE:
+            raise StoreError("the disk is full")
+        write(path, data)
+
+    monkeypatch.setattr(module, "write_atomically", full)
+    with pytest.raises(StoreError):
+        member.accept(offers[1])
+    monkeypatch.undo()
+    again = town.member()
+    assert again.run_id == "run-1"
+    again.accept(offers[1])
+    assert again.run_id == "run-2"
+
+
+def test_a_plan_of_a_huge_sum_is_refused_before_anything_is_made(town: Town):
+    member = town.member()
+    member.accept(town.offer().sign(town.key))
+    spec = RoundSpec(RoundKind.STATISTICS, "popularity", Layout((("popularity", (10**11,)),)), {})
+    offer = town.offer()
+    model = offer.read_model()
+    plan = RoundPlan(
+        0, spec, model.name, model_settings(model), items_digest(offer.public_inputs()), offer.read_terms(), "ab" * 32
+    )
+    member.anchor(b'{"receipts": [], "heads": []}')
+    with pytest.raises(MessageTooLarge, match="100,000,000,000 values"):
+        member.node().answer(plan)
+    member.close()
+
+
+@pytest.mark.parametrize("asked", [b"[" * 100_000, b"7", b'{"receipts": 7, "heads": []}', b"\xff"])
+def test_ledger_heads_that_are_none_are_a_bad_message(town: Town, asked: bytes):
+    member = town.member()
+    member.accept(town.offer().sign(town.key))
+    with pytest.raises(BadMessage):
+        member.anchor(asked)
+    member.close()
+
+
+def test_the_same_head_is_looked_at_once(town: Town):
+    """Each costs two signatures to check, or one to make: a message of many would keep the shop busy for hours."""
+    member = town.member()
+    member.accept(town.offer().sign(town.key))
+    key = IdentityKey.load(member.folder / "identity.key")
+    receipt = Receipt.sign(SignedHead.sign(Head("ant", 1, bytes(32), Costs(1.0, 1.0)), key), town.key)
+    asked = {"receipts": [receipt.to_bytes().hex()] * 2, "heads": []}
+    with pytest.raises(BadMessage, match="twice"):
+        member.anchor(json.dumps(asked).encode())
     member.close()
