@@ -410,7 +410,7 @@ def test_large_arrays_go_both_ways_and_nothing_is_left(link):
         replies = {reply.shop: reply.data for reply in exchanged}
         assert replies == dict.fromkeys(SHOPS, sent[::-1])
         for _ in range(3):
-            assert len(list(exchange(link.grid, link.ask(), deadline_s=30, read=data_of))) == len(SHOPS)
+            assert len(list(exchange(link.grid, link.ask(), deadline_s=120, read=data_of))) == len(SHOPS)
     assert link.is_empty()
 
 
