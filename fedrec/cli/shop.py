@@ -100,12 +100,6 @@ def run(
     def keep(traffic: Traffic) -> None:
         write_status(folder, asdict(traffic), opened[0] if opened else None)
 
-    def most_bytes(kind: str) -> int:
-        from fedrec.flower.exchange import SECURE_MESSAGE
-
-        is_bounded = opened and kind == SECURE_MESSAGE
-        return min(known["most_bytes"], opened[0].most_secure_bytes if is_bounded else known["most_bytes"])
-
     app, known = None, known_before()
     if known is None:
         if roster is not None:
@@ -114,6 +108,14 @@ def run(
         traffic = Traffic()
     else:
         traffic = Traffic(**{**read_status(folder)["traffic"], "connected": False})
+    policy_bytes = known["most_bytes"]
+
+    def most_bytes(kind: str) -> int:
+        from fedrec.flower.exchange import SECURE_MESSAGE
+
+        is_bounded = opened and kind == SECURE_MESSAGE
+        return min(policy_bytes, opened[0].most_secure_bytes) if is_bounded else policy_bytes
+
     agent = Agent(
         lambda: _open(folder, opened)[0],
         shop=known["shop"],
