@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from fedrec.errors import DataError
 from fedrec.shop.api.documented import answers, body_of, named, problems
 from fedrec.shop.api.problems import ApiError, findings
-from fedrec.shop.api.reading import ByHand, json_answer, read_body, read_json
+from fedrec.shop.api.reading import ByHand, json_answer, read_body, read_json, too_much
 from fedrec.shop.api.schemas import (
     MOST_EVENTS,
     ErasureOut,
@@ -160,6 +160,8 @@ def read_events(body: bytes) -> tuple[list[EventRow], list[dict[str, object]]]:
     refused: list[dict[str, object]] = []
     for index, one in enumerate(events):
         try:
+            if (found := too_much(EventIn, one)) is not None:
+                raise DataError(f"{found['where']}: {found['message']}")
             event = EventIn.model_validate(one)
             at = now if event.timestamp is None else event.timestamp
             check_not_ahead(at, now)
@@ -169,7 +171,7 @@ def read_events(body: bytes) -> tuple[list[EventRow], list[dict[str, object]]]:
             rows.append((made.event_id, made.shopper, made.item, made.kind.value, made.value, at, made.list_id))
         except (ValidationError, DataError) as error:
             if isinstance(error, ValidationError):
-                detail = "; ".join(f"{found['where']}: {found['message']}" for found in findings(error))
+                detail = "; ".join(f"{place['where']}: {place['message']}" for place in findings(error))
             else:
                 detail = str(error)
             event_id = one.get("event_id") if isinstance(one, dict) else None

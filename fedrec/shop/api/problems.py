@@ -23,6 +23,7 @@ from fedrec.errors import ConfigError, DataError, FedrecError, StoreError
 
 MEDIA_TYPE = "application/problem+json"
 _MOST_FINDINGS = 8
+_NOT_SHOWN = ("include_url", "include_context", "include_input")
 _log = logging.getLogger("fedrec.shop.api")
 
 
@@ -72,7 +73,8 @@ def problem(
 def findings(error: ValidationError | RequestValidationError) -> list[dict[str, str]]:
     """What pydantic found, without the values that it found it in."""
     found = []
-    for entry in error.errors()[:_MOST_FINDINGS]:
+    plain = {} if isinstance(error, RequestValidationError) else dict.fromkeys(_NOT_SHOWN, False)
+    for entry in error.errors(**plain)[:_MOST_FINDINGS]:
         place = [str(part) for part in entry["loc"] if part not in ("body", "query", "path")]
         found.append({"where": ".".join(place) or "body", "message": str(entry["msg"])})
     return found

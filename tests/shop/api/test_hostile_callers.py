@@ -11,12 +11,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from fedrec.errors import ConfigError, StoreError
 from fedrec.shop.adoption import LOCAL, roll_back
 from fedrec.shop.api import counting, kept_lists, patience
 from fedrec.shop.api.app import make_app
 from fedrec.shop.api.kept_lists import KeptList, KeptLists
+from fedrec.shop.api.problems import findings
 from fedrec.shop.lists.serving_settings import ServingSettings
 from fedrec.shop.store.rows import Event, EventKind, KeyScope
 
@@ -41,6 +43,36 @@ def test_what_cannot_be_a_name_is_refused_in_words(corner: Corner) -> None:
                 answer = api.request(method, f"/v1/shoppers/{name}{path}")
                 assert (answer.status_code, answer.json()["title"]) == (422, "Unprocessable Entity"), (name, path)
         assert api.get("/v1/shoppers/..%2F..%2Fx/recommendations").json()["reason"] == "popular"
+
+
+@pytest.mark.parametrize(
+    ("path", "wide"),
+    [
+        ("/v1/session", {"items": ["a"], **dict.fromkeys(map(str, range(200_000)), 1)}),
+        ("/v1/session", {"items": [1] * 400_000}),
+        ("/v1/cart", {"items": ["a"], "exclude": [""] * 400_000}),
+        ("/v1/items", {"items": [{}] * 400_000}),
+        ("/v1/items", {"items": [{"key": "a", **dict.fromkeys(map(str, range(200)), 1)}] * 1_500}),
+        ("/v1/events", {"events": [dict.fromkeys(map(str, range(200_000)), 1)]}),
+    ],
+)
+def test_what_is_far_too_much_is_not_looked_at_part_by_part(
+    corner: Corner, monkeypatch: pytest.MonkeyPatch, path: str, wide: dict[str, object]
+) -> None:
+    def found(error: ValidationError) -> list[dict[str, str]]:
+        looked.append(error.error_count())
+        return findings(error)
+
+    looked: list[int] = []
+    monkeypatch.setattr("fedrec.shop.api.reading.findings", found)
+    monkeypatch.setattr("fedrec.shop.api.data_routes.findings", found)
+    with _served(corner) as api:
+        answer = api.request("PUT" if path == "/v1/items" else "POST", path, json=wide, timeout=60)
+    problem = answer.json()
+    assert answer.status_code == (200 if path == "/v1/events" else 422)
+    assert len(problem.get("errors") or problem["refused"]) == 1
+    assert looked == []
+    assert len(answer.content) < 1_000
 
 
 @pytest.fixture
