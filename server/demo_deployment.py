@@ -212,7 +212,7 @@ def federate(folder: Path, processes: Processes, shops: list[str], fingerprint: 
         return
     processes.wait_until("an upload of the first round was kept", lambda: bool(uploads()))
     first = uploads()
-    print(f"kill -9 {processes.kill(COORDINATOR)}: the coordinator, in round 1, with {len(first)} uploads kept")
+    print(f"kill -9 {processes.kill(COORDINATOR)}: the coordinator, in round 1, which has kept uploads: {len(first)}")
     processes.start(COORDINATOR, "coordinator", "run", COORDINATOR)
     print("started again: it goes on with the same round", flush=True)
     first_round = {path.parent for path in first}
@@ -222,6 +222,7 @@ def federate(folder: Path, processes: Processes, shops: list[str], fingerprint: 
     start(victim)
     print("started again: it is given the round again if it is still open, and charges nothing twice", flush=True)
     processes.wait(COORDINATOR)
+    print("the run is finished, and the model was handed out")
 
 
 def check(folder: Path, shops: list[str]) -> None:
@@ -230,7 +231,7 @@ def check(folder: Path, shops: list[str]) -> None:
     Raises:
         DemoError: a ledger was charged twice for a sum, or for none.
     """
-    print(f"\n{'shop':<10} {'NDCG@50 before':>15} {'now':>8} {'asked':>7}  {'ε spent':>7}  serves")
+    print(f"\n{'shop':<10} {'NDCG@50 before':>15} {'now':>8} {'shoppers':>8}  {'ε spent':>7}  serves")
     for shop in shops:
         current = _read(folder / shop / "models" / "current.json")
         ledger = _read(folder / shop / "status.json")["ledger"]
@@ -242,12 +243,13 @@ def check(folder: Path, shops: list[str]) -> None:
         )
         what = "the federation's model" if judged["is_adopted"] else "its own model"
         print(
-            f"{shop:<10} {figures} {judged['num_shoppers']:>7,}  {ledger['ledger_epsilon']:>7.3f}  "
+            f"{shop:<10} {figures} {judged['num_shoppers']:>8,}  {ledger['ledger_epsilon']:>7.3f}  "
             f"{what}: {judged['reason']}"
         )
         if not 0 < ledger["ledger_num_charges"] <= NUM_SUMS or ledger["ledger_num_aborts"]:
             raise DemoError(f"{shop}: {ledger['ledger_num_charges']:g} charges for {NUM_SUMS} sums")
-    print("NDCG@50: on each shop's own validation events, which no other party sees.")
+    print("NDCG@50: of the shop's own model, then of what it serves now, over so many of its shoppers, on events that")
+    print("it had kept back. ε spent: at the budget's δ of 2e-06; the run's promise is 2 at 1e-06.")
 
 
 def serve(folder: Path, processes: Processes, shops: list[str]) -> None:
@@ -273,7 +275,10 @@ def serve(folder: Path, processes: Processes, shops: list[str]) -> None:
         if found.model_version != chosen:
             raise DemoError(f"{shop} serves {found.model_version}, chose {chosen}\n{processes.log('api')}")
         outside = "no bound" if found.epsilon_outside is None else f"ε {found.epsilon_outside:.3f}"
-        print(f"{shop}: after {popular}, {found.reason} list by {chosen} ({outside}): {', '.join(found.keys)}")
+        print(
+            f"{shop}: somebody new buys {popular}; her {found.reason} list, by model {chosen}: {', '.join(found.keys)}"
+        )
+        print(f"{'':<{len(shop)}}  what all that left the shop may tell of her: {outside}")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -294,14 +299,14 @@ def run(folder: Path, data: str, *, is_calm: bool) -> dict[str, float]:
             fingerprint = join(folder, sizes)
         with phase("run, from cold start to models" if is_calm else "run, with two crashes", seconds):
             federate(folder, processes, shops, fingerprint, is_calm=is_calm)
-        with phase("shops leave the line", seconds):
+        with phase("shops' agents are ended (SIGTERM)", seconds):
             print(*(f"{name} ended with status {status}" for name, status in processes.stop_all().items()), sep="\n")
-        with phase("what came out", seconds):
+        with phase("what came out: the comparison, the rounds, one shop's privacy report", seconds):
             check(folder, shops)
             print()
             fedrec(folder, "coordinator", "rounds", COORDINATOR)
             fedrec(folder, "shop", "privacy", shops[0])
-        with phase("shops' websites ask", seconds):
+        with phase("shops' websites ask one API", seconds):
             serve(folder, processes, shops)
     finally:
         processes.stop_all()

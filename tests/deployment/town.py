@@ -106,6 +106,7 @@ class Town:
         proxy: what the shops' agents connect to; it forwards to the coordinator's port.
         port: the coordinator's.
         shops: their names.
+        code: the folder in which a process finds another version of fedrec, by the process's name.
     """
 
     folder: Path
@@ -114,6 +115,7 @@ class Town:
     shops: tuple[str, ...] = SHOPS
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     readers: dict[str, threading.Thread] = field(default_factory=dict)
+    code: dict[str, Path] = field(default_factory=dict)
 
     @property
     def coordinator(self) -> Path:
@@ -137,12 +139,13 @@ class Town:
     def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Start the coordinator or a shop's agent; its log goes on."""
         role = "coordinator" if name == "coordinator" else "shop"
+        code = self.code.get(name, Path(__file__).parents[2])
         process = subprocess.Popen(
             [*FEDREC, role, "run", str(self.folder / name), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"},
         )
         self.readers[name] = threading.Thread(target=self._read, args=(name, process), daemon=True)
         self.readers[name].start()

@@ -128,10 +128,11 @@ class Bazaar:
     def _show(self) -> None:
         rng = np.random.default_rng(7)
         impressions, clicks = [], []
+        midnight = self.now - self.now % DAY_S
         items = sorted({one.item for one in self.store.events_after(0)})
         for day in range(NUM_DAYS):
             for place in range(int(rng.integers(70, 130))):
-                at = self.now - (NUM_DAYS - day) * DAY_S + 600.0 * place
+                at = midnight - (NUM_DAYS - day) * DAY_S + 600.0 * place
                 name = str(rng.choice(["home", "similar", "cart"], p=[0.6, 0.3, 0.1]))
                 arm = "b" if rng.random() < 0.3 else "a"
                 shopper = str(rng.choice(self.shoppers))
