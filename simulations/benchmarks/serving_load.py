@@ -1,6 +1,7 @@
 """What the recommend API costs, asked over loopback by another process.
 
 Run: python simulations/benchmarks/serving_load.py [--items 12000] [--shoppers 100000] [--seconds 10] [--repeats 3]
+     (--items 100000 for the larger catalogue; --postgres for a store in a PostgreSQL of its own, by the socket)
 Makes a shop with drawn events and a drawn item-item model (a blend of two models of 200 weights an item and of
 popularity: times do not depend on the values), starts ``fedrec shop serve`` on it and asks:
 
@@ -8,6 +9,7 @@ popularity: times do not depend on the values), starts ``fedrec shop serve`` on 
   of the others later), times from when a request was due; with ``explain``; and while batches of events come in;
 * how many requests a second the server answers at most (16 connections that ask without a pause): the server's own
   empty endpoint, an empty endpoint of a bare FastAPI beside it, lists that must be computed, an unchanged list;
+* how much memory the server has after each of these: it must not go on growing;
 * what of it is scoring: the lists alone in this process, beside ``recommend`` of implicit's ALS over as many items.
 
 Prints a JSON line for each measurement, medians over repeats. Give it an otherwise idle machine with two cores or more.
@@ -26,15 +28,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # tests/ is not installed
+
 import numpy as np
 
-from fedrec.role_config import SHOP_FILE, shop_toml
+from fedrec.role_config import SHOP_FILE, open_store, read_shop, shop_toml
 from fedrec.shop.adoption import LOCAL
 from fedrec.shop.lists.lists import Lists
 from fedrec.shop.lists.neighbours import Neighbours
@@ -44,6 +48,7 @@ from fedrec.shop.lists.serving_model import InsideShop, ItemItem, Served, Term
 from fedrec.shop.lists.shelf import Shelf
 from fedrec.shop.store.rows import Item, KeyScope
 from fedrec.shop.store.store import Store
+from tests.shop.postgres import binaries, cluster
 
 RATE = 300.0
 CONNECTIONS = 16
@@ -72,11 +77,18 @@ def main() -> None:
     parser.add_argument("--shoppers", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="Keep the shop there, and use it again.")
+    parser.add_argument("--folder", type=Path, help="Keep the shop there, and use it again; not with --postgres.")
+    parser.add_argument("--postgres", action="store_true", help="Start a PostgreSQL for the store (initdb, pg_ctl).")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = given.folder or Path(scratch) / "shop"
-        key = make_shop(folder, given.items, given.shoppers)
+    with ExitStack() as until_the_end:
+        scratch = until_the_end.enter_context(tempfile.TemporaryDirectory())
+        folder, url = given.folder or Path(scratch) / "shop", None
+        if given.postgres:
+            programs = binaries()
+            if programs is None or given.folder is not None:
+                raise SystemExit("--postgres needs the package postgresql, and makes its shop anew: no --folder")
+            url = until_the_end.enter_context(cluster(programs))
+        key = make_shop(folder, given.items, given.shoppers, url)
         show("scoring alone", ms=scoring(folder, given.items, given.repeats))
         with started("-c", BARE) as (bare, _, _):
             bare_rate = statistics.median(
@@ -121,6 +133,7 @@ def measure(url: tuple[str, int], pid: int, key: str, shoppers: int, seconds: fl
             of_empty=rates[name] / rates["empty"],
             processor_us=costs[name] * 1e6,
             of_empty_by_processor=costs["empty"] / costs[name],
+            memory_mb=memory_mb(url, key),
         )
 
 
@@ -130,10 +143,14 @@ def processor_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def make_shop(folder: Path, num_items: int, num_shoppers: int) -> str:
-    """A folder to serve; returns a key. A folder that is there is used again."""
+def make_shop(folder: Path, num_items: int, num_shoppers: int, url: str | None = None) -> str:
+    """A folder to serve; returns a key. A folder that is there is used again.
+
+    Args:
+        url: of an empty store; None = SQLite in the folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    store = Store.open(f"sqlite:///{folder / 'store.sqlite'}", folder / "store.tombstones")
+    store = Store.open(url or f"sqlite:///{folder / 'store.sqlite'}", folder / "store.tombstones")
     _, key = store.new_key("load", "benchmark", KeyScope.ADMIN)
     if (folder / SHOP_FILE).exists():
         store.close()
@@ -161,7 +178,8 @@ def make_shop(folder: Path, num_items: int, num_shoppers: int) -> str:
     store.close()
     write_serving(folder / "models" / LOCAL, drawn_model(keys, popularity, rng))
     text = shop_toml("load", public_shoppers=0, events=None, items=None)
-    (folder / SHOP_FILE).write_text(text.replace("requests_per_s = 1000", "requests_per_s = 0"))
+    text = text.replace("requests_per_s = 1000", "requests_per_s = 0")
+    (folder / SHOP_FILE).write_text(text.replace("sqlite:///store.sqlite", url or "sqlite:///store.sqlite"))
     return key
 
 
@@ -187,7 +205,7 @@ def scoring(folder: Path, num_items: int, repeats: int) -> dict[str, float]:
 
     rng = np.random.default_rng(2)
     model = open_serving(folder / "models", LOCAL)
-    with Store.open(f"sqlite:///{folder / 'store.sqlite'}", folder / "store.tombstones") as store:
+    with open_store(folder, read_shop(folder)) as store:
         lists = Lists(Shelf.of(change.item for change in store.items_after(0, num_items)), model)
         histories = [store.history(f"s{shopper}") for shopper in range(300)]
     peer = implicit.als.AlternatingLeastSquares(factors=64)
