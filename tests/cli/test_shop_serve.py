@@ -16,7 +16,8 @@ from fedrec.cli.shop_serve import open_live_shop
 from fedrec.errors import ConfigError
 from fedrec.role_config import SHOP_FILE, open_store, read_shop
 from fedrec.shop.adoption import CURRENT_FILE, LOCAL
-from fedrec.shop.api.live_shop import ListName, LiveShop
+from fedrec.shop.api.kept_lists import ListName
+from fedrec.shop.api.live_shop import LiveShop
 from fedrec.shop.lists.ranked import Query
 from fedrec.shop.lists.serving_files import SERVING_FILE
 from fedrec.shop.store.rows import Event, EventKind, Item

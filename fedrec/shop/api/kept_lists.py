@@ -5,6 +5,13 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from fedrec.shop.lists.ranked import ListedItem, RankedList
+from fedrec.shop.lists.shelf import Shelf
 
 MOST_SUBJECTS = 20_000
 MOST_BYTES = 64 * 1024**2
@@ -18,6 +25,19 @@ MOST_QUERIES = 8
 
 KEPT_S = 60.0
 """A list is computed again after so long, whatever happened: popularity moves on."""
+
+
+class ListName(StrEnum):
+    """The lists there are."""
+
+    HOME = "home"
+    SESSION = "session"
+    CART = "cart"
+    SIMILAR = "similar"
+    TOGETHER = "bought-together"
+    POPULAR = "popular"
+    TRENDING = "trending"
+    NEW = "new"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +57,32 @@ class KeptList:
     version: str
     arm: str
     made: float
+
+
+def kept_list(name: str, ranked: RankedList, arm: str, shelf: Shelf) -> KeptList:
+    """A list of this moment as an answer.
+
+    Args:
+        shelf: where the titles are; it holds all listed items.
+    """
+    served = ranked.served
+    about = {
+        "list_name": name,
+        "reason": ranked.reason,
+        "model_version": served.version,
+        "mode": served.mode,
+        "epsilon_outside": served.epsilon_outside,
+        "inside_shop": served.inside_shop,
+        "items": [_line(one, shelf.titles[shelf.position(one.item)]) for one in ranked.items],
+    }
+    return KeptList(name, b"," + orjson.dumps(about)[1:], ranked.reason, served.version, arm, time.monotonic())
+
+
+def _line(one: ListedItem, title: str) -> dict[str, Any]:
+    line = {"position": one.position, "item": one.item, "title": title, "score": one.score, "source": one.source}
+    if one.explanation is not None:
+        line["explanation"] = one.explanation
+    return line
 
 
 class KeptLists:

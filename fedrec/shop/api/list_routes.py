@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from fedrec.shop.api.documented import answers, body_of, parameters_of
-from fedrec.shop.api.live_shop import ListName
-from fedrec.shop.api.reading import ByHand, query_of, read_body, read_query
+from fedrec.shop.api.kept_lists import ListName
+from fedrec.shop.api.reading import ByHand, query_of, read_body
 from fedrec.shop.api.schemas import CartQuery, ListQuery, RankedOut, SessionQuery
 from fedrec.shop.api.security import Guard
 from fedrec.shop.store.rows import KeyScope
@@ -21,8 +21,7 @@ def make_router(guard: Guard) -> APIRouter:
             shop = guard.admit(request.scope, KeyScope.READ).shop
             subject = request.path_params[names[0]] if names else ""
             raw = request.scope["query_string"]
-            body = shop.unchanged(name, subject, raw) or shop.listed(name, subject, read_query(raw), raw)
-            return Response(body, media_type="application/json")
+            return Response(await shop.answer(name, subject, raw), media_type="application/json")
 
         router.add_api_route(
             path,
@@ -51,7 +50,7 @@ def make_router(guard: Guard) -> APIRouter:
         shop = guard.admit(request.scope, KeyScope.READ).shop
         query = await read_body(request, SessionQuery)
         return Response(
-            shop.listed_for(ListName.SESSION, query.items, None, query_of(query)), media_type="application/json"
+            await shop.answer_for(ListName.SESSION, query.items, None, query_of(query)), media_type="application/json"
         )
 
     @router.post(
@@ -64,7 +63,7 @@ def make_router(guard: Guard) -> APIRouter:
     async def cart(request: Request) -> Response:
         shop = guard.admit(request.scope, KeyScope.READ).shop
         query = await read_body(request, CartQuery)
-        body = shop.listed_for(ListName.CART, query.items, query.shopper, query_of(query))
+        body = await shop.answer_for(ListName.CART, query.items, query.shopper, query_of(query))
         return Response(body, media_type="application/json")
 
     return router

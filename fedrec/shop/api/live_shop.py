@@ -14,16 +14,14 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import orjson
 from starlette.concurrency import run_in_threadpool
 
 from fedrec.errors import ConfigError, FedrecError, StoreError
@@ -31,41 +29,29 @@ from fedrec.shop.adoption import CURRENT_FILE, LOCAL, roll_back, versions
 from fedrec.shop.api.arms import CURRENT_ARM, OTHER_ARM, Opened, OpenModel, arm_of, files_of, open_models, stamp
 from fedrec.shop.api.counting import Counting
 from fedrec.shop.api.forgetting import what_is_left
-from fedrec.shop.api.kept_lists import KeptList, KeptLists
+from fedrec.shop.api.kept_lists import KeptList, KeptLists, ListName, kept_list
 from fedrec.shop.api.metrics import ShopMetrics
+from fedrec.shop.api.news import News, Seen, read_news
 from fedrec.shop.api.problems import ApiError
+from fedrec.shop.api.reading import read_query
 from fedrec.shop.api.stored_counts import StoredCounts
 from fedrec.shop.lists.lists import Lists
-from fedrec.shop.lists.ranked import ListedItem, Query, RankedList
+from fedrec.shop.lists.ranked import Query, RankedList
 from fedrec.shop.lists.serving_model import InsideShop, ServingModel
 from fedrec.shop.lists.serving_settings import ServingSettings
 from fedrec.shop.lists.shelf import NOT_HERE, Shelf
 from fedrec.shop.lists.trends import Trends
 from fedrec.shop.member import LEDGER_FILE, MODELS_FOLDER, NO_PROMISE_FILE
 from fedrec.shop.status import STATUS_FILE, read_status
-from fedrec.shop.store.rows import Item, StoredEvent, check_id
+from fedrec.shop.store.rows import Item, ItemChange, Said, StoredEvent, check_id
 from fedrec.shop.store.store import ALL_EVENTS, ImpressionRow, Store
 
 _log = logging.getLogger("fedrec.shop.api")
-_PAGE = 2_000
 _WATCH_S = 0.5
 _MOST_IMPRESSIONS = 100_000
 _COUNT_PAUSE = 10.0
 """Times as long as counting took nothing is counted anew for items that came after their events."""
 _NEW_SHOP = "there is no model of the shop's events yet; fedrec shop refresh makes one"
-
-
-class ListName(StrEnum):
-    """The lists there are."""
-
-    HOME = "home"
-    SESSION = "session"
-    CART = "cart"
-    SIMILAR = "similar"
-    TOGETHER = "bought-together"
-    POPULAR = "popular"
-    TRENDING = "trending"
-    NEW = "new"
 
 
 class LiveShop:
@@ -106,14 +92,13 @@ class LiveShop:
         self._counted: Future[Trends] | None = None
         self._uncounted: list[StoredEvent] = []
         self._count_began = self._count_again_at = 0.0
-        self._mark: object = None
-        self._generation, self._events_seen, self._items_seen = store.generation(), store.last_sequence(), 0
-        self._is_behind = self._is_stuck = False
-        self._shelf = Shelf()
+        self._generation, self._num_taken, self._is_stuck = store.generation(), 0, False
+        self._seen, self._shelf = Seen(None, store.last_sequence(), 0, is_behind=False), Shelf()
         self._tasks: list[asyncio.Task[None]] = []
         self._files, self._left = files_of(self._models, settings.split), self._stamps_of_releases()
         self._outside = self._ask_outside()
-        self._take_items()
+        while changes := store.items_after(self._seen.items):
+            self._take_items(changes)
         self._opened = self._open(None)
         self._stock(self._opened)
         self._arms = self._lists_of(self._opened)
@@ -182,14 +167,44 @@ class LiveShop:
             StoreError: nobody can say whether it is unchanged.
         """
         self._catch_up()
-        found = None if self._is_behind else self._kept.get(name, subject, query)
+        return self._unchanged(name, subject, query)
+
+    def _unchanged(self, name: ListName, subject: str, query: bytes) -> bytes | None:
+        found = None if self._seen.is_behind else self._kept.get(name, subject, query)
         if found is None:
             return None
         return self._shown(found, subject if name is ListName.HOME else None, is_unchanged=True)
 
-    def listed(self, name: ListName, subject: str, asked: Query, query: bytes) -> bytes:
+    async def answer(self, name: ListName, subject: str, query: bytes) -> bytes:
+        """`unchanged`, or else `listed`; where the store is no file of this machine, a thread waits for it."""
+        if self.store.is_file:
+            return self.unchanged(name, subject, query) or self.listed(name, subject, read_query(query), query)
+        is_wanted = self._seen.is_behind or self._kept.get(name, subject, query) is None
+        taken = self._num_taken
+        news, said = await run_in_threadpool(self._read, subject if is_wanted and name is ListName.HOME else None)
+        is_newest = self._num_taken == taken  # else another answer may have seen an event that came after these
+        self._take(news)
+        if (found := self._unchanged(name, subject, query)) is not None:
+            return found
+        if said is None and name is ListName.HOME:
+            return await self.answer(name, subject, query)
+        return self.listed(name, subject, read_query(query), query, said=said, is_newest=is_newest)
+
+    def listed(
+        self,
+        name: ListName,
+        subject: str,
+        asked: Query,
+        query: bytes,
+        *,
+        said: Sequence[Said] | None = None,
+        is_newest: bool = True,
+    ) -> bytes:
         """A list of a shopper, an item or nobody, as JSON; after `unchanged` found none.
 
+        Args:
+            said: by the shopper's events; None = they are read here.
+            is_newest: nothing was seen since they were read, so that the list may be kept.
         Raises:
             ApiError: 404, an unknown item.
             StoreError: her events cannot be read.
@@ -201,7 +216,7 @@ class LiveShop:
         if name in (ListName.SIMILAR, ListName.TOGETHER) and lists.shelf.position(subject) == NOT_HERE:
             raise ApiError(404, "there is no such item")
         if name is ListName.HOME:
-            ranked = lists.home(self.store.said(subject), asked)
+            ranked = lists.home(self.store.said(subject) if said is None else said, asked)
         elif name is ListName.SIMILAR:
             ranked = lists.similar(subject, asked)
         elif name is ListName.TOGETHER:
@@ -213,8 +228,9 @@ class LiveShop:
                 ListName.NEW: lists.newest,
             }
             ranked = of_all[name](asked)
-        kept = self._as_kept(name, ranked, arm)
-        self._kept.put(subject, query, kept)
+        kept = kept_list(name, ranked, arm, self._shelf)
+        if is_newest:
+            self._kept.put(subject, query, kept)
         return self._shown(kept, subject if name is ListName.HOME else None)
 
     def listed_for(self, name: ListName, items: Iterable[str], shopper: str | None, asked: Query) -> bytes:
@@ -224,13 +240,23 @@ class LiveShop:
             shopper: whose cart; None = unknown.
         """
         self._catch_up()
+        return self._listed_for(name, items, shopper, asked, () if shopper is None else self.store.said(shopper))
+
+    async def answer_for(self, name: ListName, items: Iterable[str], shopper: str | None, asked: Query) -> bytes:
+        """`listed_for`; where the store is no file of this machine, a thread waits for it."""
+        if self.store.is_file:
+            return self.listed_for(name, items, shopper, asked)
+        news, said = await run_in_threadpool(self._read, shopper)
+        self._take(news)
+        return self._listed_for(name, items, shopper, asked, said or ())
+
+    def _listed_for(
+        self, name: ListName, items: Iterable[str], shopper: str | None, asked: Query, said: Sequence[Said]
+    ) -> bytes:
         arm = CURRENT_ARM if shopper is None else self._arm_of(shopper)
         lists = self._arms[arm]
-        if name is ListName.SESSION:
-            ranked = lists.session(items, asked)
-        else:
-            ranked = lists.cart(items, asked, events=() if shopper is None else self.store.said(shopper))
-        return self._shown(self._as_kept(name, ranked, arm), shopper)
+        ranked = lists.session(items, asked) if name is ListName.SESSION else lists.cart(items, asked, events=said)
+        return self._shown(kept_list(name, ranked, arm, self._shelf), shopper)
 
     def export(self, shopper: str) -> dict[str, Any] | None:
         """All that the shop holds of a shopper, None = nothing; in a thread."""
@@ -313,22 +339,6 @@ class LiveShop:
         served = self._arms[CURRENT_ARM].model.served.version
         return self.metrics.text(figures, stored.shown, version=served, is_well=self.trouble is None)
 
-    def _as_kept(self, name: ListName, ranked: RankedList, arm: str) -> KeptList:
-        titles = self._shelf.titles
-        place = self._shelf.place
-        served = ranked.served
-        about = {
-            "list_name": name,
-            "reason": ranked.reason,
-            "model_version": served.version,
-            "mode": served.mode,
-            "epsilon_outside": served.epsilon_outside,
-            "inside_shop": served.inside_shop,
-            "items": [_line(one, titles[place[one.item]]) for one in ranked.items],
-        }
-        body = b"," + orjson.dumps(about)[1:]
-        return KeptList(name, body, ranked.reason, served.version, arm, time.monotonic())
-
     def _shown(self, kept: KeptList, shopper: str | None, *, is_unchanged: bool = False) -> bytes:
         """A list's JSON with an id of its own, which is noted."""
         list_id = secrets.token_hex(8)
@@ -345,42 +355,48 @@ class LiveShop:
 
     def _catch_up(self) -> None:
         """See what was written since the last answer."""
-        mark = self.store.mark()
-        if mark == self._mark and not self._is_behind:
+        self._take(read_news(self.store, self._seen))
+
+    def _read(self, shopper: str | None) -> tuple[News | None, list[Said] | None]:
+        """What is new, and then what her events say; in a thread."""
+        news = read_news(self.store, self._seen)
+        return news, None if shopper is None else self.store.said(shopper)
+
+    def _take(self, news: News | None) -> None:
+        """Take in what was read, but what was taken in meanwhile."""
+        if news is None:
             return
-        self._mark = mark
-        events = self.store.events_after(self._events_seen, _PAGE)
-        self._is_behind = len(events) == _PAGE
+        self._num_taken += 1
+        events = [one for one in news.events if one.sequence > self._seen.events]
+        last = events[-1].sequence if events else self._seen.events
+        self._seen = replace(self._seen, mark=news.mark, events=last, is_behind=news.is_page)
         if events:
-            self._events_seen = events[-1].sequence
             for shopper in {one.shopper for one in events}:
                 self._kept.drop(ListName.HOME, shopper)
             if self._counted is not None:  # they came after what is being counted
                 self._uncounted += events
             elif self._trends is not None:
                 self._counting.add(self._trends, events, self._shelf)
-        if self._take_items():
+        if news.items:
+            for page in news.items:
+                self._take_items([one for one in page if one.sequence > self._seen.items])
             self._arms = {arm: lists.with_shelf(self._shelf) for arm, lists in self._arms.items()}
             self._kept.clear()
-        generation = self.store.generation()
-        if generation != self._generation:
-            self._generation = generation
+        if news.generation > self._generation:
+            self._generation = news.generation
             self._kept.clear()
             self._count()
 
     def _count(self) -> None:
         """Begin to count anew all that was seen so far."""
         self._count_began = time.monotonic()
-        self._counted, self._uncounted = self._counting.begin(self._shelf, self._events_seen), []
+        self._counted, self._uncounted = self._counting.begin(self._shelf, self._seen.events), []
 
-    def _take_items(self) -> bool:
-        """Whether the catalogue changed."""
-        before = self._items_seen
-        while changes := self.store.items_after(self._items_seen):
-            self._items_seen = changes[-1].sequence
+    def _take_items(self, changes: Sequence[ItemChange]) -> None:
+        if changes:
+            self._seen = replace(self._seen, items=changes[-1].sequence)
             self._shelf = self._shelf.with_items(one.item for one in changes)
             self._shelf = self._shelf.with_hidden(one.item.key for one in changes if one.is_deleted)
-        return self._items_seen != before
 
     def _open(self, before: Opened | None) -> Opened:
         catalogue = [
@@ -472,13 +488,6 @@ class LiveShop:
                 _log.warning("shop %s: %s", self.name, error)
             except Exception as error:  # the next turn may do better; what it was about may name a shopper
                 _log.error("shop %s: unexpected %s in %s", self.name, type(error).__name__, what.__name__)
-
-
-def _line(one: ListedItem, title: str) -> dict[str, Any]:
-    line = {"position": one.position, "item": one.item, "title": title, "score": one.score, "source": one.source}
-    if one.explanation is not None:
-        line["explanation"] = one.explanation
-    return line
 
 
 def _ledger(folder: Path) -> dict[str, float]:

@@ -126,6 +126,11 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def is_file(self) -> bool:
+        """SQLite: reading takes microseconds and waits for nobody, so that it needs no thread."""
+        return self._database.is_sqlite
+
     def close(self) -> None:
         """Close all connections."""
         self._database.close()

@@ -33,9 +33,11 @@ NOON = 1_700_000_000.0
 class Corner:
     """One shop on the corner, its application and its keys."""
 
-    def __init__(self, folder: Path, name: str = "corner", settings: ServingSettings | None = None) -> None:
+    def __init__(
+        self, folder: Path, name: str = "corner", settings: ServingSettings | None = None, url: str | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.name, self.url = folder, name, f"sqlite:///{folder / 'store.sqlite'}"
+        self.folder, self.name, self.url = folder, name, url or f"sqlite:///{folder / 'store.sqlite'}"
         self.models: dict[str, ServingModel] = {LOCAL: chain()}
         self.store = Store.open(self.url)
         self.store.put_items(
