@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("scenario", nargs="?", default="simulations/scenarios/ml-1m.toml")
     parser.add_argument("--keep", type=int, nargs="+", default=[50, 100, 200, 400])
     parser.add_argument("--limit", type=int, default=2000, help="test shoppers of a shop, drawn by the seed")
+    parser.add_argument("--min-shoppers", type=int, default=3, help='a pair of fewer is left out of "common"')
     parser.add_argument("--models", nargs="+", default=["shared", "local", "blend", "common", "wide"])
     options = parser.parse_args()
     settings = read_scenario(options.scenario)
@@ -69,7 +70,9 @@ def main() -> None:
         local = ease.fit(train_alone(ease, rows, public), public)
         parts = ((0.5, joined), (0.25, local), (0.25, PopularityScorer(counts)))
         scorers = {"shared": joined, "local": local, "blend": BlendedScorer(parts, public.num_items)}
-        scorers["common"] = local_scorer(rows, public, ShopPersonalisation(own_statistics_min_shoppers=3))
+        scorers["common"] = local_scorer(
+            rows, public, ShopPersonalisation(own_statistics_min_shoppers=options.min_shoppers)
+        )
         if world.whole.is_small_enough:
             scorers["wide"] = whole_space_scorer(world.whole, shop.positions, rows, public)
         for name in options.models:

@@ -1,7 +1,8 @@
 """One shop being served: its store, its catalogue, the model of the moment, and the lists that nobody's event changed.
 
 All of it lives on the server's event loop but for opening models, writing and counting, which threads do; what they
-make is put in place between two requests. Other processes' events, items and erasures are seen by the store's mark,
+make is put in place between two requests. SQLite is read on the loop too, in microseconds; for PostgreSQL, which may
+keep a reader waiting, a thread waits. Other processes' events, items and erasures are seen by the store's mark,
 which is read before every answer; other processes' models by the file that says which is current.
 
 **Guarantee:** a list is computed from what the store held when it was asked for. One that is answered again without
