@@ -48,6 +48,7 @@ from fedrec.flower.exchange import (
     model_to_record,
 )
 from fedrec.flower.fleet import Fleet, fleet_app, serve
+from fedrec.flower.limits import MOST_LINES
 from fedrec.flower.offering import make_offer
 from fedrec.flower.server_app import ServerRun, run_rounds, write_rounds, write_shared
 from fedrec.models.recommender import PublicInputs, Recommender, State
@@ -233,7 +234,9 @@ class Deployment:
             )
         fleet = Fleet({shop: enrolments[shop].node_key.encode() for shop in terms.roster})
         address, tls = self.settings.address, self._tls
-        with serve(fleet_app(fleet), host=address.host, port=address.port, certificate=tls.certificate, key=tls.key):
+        most_lines = max(MOST_LINES, 4 * len(terms.roster))  # they may all be behind one proxy
+        listening: dict[str, Any] = {"host": address.host, "port": address.port, "most_lines": most_lines}
+        with serve(fleet_app(fleet), **listening, certificate=tls.certificate, key=tls.key):
             try:
                 state = self._rounds(fleet, run_dir, offer, model, public, terms)
                 self._show(phase="handing out the model")

@@ -39,7 +39,7 @@ from fedrec.flower import _compat, _link_compat
 from fedrec.flower._replies_compat import Replies
 from fedrec.flower.agent import INSTANCE_HEADER
 from fedrec.flower.exchange import SMALL_REPLY_BYTES
-from fedrec.flower.limits import Doorman, Pace
+from fedrec.flower.limits import MOST_LINES, Doorman, Pace
 
 MOST_BODY_BYTES = 8 * 1024**2
 """Of one request; Flower splits arrays into chunks of 5 MiB."""
@@ -322,12 +322,19 @@ class _OwnNode(BaseHTTPMiddleware):
 
 @contextmanager
 def serve(
-    app: ASGIApp, *, host: str, port: int, certificate: Path | None = None, key: Path | None = None
+    app: ASGIApp,
+    *,
+    host: str,
+    port: int,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    most_lines: int = MOST_LINES,
 ) -> Iterator[int]:
     """Serve an application in a thread of this process; yields the port (0 asks for a free one).
 
     Args:
         certificate, key: PEM files; TLS 1.3. None = plain, for the loopback interface alone.
+        most_lines: of one address.
     Raises:
         ConfigError: the address is in use or not this machine's, plain off the loopback, or a certificate not readable.
     """
@@ -356,7 +363,7 @@ def serve(
     config.http_protocol_class = _impatient(config.http_protocol_class)
     server = uvicorn.Server(config)
     try:
-        listener = Doorman((host, port))
+        listener = Doorman((host, port), most_lines=most_lines)
     except OSError as error:
         why = error.strerror or error
         raise ConfigError(f"{host}:{port}: cannot be listened on ({why}); is something running there?") from error

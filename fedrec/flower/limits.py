@@ -11,9 +11,9 @@ from collections.abc import Callable, Hashable
 from typing import Any, Self
 
 MOST_LINES = 256
-"""Open at a time from one address; shops behind one router share theirs."""
+"""Open at a time from one address, and opened at once; shops behind one router or proxy share theirs."""
 
-_NEW_LINES_PER_S, _NEW_LINES_AT_ONCE = 20.0, 200
+NEW_LINES_PER_S = 20.0
 _MOST_NAMES = 10_000
 
 
@@ -46,19 +46,21 @@ class Pace:
 class Doorman(socket.socket):
     """A listening socket that closes a line before a byte is read, where its address has too many or opens too many.
 
-    **Guarantee:** one address holds at most `MOST_LINES` lines, and all together leave half of the process's files
-    free. Many machines at once can still fill the rest.
+    **Guarantee:** one address holds at most ``most_lines``, and all together leave half of the process's files free.
+    Many machines at once can still fill the rest.
     """
 
-    def __init__(self, address: tuple[str, int]) -> None:
+    def __init__(self, address: tuple[str, int], *, most_lines: int = MOST_LINES) -> None:
         """Listen.
 
+        Args:
+            most_lines: of one address.
         Raises:
             OSError: the address is in use, or not this machine's.
         """
         super().__init__(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
         self._open: Counter[str] = Counter()
-        self._pace = Pace(_NEW_LINES_PER_S, _NEW_LINES_AT_ONCE)
+        self._most_lines, self._pace = most_lines, Pace(NEW_LINES_PER_S, most_lines)
         self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
         try:
             self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -76,7 +78,7 @@ class Doorman(socket.socket):
         """
         handle, address = self._accept()  # type: ignore[attr-defined]  # as `socket.socket.accept` does
         line = _Line(self, str(address[0]), handle)
-        is_full = self._open[line.peer] > MOST_LINES or self._open.total() > self._most
+        is_full = self._open[line.peer] > self._most_lines or self._open.total() > self._most
         if is_full or self._pace.wait_s(line.peer, most_s=0.0):
             line.close()
             raise ConnectionAbortedError("too many lines of one address")

@@ -43,8 +43,8 @@ def test_a_pace_forgets_names_that_are_long_gone():
 
 
 def test_one_address_holds_few_lines_and_a_closed_one_makes_room(monkeypatch):
-    monkeypatch.setattr(limits, "MOST_LINES", 2)
-    with Doorman(("127.0.0.1", 0)) as doorman, ExitStack() as far:
+    monkeypatch.setattr(limits, "NEW_LINES_PER_S", 1e6)
+    with Doorman(("127.0.0.1", 0), most_lines=2) as doorman, ExitStack() as far:
 
         def line() -> socket.socket:
             far.enter_context(socket.create_connection(doorman.getsockname()))
@@ -63,9 +63,8 @@ def test_one_address_holds_few_lines_and_a_closed_one_makes_room(monkeypatch):
         assert doorman._open.total() == 0
 
 
-def test_one_address_opens_few_lines_a_second(monkeypatch):
-    monkeypatch.setattr(limits, "_NEW_LINES_AT_ONCE", 3)
-    with Doorman(("127.0.0.1", 0)) as doorman:
+def test_one_address_opens_few_lines_a_second():
+    with Doorman(("127.0.0.1", 0), most_lines=3) as doorman:
         opened = 0
         for _ in range(6):
             far = socket.create_connection(doorman.getsockname())

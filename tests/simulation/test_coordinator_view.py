@@ -55,10 +55,10 @@ def test_every_federation_and_noise_draw_of_a_run_is_kept(tmp_path):
     for rounds in draws:
         steps = [one["step"] for one in listed(view / rounds)]
         num_rounds = 1 if "popularity" in rounds else 2
-        expected = {"keys": 1, "deal": 1, "upload": num_rounds, "sign": num_rounds, "unmask": num_rounds}
+        expected = {"keys": 1, "deal": 1, "check": 1, "upload": num_rounds, "sign": num_rounds, "unmask": num_rounds}
         assert {step: steps.count(step) for step in steps} == {step: 4 * count for step, count in expected.items()}
         assert all(one["is_masked"] for one in listed(view / rounds))
-    steps = ("keys", "deal", "upload", "sign", "unmask")  # an epsilon masks the rounds without noise too
+    steps = ("keys", "deal", "check", "upload", "sign", "unmask")  # an epsilon masks the rounds without noise too
     assert [one["step"] for one in listed(view / "federated")] == [step for step in steps for _ in range(4)]
     sent = sum(one["bytes"] for one in listed(view / "federated"))
     assert sent == done.record.bytes["up"]
