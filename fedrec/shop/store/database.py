@@ -104,6 +104,7 @@ class Database:
         self._is_closed = False
         if self.path is not None:
             _make_private(self.path)
+            self._place = _place_of(self.path)
         try:
             self._use_write_ahead_log()
             self._migrate()
@@ -145,6 +146,7 @@ class Database:
             StoreError: the database cannot be written; nothing of the block is in it.
         """
         with self._writer_lock, self._plain_errors():
+            self._check_place()
             cursor = self._begin()
             try:
                 if not self.is_sqlite:  # so that events become visible in the order of their sequence
@@ -186,6 +188,7 @@ class Database:
         """
         if not self.is_sqlite:
             return None
+        self._check_place()
         with self._watcher_lock:
             try:
                 if self._watcher is None:
@@ -258,6 +261,13 @@ class Database:
                     raise
                 time.sleep(0.01)
 
+    def _check_place(self) -> None:
+        """Refuse a file that is no longer where it was opened: what is written to it would be found by nobody."""
+        if self.path is not None and _place_of(self.path) != self._place:
+            raise StoreError(
+                f"{self.name}: the file was replaced or removed while it was in use; start this process again"
+            )
+
     def _forget_writer(self) -> None:
         """A connection in an unknown state is closed, which rolls back."""
         writer, self._writer = self._writer, None
@@ -309,6 +319,15 @@ _HINTS = {
     "malformed": "; restore it from a backup",
     "not a database": "; give a store's file, or restore it from a backup",
 }
+
+
+def _place_of(path: Path) -> tuple[int, int] | None:
+    """Device and inode of a file; None = there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _make_private(path: Path) -> None:
