@@ -87,8 +87,6 @@ class Guard:
         if grant is None or now - grant.checked > KEY_AGE_S:
             grant = self._look_up(shown, find, now)
         scope["fedrec.shop"] = grant.shop
-        if grant.scope < needed:
-            raise ApiError(403, f"this key has scope {grant.scope.name.lower()}; give one with {needed.name.lower()}")
         if rate := grant.shop.settings.requests_per_s:
             grant.tokens = min(_burst(grant.shop), grant.tokens + (now - grant.filled) * rate)
             grant.filled = now
@@ -98,6 +96,8 @@ class Guard:
                     429, f"more than {rate:g} requests a second with this key", headers={"Retry-After": wait_s}
                 )
             grant.tokens -= 1
+        if grant.scope < needed:
+            raise ApiError(403, f"this key has scope {grant.scope.name.lower()}; give one with {needed.name.lower()}")
         return grant
 
     def _look_up(self, shown: _Shown, find: Callable[[], _Found], now: float) -> Grant:

@@ -36,6 +36,17 @@ def test_a_key_has_one_rate_however_it_is_written(tmp_path: Path) -> None:
     assert 4 <= sum(answer.status_code == 200 for answer in answers) <= allowed
 
 
+def test_requests_beyond_a_keys_scope_are_spent_too(tmp_path: Path) -> None:
+    corner = Corner(tmp_path / "corner", settings=ServingSettings(requests_per_s=2))
+    with serving(make_app({corner.name: corner.live})) as url, httpx.Client(base_url=url) as client:
+        begun = time.monotonic()
+        answers = [client.delete("/v1/items/a", headers=corner.headers(KeyScope.READ)) for _ in range(20)]
+        allowed = 4 + 2 * (time.monotonic() - begun)
+    statuses = [answer.status_code for answer in answers]
+    assert set(statuses) <= {403, 429}
+    assert 4 <= statuses.count(403) <= allowed
+
+
 def test_what_cannot_be_a_name_is_refused_in_words(corner: Corner) -> None:
     with _served(corner) as api:
         for name in ("a%0Ab", "%0A", "%00", "a" * 300, "%E2%80%8B"):
