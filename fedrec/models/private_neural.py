@@ -24,6 +24,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -75,7 +76,7 @@ class PrivateNeuralSettings(NeuralSettings):
     """What public rules chose for a private neural model.
 
     Attributes:
-        base: name of the model whose network it is.
+        base: ``module:Class`` of the model whose network it is.
         network: JSON object: that model's settings.
         released_items: K, number of items that the network covers; >= 1.
         public_shoppers: declared number of shoppers of the whole federation; >= 1.
@@ -143,12 +144,14 @@ class PrivateNeural(NeuralModel):
             BadMessage: the round's arrays, items or clip norm are not this model's.
         """
         from fedrec.training.dp_sgd import ShopperGradients
+        from fedrec.training.seats import SeatedGradients
 
         inputs = dict(spec.inputs)
         covered, clip_norm = inputs.pop("covered"), inputs.pop(_CLIP_NORM, None)
         network = self.network_with(inputs, len(covered)).double()
         rows = binary_rows(selected_columns(histories, covered))
-        gradients = ShopperGradients(network, rows, draws, vectors=network.fold_in(rows, draws.of("fold in")))
+        kind = ShopperGradients if network.is_smooth else SeatedGradients
+        gradients: ShopperGradients | SeatedGradients = kind(network, rows, draws)
         if clip_norm is None:
             return gradients
         return QuantileGradients(gradients, float(clip_norm[0]), self.settings.private_clip_norm)
@@ -333,8 +336,31 @@ class PrivatelyTrainable(NeuralModel):
         )
 
     def private(self, outlook: Outlook, public: PublicInputs) -> PrivateNeural:
-        """K by the rule of the item-item models."""
-        return PrivateNeural(private_settings(self, outlook, public, dict(self.private_network)))
+        """K by the rule of the item-item models.
+
+        Raises:
+            NoPrivateVariant: its network mixes shoppers, or gradients cannot be bounded; tried on made-up rows.
+        """
+        found = PrivateNeural(private_settings(self, outlook, public, dict(self.private_network)))
+        _check_network(found.base)
+        return found
+
+
+@lru_cache(maxsize=8)
+def _check_network(model: NeuralModel) -> None:
+    """`fedrec.training.network_check.check_network` on three made-up shoppers.
+
+    In a shop a network that is refused would count as zeros in every step, and the noise be all that is learned from.
+    """
+    import torch
+
+    from fedrec.privacy.draws import Draws, shopper_digests
+    from fedrec.training.network_check import check_network
+
+    rows = sparse.csr_matrix(np.tri(3, 8, dtype=np.float32))
+    network = model.make_network(8).double()
+    draws = Draws.seeded("made up", shopper_digests(range(3)))
+    check_network(network, network.batch(rows, draws, torch.zeros(3, network.num_shopper_values)))
 
 
 def private_settings(
@@ -345,6 +371,8 @@ def private_settings(
     Raises:
         ConfigError: a clip norm that follows a quantile, and people with accounts in several shops.
     """
+    from fedrec.models import reference_of
+
     settings = model.settings
     if settings.private_clip_quantile is not None and outlook.max_shops_per_person > 1:
         raise ConfigError(
@@ -355,7 +383,7 @@ def private_settings(
     same = {name: own[name] for name in ("init_seed", "device", "batch_shoppers", "learning_rate")}
     return PrivateNeuralSettings(
         **own,
-        base=model.name,
+        base=reference_of(model),
         network=json.dumps({**same, **network}, sort_keys=True),
         released_items=item_item_rules(outlook, public).released_items,
         public_shoppers=outlook.public_shoppers,

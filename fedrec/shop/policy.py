@@ -86,8 +86,9 @@ class Policy:
             this shop's own key in it, and, once one was confirmed, that roster alone.
         """
         terms, keys = offer.read_terms(), offer.keys()
-        if not (offer.model.startswith(BUILT_IN) or offer.model in self.models):
-            raise RoundRefused(f"the coordinator asks for model {offer.model!r}, which policy.models does not list")
+        for model in (offer.model, str(offer.settings.get("base", offer.model))):  # what a private variant trains
+            if not (model.startswith(BUILT_IN) or model in self.models):
+                raise RoundRefused(f"the coordinator asks for model {model!r}, which policy.models does not list")
         if keys.get(shop) != key:
             raise RoundRefused(f"the coordinator's roster has no shop {shop!r} with this shop's key: enrol again")
         found = roster_fingerprint(keys)

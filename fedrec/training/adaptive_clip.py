@@ -27,6 +27,7 @@ from fedrec.errors import BadAssumption, BadMessage
 
 if TYPE_CHECKING:
     from fedrec.training.dp_sgd import ShopperGradients
+    from fedrec.training.seats import SeatedGradients
 
 WITHIN = "within"
 """Name of the count in a step's layout; one value, the last."""
@@ -54,7 +55,7 @@ class QuantileGradients:
         agreed: C > 0; C_t is at least C / 1024 and at most 1024 C.
     """
 
-    inner: ShopperGradients
+    inner: ShopperGradients | SeatedGradients
     clip_norm: float
     agreed: float
 

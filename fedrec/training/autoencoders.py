@@ -49,6 +49,8 @@ class MultDae(Network):
     Source: Liang et al. 2018, arXiv:1802.05814, section 2.4. The defaults are those that did best on MovieLens-1M.
     """
 
+    is_smooth = True
+
     def __init__(
         self,
         num_items: int,
@@ -101,6 +103,8 @@ class MultVae(Network):
     Source: Liang et al. 2018, arXiv:1802.05814, equations 4 and 5, and section 2.2.2 for the annealing. The defaults
         did best on MovieLens-1M's validation; the paper's, for larger sets: one hidden layer of 600 and a cap of 0.2.
     """
+
+    is_smooth = True
 
     def __init__(
         self,

@@ -4,8 +4,10 @@ The guarantee, from top to bottom: `ShopperGradients.clipped` adds up w_u g_u ov
 (`clip_weights`); so one shopper moves the sum by at most C if (1) g_u and norm_u depend on her own row alone, and (2)
 norm_u is the norm of the very g_u that is added. For (1) a network must not mix shoppers: `recording.layers_of` refuses
 layers that do, `network_check.check_network` tries the rest. For (2) every way from a parameter to a loss must be
-known: `recording.refuse_unseen` looks for others in autograd's graph at every step. No noise is drawn here, and nothing
-is divided by a number of shoppers: the door (`fedrec.federation.release`) does the first, public numbers the second.
+known: `recording.refuse_unseen` looks for others in autograd's graph at every step. (1) holds up to rounding: a row's
+last bits may hang on the batch's shape. `rounding_slack` says what smooth networks make of that; any other network's
+shoppers get seats (`fedrec.training.seats`), where the bits are her own too. No noise is drawn here, and nothing is
+divided by a number of shoppers: the door (`fedrec.federation.release`) does the first, public numbers the second.
 
 ``closed-form`` (the fast one) does one forward and one backward pass: norms and weighted sums of each layer follow from
 its inputs and the derivatives by its outputs (`fedrec.training.layer_rules`). ``opacus`` is Opacus 1.6's machinery for
@@ -138,7 +140,8 @@ class ShopperGradients:
         Raises:
             BadAssumption: bound is not a finite number above 0.
         Guarantee: with or without any one shopper, the sum differs by at most C (1 + `rounding_slack`) in L2, for a
-            float64 network that does not mix shoppers. A shopper whose norm is not finite counts as the zero vector.
+            smooth float64 network that does not mix shoppers (others: `fedrec.training.seats`). A shopper whose norm is
+            not finite counts as the zero vector.
         Source: Abadi et al. 2016, arXiv:1607.00133, Algorithm 1; a sample is a shopper.
         """
         _check_bound(bound)
@@ -216,8 +219,8 @@ def rounding_slack(num_shoppers: int, *, longest_sum: int, spread: float = 0.0) 
         4 u m for the norm of the removed shopper, 2 u N^2 for two sums of up to N addends of norm up to C in any order,
         spread x N for the others; u = 2^-53. A worst case: errors of both signs make it about the square root.
     Note:
-        ``spread`` is below 1e-12 for networks of smooth functions (the tests measure it). At a kink (ReLU) a value
-        within rounding of 0 may fall on either side: rare, but not bounded; smooth activations have no such values.
+        ``spread`` is below 1e-12 for networks of smooth functions (the tests measure it). With kinks (ReLU) or inner
+        steps nothing bounds it at parameters that somebody chose for that: five times C was reached with 200 shoppers.
     """
     unit = 2.0**-53
     return 4 * unit * longest_sum + 2 * unit * num_shoppers**2 + spread * num_shoppers

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fedrec.errors import BadMessage, ConfigError, NotFinite
 from fedrec.privacy.draws import Draws
 from fedrec.training.network import Network, named, threads_for
+from fedrec.training.recording import check_losses
 
 
 class Optimiser(StrEnum):
@@ -147,6 +148,7 @@ def fit(
     Raises:
         NotFinite: a loss or a parameter became NaN or infinite; the network is as after the last epoch without.
         BadMessage: names or shapes of the anchor are not the network's.
+        NoPrivateVariant: the network's losses are not one a shopper.
         ConfigError: lengths disagree, epochs are below 0, or ``settings.moved`` names no parameter.
     Source: proximal term: Li et al. 2020, arXiv:1812.06127, equation 2; Adam with decoupled weight decay: Loshchilov &
         Hutter 2019, arXiv:1711.05101.
@@ -211,6 +213,7 @@ class _Training:
             network.phase = phase.name
         vectors = None if own is None else own.values[rows].requires_grad_()
         losses = network(network.batch(self.histories[rows], draws.take(rows), vectors))
+        check_losses(losses, len(rows))
         sources = [*stepper.parameters, *([] if vectors is None else [vectors])]
         if not sources:
             return losses.detach()

@@ -317,6 +317,7 @@ class Ncf(Network):
             negatives=self.settings.negatives,
             max_pairs=max_pairs,
             popularity=self.popularity,
+            is_seated=self.is_seated,
         )
         is_positive, is_pair = pairs.is_positive, pairs.is_pair
         batch = {

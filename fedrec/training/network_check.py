@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from fedrec.errors import NoPrivateVariant
-from fedrec.training.dp_sgd import clipped_sum, layers_of
+from fedrec.training.dp_sgd import clipped_sum
 from fedrec.training.network import Batch, Network
+from fedrec.training.recording import check_losses, layers_of
 
 
 def check_network(network: Network, batch: Batch, *, engine: str = "closed-form", tolerance: float = 1e-8) -> None:
@@ -21,8 +22,8 @@ def check_network(network: Network, batch: Batch, *, engine: str = "closed-form"
         engine: of `fedrec.training.dp_sgd.ENGINES`.
         tolerance: of comparisons, relative to the largest value.
     Raises:
-        NoPrivateVariant: a layer that cannot be used; losses that are drawn anew at every call or move when another
-            shopper is replaced or left out; per-shopper gradients that are not autograd's.
+        NoPrivateVariant: a layer that cannot be used; losses of another shape, that are not finite, drawn anew at every
+            call or move when another shopper is replaced or left out; per-shopper gradients that are not autograd's.
     """
     layers_of(network)
     num_shoppers = len(next(iter(batch.values())))
@@ -36,6 +37,9 @@ def _check_losses(network: Network, batch: Batch, num_shoppers: int, tolerance: 
     with torch.no_grad():
         state = torch.get_rng_state()
         losses = network(batch)
+        check_losses(losses, num_shoppers)
+        if not losses.isfinite().all():
+            raise NoPrivateVariant("losses that are not finite at the network's first parameters")
         if not torch.equal(state, torch.get_rng_state()) or not torch.equal(losses, network(batch)):
             raise NoPrivateVariant(
                 "the loss draws random numbers: draw them in Network.batch, from the shopper's draws"

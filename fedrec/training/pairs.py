@@ -53,6 +53,7 @@ def draw_pairs(
     negatives: int,
     max_pairs: int,
     popularity: np.ndarray | None = None,
+    is_seated: bool = False,
 ) -> Pairs:
     """Draw each shopper's items of one step: hers up to a public number, and others beside them.
 
@@ -62,6 +63,8 @@ def draw_pairs(
         negatives: drawn for each of her items, >= 1; fewer where she has left too few items.
         max_pairs: the longest row, >= 1 + negatives; of longer histories a uniform part is drawn.
         popularity: float, (num_items,), > 0: draw others by it (a release; never a count of raw data); None = uniform.
+        is_seated: pad to the most that a shopper of the largest of the rows' `size_classes` can have, so that of two
+            shoppers of one class neither changes the other's padding.
     Raises:
         ConfigError: negatives or max_pairs is out of range.
         DataError: a popularity is not above 0, or there is not one for each item.
@@ -73,6 +76,9 @@ def draw_pairs(
     wanted = negatives * num_positives
     others, num_negatives = draw_negatives(histories, draws.of("negatives"), wanted, popularity)
     length = int((num_positives + num_negatives).max(initial=0))
+    if is_seated:
+        most = 1 << int(size_classes(np.diff(histories.indptr)).max(initial=0)) >> 1
+        length = min((1 + negatives) * min(most, max_pairs // (1 + negatives)), histories.shape[1])
     ids = np.zeros((len(positives), length), np.int64)
     has_items = num_positives > 0
     ids[has_items] = positives[has_items, :1]
@@ -200,6 +206,11 @@ def padded(histories: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
     items = np.zeros((len(counts), int(counts.max(initial=0))), np.int64)
     items[_first_places(counts, items.shape[1])] = histories.indices
     return items, counts
+
+
+def size_classes(counts: np.ndarray) -> np.ndarray:
+    """int64: 0 for no items, 1 for one, c for up to 2^(c - 1), more than 2^(c - 2)."""
+    return np.where(counts > 0, np.ceil(np.log2(np.maximum(counts, 1))).astype(np.int64) + 1, 0)
 
 
 def _first_places(counts: np.ndarray, width: int) -> np.ndarray:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 from scipy import sparse
 
-from fedrec.errors import ConfigError, RoundRefused
+from fedrec.errors import ConfigError, NoPrivateVariant, RoundRefused
 from fedrec.federation.coordinator_side import Coordinator
 from fedrec.federation.shop_side import contribute, contribute_on_grid
 from fedrec.federation.terms import Terms
@@ -24,6 +26,7 @@ from fedrec.privacy.mechanisms import outlook
 from fedrec.privacy.noise import SeededNoiseForTests
 from fedrec.privacy.spec import Mode, PrivacySpec
 from fedrec.shop.node import shop_nodes
+from fedrec.training.autoencoders import MultDae as MultDaeNetwork
 from fedrec.training.dp_sgd import ShopperGradients
 
 from .no_noise import NoNoise
@@ -172,6 +175,61 @@ def test_a_model_without_gradients_cannot_be_asked_for_them():
     rows, _ = tables()[0]
     with pytest.raises(ConfigError, match="no gradient steps"):
         contribute_on_grid(Popularity(), steps[0], rows)
+
+
+@dataclass(frozen=True)
+class Own(MultVae):
+    """A model of somebody's own, by its class alone."""
+
+    name = "own"
+
+
+class Centred(MultDaeNetwork):
+    """Mixes shoppers without a layer that does."""
+
+    def forward(self, batch):
+        return super().forward(batch) - super().forward(batch).mean()
+
+
+class NotOneEach(MultDaeNetwork):
+    def forward(self, batch):
+        return super().forward(batch)[:, None]
+
+
+class NotFinite(MultDaeNetwork):
+    def forward(self, batch):
+        return super().forward(batch) * np.nan
+
+
+class Normed(MultDaeNetwork):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.norm = torch.nn.BatchNorm1d(self.num_items)
+
+
+@dataclass(frozen=True)
+class Bad(Own):
+    """`Own` with a network that can keep no promise."""
+
+    network: ClassVar[type] = Normed
+
+    def make_network(self, num_items):
+        return self.network(num_items, latent=3, has_sparse_input=False)
+
+
+def test_a_model_of_somebodys_own_trains_under_a_promise():
+    trained, _ = private(Own(MultVaeSettings(**STEPS)))
+    assert type(trained.base) is Own
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [(Normed, "mixes shoppers"), (Centred, "left out"), (NotOneEach, r"\(3, 1\)"), (NotFinite, "not finite")],
+)
+def test_a_network_that_can_keep_no_promise_is_refused_before_its_noise_is_learned_from(network, words, monkeypatch):
+    monkeypatch.setattr(Bad, "network", network)
+    with pytest.raises(NoPrivateVariant, match=words):
+        private(Bad(MultVaeSettings(**STEPS, init_seed=len(words))))
 
 
 def test_events_removed_from_the_table_move_the_sum_by_no_more_than_the_bound():

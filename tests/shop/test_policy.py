@@ -123,6 +123,15 @@ def test_a_model_of_a_foreign_package_is_taken_only_where_the_policy_lists_it():
         check(dataclasses.replace(POLICY, models=("mine:Other",)), asked)
 
 
+def test_a_private_variant_of_a_model_that_is_not_listed_is_refused_too():
+    asked = offer(model="fedrec.models.private_neural:PrivateNeural")
+    own, theirs = (dataclasses.replace(asked, settings={"base": base}) for base in (MODEL, "mine:Model"))
+    check(POLICY, own)
+    check(dataclasses.replace(POLICY, models=("mine:Model",)), theirs)
+    with pytest.raises(RoundRefused, match=r"mine:Model.*policy\.models"):
+        check(POLICY, theirs)
+
+
 def test_a_refused_model_is_not_imported(tmp_path, monkeypatch, town):
     (tmp_path / "foreign.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))

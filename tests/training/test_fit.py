@@ -12,7 +12,7 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from fedrec.errors import BadMessage, ConfigError, NotFinite
+from fedrec.errors import BadMessage, ConfigError, NoPrivateVariant, NotFinite
 from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.testing.planted import plant_world
 from fedrec.training.fit import FitSettings, Optimiser, Phase, fit
@@ -273,6 +273,16 @@ def test_a_loss_that_is_not_finite_stops_at_the_last_good_epoch(value: float) ->
     with pytest.raises(NotFinite, match="epoch 2: give a learning rate below"):
         fit(network, HISTORIES, DRAWS, SGD, epochs=3)
     assert distance(get_arrays(network), get_arrays(good)) == 0
+
+
+class OfNobody(Softmax):
+    def forward(self, batch: Batch) -> Tensor:
+        return super().forward(batch)[:, None]
+
+
+def test_losses_that_are_not_one_a_shopper_are_refused() -> None:
+    with pytest.raises(NoPrivateVariant, match="one a shopper"):
+        fit(OfNobody(), HISTORIES, DRAWS, FitSettings(), epochs=1)
 
 
 def test_a_learning_rate_far_too_large_is_an_error_and_leaves_finite_parameters() -> None:
