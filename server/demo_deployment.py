@@ -278,7 +278,7 @@ def serve(folder: Path, processes: Processes, shops: list[str]) -> None:
         print(
             f"{shop}: somebody new buys {popular}; her {found.reason} list, by model {chosen}: {', '.join(found.keys)}"
         )
-        print(f"{'':<{len(shop)}}  what all that left the shop may tell of her: {outside}")
+        print(f"{'':<{len(shop)}}  what all that left the shop may tell of one shopper: {outside}")
 
 
 def _read(path: Path) -> dict[str, Any]:
