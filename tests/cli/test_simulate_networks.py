@@ -92,7 +92,7 @@ def test_a_torn_checkpoint_is_refused_and_a_sound_one_goes_on_with_its_curve(
     assert "Training loss" in (out / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("key", ["learning_rate", "server_learning_rate"])
+@pytest.mark.parametrize("key", ["round_learning_rate", "server_learning_rate"])
 @pytest.mark.parametrize("rate", ["1e9", "1e300"])
 def test_a_training_that_diverges_says_so_in_one_line_and_releases_nothing(
     fedrec: Callable[..., Any], tmp_path: Path, key: str, rate: str
