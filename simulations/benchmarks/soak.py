@@ -47,7 +47,8 @@ SUMS_A_RUN = 6
 ROUNDS_A_FAULT = (1, 5)
 SPARED = "dog"
 """The shop that is never killed, so that its memory can be followed."""
-WARM_UP_SAMPLES = 15
+WARM_UP_ROUNDS, LEAST_ROUNDS = 3, 5
+"""A process is followed after its first rounds, if it lives for as many more."""
 MOST_KB, MOST_HANDLES = 40.0, 0.05
 """Growth a round that counts as a leak."""
 
@@ -112,17 +113,22 @@ class Samples:
                 self.seen.setdefault((name, process.pid), []).append((num_rounds, kilobytes, handles))
 
     def growth(self, name: str) -> tuple[int, float, float]:
-        """Samples, and KB and handles a round: one slope over all processes of a name, each from its own mean."""
-        parts = []
+        """Rounds, and KB and handles a round: one slope over all processes of a name, each from its own mean."""
+        parts, num_rounds = [], 0
         for (one, _), rows in self.seen.items():
-            if one == name and len(rows) > 2 * WARM_UP_SAMPLES:
-                table = np.array(rows[WARM_UP_SAMPLES:])
-                parts.append(table - table.mean(axis=0))
-        table = np.concatenate(parts) if parts else np.zeros((0, 3))
+            table = np.array([row for row in rows if row[0] >= rows[0][0] + WARM_UP_ROUNDS])
+            if one != name or len(table) < 2 or (lasted := int(np.ptp(table[:, 0]))) < LEAST_ROUNDS:
+                continue
+            (_, *first), (_, *last) = table[0], table[-1]
+            grown = f"{first[0] / 1024:.1f} -> {last[0] / 1024:.1f} MB, {first[1]:.0f} -> {last[1]:.0f} open files"
+            print(f"  {name}, {lasted} rounds: {grown}")
+            parts.append(table - table.mean(axis=0))
+            num_rounds += lasted
+        if not parts:
+            raise SystemExit(f"{name}: no process lived for {WARM_UP_ROUNDS + LEAST_ROUNDS} rounds: soak for longer")
+        table = np.concatenate(parts)
         moved = float(table[:, 0] @ table[:, 0])
-        if not moved:
-            return len(table), float("nan"), float("nan")
-        return len(table), *(float(table[:, 0] @ table[:, column]) / moved for column in (1, 2))
+        return num_rounds, *(float(table[:, 0] @ table[:, column]) / moved for column in (1, 2))
 
 
 def run_with_faults(town: Town, faults: Faults, samples: Samples, done_before: int) -> str:
@@ -226,7 +232,7 @@ def check_growth(samples: Samples) -> None:
     for name in ("coordinator", SPARED):
         num, kilobytes, handles = samples.growth(name)
         what = "coordinator" if name == "coordinator" else "a shop's agent"
-        print(f"{what}: {kilobytes:+.1f} KB and {handles:+.3f} open files a round ({num} samples)")
+        print(f"{what}: {kilobytes:+.1f} KB and {handles:+.3f} open files a round, over {num} rounds")
         if not (kilobytes < MOST_KB and handles < MOST_HANDLES):
             raise SystemExit(f"more than {MOST_KB:g} KB or {MOST_HANDLES:g} files a round: a leak")
 
