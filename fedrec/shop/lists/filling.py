@@ -17,7 +17,8 @@ from fedrec.shop.lists.taste import TasteSettings
 
 _POOL = 100
 _MOST_SPREAD = 200
-"""Places that diversity orders; a list that goes on further goes on by score."""
+"""Places that diversity orders, `_POOL` by `_POOL`, so that a longer list begins with the shorter one; a list that goes
+on further goes on by score."""
 
 _GROUP = 64
 _MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9))
@@ -109,7 +110,8 @@ def fill(
     pinned = [place for place in dict.fromkeys(shelf.positions(query.pin).tolist()) if is_allowed[place]]
     is_allowed[pinned] = False
     listed = [Place(place, 0.0, 0.0, Source.PINNED, None) for place in pinned]
-    reserved = _ranked(new, query, int(count * new_share), shelf, is_allowed.copy(), likeness)
+    num_new = count if int(count * new_share) else 0  # some of them may stand on ordinary places, too
+    reserved = _ranked(new, query, num_new, shelf, is_allowed.copy(), likeness)
     rest: list[Place] = []
     for stage in stages:
         if len(rest) >= count:
@@ -155,16 +157,14 @@ def _ranked(
     scores = stage.scores()
     boosts = _boosts(query.boost, scores, candidates, shelf)
     np.putmask(scores, ~(is_allowed if candidates is None else is_allowed[candidates]), NEVER)
-    if query.diversity > 0:
-        spread = min(count, _MOST_SPREAD)
-        pool = best(scores, max(_POOL, 2 * spread), query.seed)
+    is_spread = query.diversity > 0
+    places = best(scores, -(-count // _POOL) * _POOL if is_spread else count, query.seed)
+    for start in range(0, min(count, _MOST_SPREAD) if is_spread else 0, _POOL):
+        pool = places[start : start + _POOL]
         of_pool = pool if candidates is None else candidates[pool]
-        places = pool[spread_out(scores[pool], likeness(of_pool), query.diversity, spread)]
-        if count > spread:
-            rest = best(scores, count, query.seed)
-            places = np.concatenate([places, rest[~np.isin(rest, places)]])[:count]
-    else:
-        places = best(scores, count, query.seed)
+        chosen = pool[spread_out(scores[pool], likeness(of_pool), query.diversity, count - start)]
+        places[start : start + len(chosen)] = chosen
+    places = places[:count]
     values = scores[places].tolist()
     items = places if candidates is None else candidates[places]
     found = zip(items.tolist(), values, stage.sources(items), strict=True)

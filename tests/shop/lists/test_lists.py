@@ -203,6 +203,20 @@ def test_diversity_is_by_words_and_by_the_model_where_there_are_none(has_words):
     assert here.home(bought("a"), Query(n=3, diversity=0.5)).keys == ["b", "d", "c"]
 
 
+@pytest.mark.parametrize("diversity", [0.0, 0.5])
+def test_pages_are_parts_of_one_list(diversity):
+    """Also where new items stand on reserved places and on others, and where a list is as long as several pools."""
+    rng = np.random.default_rng(0)
+    shelf = shelf_of(450, title=[f"{rng.choice(['red', 'blue'])} pot number {row % 13}" for row in range(450)])
+    model = linear(np.diag(rng.random(149), 1), rng.permutation(150))
+    for new_share, last, events in ((0.3, 30, bought("a", letters(450)[200])), (0.0, 260, [])):
+        here, query = Lists(shelf, model, ListSettings(new_share=new_share)), Query(diversity=diversity, seed=1)
+        whole = here.home(events, replace(query, n=last)).keys
+        pages = [here.home(events, replace(query, n=5, offset=offset)).keys for offset in range(0, last, 5)]
+        assert [key for page in pages for key in page] == whole
+        assert len(set(whole)) == last
+
+
 KEYS = st.sampled_from(letters(12))
 QUERIES = st.builds(
     Query,
@@ -265,8 +279,8 @@ def test_no_list_shows_what_the_filters_forbid_and_explanations_sum_to_the_score
             why = one.explanation
             total = why.base + why.boost + why.others + sum(part.value for part in why.contributions)
             assert total == pytest.approx(one.score, abs=1e-9)
-    longer = here.home(events, Query(**{**query.__dict__, "n": query.n + query.offset, "offset": 0}))
-    assert longer.keys[query.offset :] == found.keys
+    longer = here.home(events, replace(query, n=30, offset=0))
+    assert longer.keys[query.offset :][: query.n] == found.keys
     assert here.home(events, query) == found
 
 
