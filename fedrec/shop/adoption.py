@@ -108,9 +108,12 @@ def judge_and_keep(
         is_adopted = mode != "none"
         reason = f"serving is joint_dp: {'taken' if is_adopted else 'trained without a promise, not taken'} untested"
     _keep(folder / run_id, candidate)
-    _drop_refused(folder, keep={run_id, served})
     if is_adopted and make_ready is not None:
         make_ready(run_id)
+    if (now_served := current_version(folder)) != served:  # somebody went back meanwhile, and it was judged by another
+        is_adopted, reason = False, f"{now_served} was put in the place of {served} while it was judged"
+        served = now_served
+    _drop_refused(folder, keep={run_id, served})
     adoption = Adoption(run_id, is_adopted, reason, _mean(now), _mean(new), len(new))
     entry = {**asdict(adoption), "instead_of": served, "mode": mode}
     _write_current(folder, run_id if is_adopted else served, [*_history(folder), entry])

@@ -168,6 +168,14 @@ def test_rolling_back_goes_to_the_version_before_or_the_one_named(tmp_path):
     assert [entry["run_id"] for entry in history] == ["r1", "r2", "r1", LOCAL, "r2"]
 
 
+def test_going_back_while_a_model_is_judged_stays(tmp_path):
+    assert judge(tmp_path, "r1", GOOD, settings=SETTINGS).is_adopted
+    found = judge(tmp_path, "r2", GOOD, settings=SETTINGS, make_ready=lambda _: roll_back(tmp_path))
+    assert not found.is_adopted
+    assert "put in the place of r1" in found.reason
+    assert current_version(tmp_path) == LOCAL
+
+
 def test_there_is_nothing_to_go_back_to_at_the_start(tmp_path):
     with pytest.raises(ConfigError, match="replaced no other"):
         roll_back(tmp_path)

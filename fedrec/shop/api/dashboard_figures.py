@@ -184,7 +184,7 @@ def last_shoppers(shop: LiveShop) -> list[str]:
 def clicks(shop: LiveShop) -> Clicks:
     """In a thread."""
     rows = shop.store.click_through(time.time() - DAYS * _DAY_S)
-    arms = _summed(rows, lambda row: f"{row.arm}: {row.version}") if any(row.arm for row in rows) else {}
+    arms = _summed((row for row in rows if row.arm), lambda row: f"{row.arm}: {row.version}")
     by_name = arms or {"all lists": rows}
     lines = [Line(name, _by_day(found)) for name, found in sorted(by_name.items())] if rows else []
     shown = [(day * _DAY_S, float(count), f"{_day(day)}: {count:,} lists") for day, count in _per_day(rows).items()]

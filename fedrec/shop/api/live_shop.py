@@ -270,10 +270,10 @@ class LiveShop:
         Returns:
             What was erased, and what past releases may still tell.
         """
-        events = self.store.history(shopper, limit=ALL_EVENTS)
+        events, trends = self.store.history(shopper, limit=ALL_EVENTS), self._trends
         erased = self.store.erase_shopper(shopper)
-        if self._trends is not None:  # all is counted anew, too, but that takes a while
-            self._counting.take_back(self._trends, events, self._shelf)
+        if trends is not None:  # all is counted anew, too, but that takes a while; these counts are of before
+            self._counting.take_back(trends, events, self._shelf)
         return what_is_left(self.folder, self.name, erased, self.stale(), generation=self.store.generation())
 
     def models(self, current: str | None = None) -> dict[str, Any]:
@@ -343,7 +343,7 @@ class LiveShop:
     def _shown(self, kept: KeptList, shopper: str | None, *, is_unchanged: bool = False) -> bytes:
         """A list's JSON with an id of its own, which is noted."""
         list_id = secrets.token_hex(8)
-        arm = kept.arm if self.settings.split else ""
+        arm = kept.arm if self.settings.split and shopper else ""  # who is unknown is in no comparison
         if len(self._impressions) < _MOST_IMPRESSIONS:
             self._impressions.append((list_id, shopper or None, kept.name, kept.version, arm, time.time()))
         self.metrics.listed(kept.name, kept.reason, kept.version, arm, is_unchanged=is_unchanged)
@@ -445,6 +445,9 @@ class LiveShop:
         if self._counted is not None and self._counted.done():
             if self._counted.exception() is not None:
                 self._count()
+                return
+            self._take(await run_in_threadpool(read_news, self.store, self._seen))
+            if not self._counted.done():  # who is counted was erased meanwhile: it was begun anew
                 return
             self._trends, self._counted = self._counted.result(), None
             self._count_again_at = time.monotonic() + _COUNT_PAUSE * (time.monotonic() - self._count_began)

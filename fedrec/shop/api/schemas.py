@@ -254,7 +254,7 @@ class ArmOut(_Answer):
     day: str
     list_name: str
     version: str
-    arm: str = Field(description="`a` or `b` while two models are compared, else empty.")
+    arm: str = Field(description="`a` or `b` while two models are compared; empty else, and of lists for nobody known.")
     shown: int = Field(description="Lists.")
     clicked: int = Field(description="Of these, with at least one click.")
 
