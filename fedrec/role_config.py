@@ -182,6 +182,8 @@ class ServingSection(_Section):
         good_rating: ratings from here on speak for an item.
         trend_half_life_days: after so many days an event counts half.
         split: a comparison of two models.
+        text_encoder: folder of a sentence-transformers model that items' texts are compared by (extra ``text``);
+            None = by their words.
     """
 
     inside_shop: InsideShop = InsideShop.NONE
@@ -192,6 +194,7 @@ class ServingSection(_Section):
     good_rating: float = 4.0
     trend_half_life_days: float = 7.0
     split: SplitSection | None = None
+    text_encoder: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _is_possible(self) -> ServingSection:
@@ -268,6 +271,7 @@ def read_shop(folder: Path) -> ShopSettings:
     path = folder / SHOP_FILE
     values = read_toml(path, "make one with fedrec shop init or enrol")
     _absolute(values, "data", ("events", "items"), folder)
+    _absolute(values, "serving", ("text_encoder",), folder)
     settings: ShopSettings = _checked(ShopSettings, values, path)
     kind, slashes, file = settings.store.url.partition(":///")
     if kind == "sqlite" and slashes and file:
@@ -399,6 +403,7 @@ inside_shop = "none"         # joint_dp: lists from private statistics and the r
 requests_per_s = 1000        # of one key; 0 = no limit
 # strengths = {{ view = 0.2, cart = 0.5 }}     # what events say beside a purchase, which is 1
 # split = {{ version = "RUN", share = 0.1 }}   # another model for a tenth of the shoppers
+# text_encoder = "encoder"     # folder of a sentence-transformers model, for items without events: fedrec[text]
 
 [personalisation]
 own_statistics_min_shoppers = 3   # pairs of items that fewer of its own shoppers bought do not count

@@ -53,6 +53,8 @@ ONLY_IN = {
     "opacus": ("fedrec/training/dp_sgd.py", "fedrec/privacy/accounting.py"),
     "dp_accounting": ("fedrec/privacy/accounting.py",),
     "torch": ("fedrec/training/*", "fedrec/models/*"),
+    "sentence_transformers": ("fedrec/models/text_encoder.py",),
+    "transformers": ("fedrec/models/text_encoder.py",),
     "fastapi": (
         "fedrec/shop/api/*",
         "fedrec/flower/fleet.py",

@@ -120,7 +120,9 @@ def open_live_shop(folder: Path) -> LiveShop:
         ConfigError, StoreError: the folder's settings or store cannot be used, or no model can be served.
     Guarantee: a model that was made ready under another ``inside_shop`` than the shop's file asks for is not served.
     """
+    from fedrec.models.text_encoder import SentenceEncoder
     from fedrec.role_config import open_store, read_shop
+    from fedrec.shop.api.encoding import Encoding
     from fedrec.shop.api.live_shop import LiveShop
     from fedrec.shop.lists.serving_files import open_serving
     from fedrec.shop.lists.serving_model import InsideShop
@@ -128,6 +130,8 @@ def open_live_shop(folder: Path) -> LiveShop:
     from fedrec.shop.store.imports import import_events
 
     settings = read_shop(folder)
+    encoder = settings.serving.text_encoder
+    encoding = None if encoder is None else Encoding(SentenceEncoder(Path(encoder)), folder)
     store = open_store(folder, settings)
     if not settings.data.store and not store.num_events():
         typer.echo(f"{folder}: imports the file that the shop trains on", err=True)
@@ -151,6 +155,7 @@ def open_live_shop(folder: Path) -> LiveShop:
         open_model=open_model,
         outside=lambda: past_releases(folder, settings.name).epsilon,
         split_key=split_key,
+        encoding=encoding,
     )
 
 

@@ -12,6 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,6 +22,20 @@ _PLACES = 16
 _CATEGORY_PLACES = 4
 _WORD_PLACES = _PLACES - _CATEGORY_PLACES
 _LEAST_RARITY = 0.1
+
+
+class ItemWords(Protocol):
+    """Features of items by what their texts say; a change makes a new one. See `HashedWords`."""
+
+    def with_items(self, positions: np.ndarray, texts: Sequence[tuple[str, str]]) -> ItemWords: ...
+
+    def profile(self, history: np.ndarray, strengths: np.ndarray) -> Any:
+        """For `similarities` alone."""
+        ...
+
+    def similarities(self, profile: Any, positions: np.ndarray | None = None) -> np.ndarray: ...
+
+    def between(self, left: np.ndarray, right: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, repr=False)

@@ -26,23 +26,25 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from fedrec.errors import ConfigError, FedrecError, StoreError
-from fedrec.shop.adoption import CURRENT_FILE, LOCAL, roll_back, versions
-from fedrec.shop.api.arms import CURRENT_ARM, OTHER_ARM, Opened, OpenModel, arm_of, files_of, open_models, stamp
+from fedrec.shop.adoption import LOCAL, roll_back, versions
+from fedrec.shop.api.arms import CURRENT_ARM, OTHER_ARM, Opened, OpenModel, arm_of, files_of, open_models
 from fedrec.shop.api.counting import Counting
+from fedrec.shop.api.encoding import Encoding
 from fedrec.shop.api.forgetting import what_is_left
 from fedrec.shop.api.kept_lists import KeptList, KeptLists, ListName, kept_list
 from fedrec.shop.api.metrics import ShopMetrics
 from fedrec.shop.api.news import News, Seen, read_news
+from fedrec.shop.api.outside import Outside
 from fedrec.shop.api.problems import ApiError
 from fedrec.shop.api.reading import read_query
 from fedrec.shop.api.stored_counts import StoredCounts
 from fedrec.shop.lists.lists import Lists
 from fedrec.shop.lists.ranked import Query, RankedList
-from fedrec.shop.lists.serving_model import InsideShop, ServingModel
+from fedrec.shop.lists.serving_model import InsideShop
 from fedrec.shop.lists.serving_settings import ServingSettings
 from fedrec.shop.lists.shelf import NOT_HERE, Shelf
 from fedrec.shop.lists.trends import Trends
-from fedrec.shop.member import LEDGER_FILE, MODELS_FOLDER, NO_PROMISE_FILE
+from fedrec.shop.member import MODELS_FOLDER
 from fedrec.shop.status import STATUS_FILE, read_status
 from fedrec.shop.store.rows import Item, ItemChange, Said, StoredEvent, check_id
 from fedrec.shop.store.store import ALL_EVENTS, ImpressionRow, Store
@@ -68,6 +70,7 @@ class LiveShop:
         open_model: OpenModel,
         outside: Callable[[], float | None] | None = None,
         split_key: bytes = b"",
+        encoding: Encoding | None = None,
     ) -> None:
         """Open the catalogue and the model.
 
@@ -77,15 +80,15 @@ class LiveShop:
             store: the shop's; closed with the shop.
             settings: from the shop's file.
             open_model: reads a model.
-            outside: what all that ever left the shop tells of one shopper by now, None = no bound; asked again when
-                anything left. Without it lists say what was true when their model was made ready.
+            outside: see `Outside`.
             split_key: secret of at most 64 bytes, the same at every start; needed for a split.
+            encoding: of item texts; None = items are as alike as their words. Closed with the shop.
         Raises:
             StoreError: the store cannot be read, or no model can be served.
         """
         self.name, self.settings, self.store, self.metrics = name, settings, store, ShopMetrics()
         self.folder, self._models = folder, folder / MODELS_FOLDER
-        self._open_model, self._find_outside, self._split_key = open_model, outside, split_key
+        self._open_model, self._split_key, self._encoding = open_model, split_key, encoding
         self._kept, self._stored = KeptLists(), StoredCounts(store)
         self._impressions: list[ImpressionRow] = []
         self._counting = Counting(store, settings.lists.taste, settings.trends)
@@ -95,11 +98,14 @@ class LiveShop:
         self._count_began = self._count_again_at = 0.0
         self._generation, self._num_taken, self._is_stuck = store.generation(), 0, False
         self._seen, self._shelf = Seen(None, store.last_sequence(), 0, is_behind=False), Shelf()
+        if encoding is not None:
+            self._shelf = encoding.shelf()
         self._tasks: list[asyncio.Task[None]] = []
-        self._files, self._left = files_of(self._models, settings.split), self._stamps_of_releases()
-        self._outside = self._ask_outside()
+        self._files, self._outside = files_of(self._models, settings.split), Outside(name, folder, outside)
         while changes := store.items_after(self._seen.items):
             self._take_items(changes)
+        if encoding is not None:
+            self._shelf = encoding.recall(self._shelf)
         self._opened = self._open(None)
         self._stock(self._opened)
         self._arms = self._lists_of(self._opened)
@@ -130,7 +136,8 @@ class LiveShop:
     @property
     def troubles(self) -> list[str]:
         """All that is not as it should be, the worst first."""
-        found = (self.store_trouble, self.trouble, self.model_trouble)
+        of_texts = None if self._encoding is None else self._encoding.trouble
+        found = (self.store_trouble, self.trouble, self.model_trouble, of_texts)
         return [one for one in found if one is not None]
 
     @property
@@ -144,9 +151,10 @@ class LiveShop:
         return self._arms[CURRENT_ARM if shopper is None else self._arm_of(shopper)]
 
     def start(self) -> None:
-        """Begin to watch for models, to write impressions and to count; on the event loop."""
+        """Begin to watch for models, to write impressions, to count and to encode; on the event loop."""
         self._count()
-        self._tasks = [asyncio.create_task(self._repeat(what)) for what in (self._watch, self._write_impressions)]
+        tasks = (self._watch, self._write_impressions, self._encode)
+        self._tasks = [asyncio.create_task(self._repeat(what)) for what in tasks]
 
     async def close(self) -> None:
         """Write what is left and close the store."""
@@ -156,6 +164,8 @@ class LiveShop:
         with suppress(StoreError):
             await self._write_impressions()
         self._counting.close()
+        if self._encoding is not None:
+            self._encoding.close()
         self.store.close()
 
     def unchanged(self, name: ListName, subject: str, query: bytes) -> bytes | None:
@@ -335,6 +345,7 @@ class LiveShop:
             "counts_age_seconds": time.monotonic() - stored.made,
             "impressions_waiting": float(len(self._impressions)),
             "model_is_stale": float(bool(self.stale())),
+            **({} if self._encoding is None else {"texts_waiting": float(self._encoding.num_waiting(self._shelf))}),
             **{f"ledger_{name}": value for name, value in _ledger(self.folder).items()},
         }
         served = self._arms[CURRENT_ARM].model.served.version
@@ -381,8 +392,7 @@ class LiveShop:
         if news.items:
             for page in news.items:
                 self._take_items([one for one in page if one.sequence > self._seen.items])
-            self._arms = {arm: lists.with_shelf(self._shelf) for arm, lists in self._arms.items()}
-            self._kept.clear()
+            self._put_on_shelf(self._arms)
         if news.generation > self._generation:
             self._generation = news.generation
             self._kept.clear()
@@ -413,32 +423,12 @@ class LiveShop:
 
     def _lists_of(self, opened: Opened) -> dict[str, Lists]:
         found = {
-            arm: Lists(self._shelf, self._told(model), self.settings.lists, self._trends)
+            arm: Lists(self._shelf, self._outside.told(model), self.settings.lists, self._trends)
             for arm, model in opened.models.items()
         }
         for lists in found.values():  # warm before anybody asks
             lists.popular(Query(explain=True))
         return found
-
-    def _told(self, model: ServingModel) -> ServingModel:
-        """A model that says what has left the shop by now; it was made ready some time ago."""
-        if self._find_outside is None:
-            return model
-        served = replace(model.served, epsilon_outside=self._outside)
-        return replace(model, served=served)  # type: ignore[type-var]
-
-    def _ask_outside(self) -> float | None:
-        """None, no bound, too where nobody can say."""
-        try:
-            return None if self._find_outside is None else self._find_outside()
-        except FedrecError as error:
-            _log.warning("shop %s: what has left it cannot be said: %s", self.name, error)
-            return None
-
-    def _stamps_of_releases(self) -> object:
-        """Compares unequal to an earlier one when something may have left the shop since."""
-        files = [LEDGER_FILE, f"{LEDGER_FILE}-wal", NO_PROMISE_FILE, f"{MODELS_FOLDER}/{CURRENT_FILE}"]
-        return [stamp(self.folder / file) for file in files]
 
     async def _watch(self) -> None:
         """Put in place what threads have made: another model, or counts."""
@@ -455,11 +445,8 @@ class LiveShop:
             self._put(self._opened, await run_in_threadpool(self._lists_of, self._opened))
         elif self._counted is None and time.monotonic() >= self._count_again_at and self._counting.lacks(self._shelf):
             self._count()
-        if (left := self._stamps_of_releases()) != self._left:
-            before, self._outside = self._outside, await run_in_threadpool(self._ask_outside)
-            self._left = left
-            if self._outside != before:
-                self._put(self._opened, await run_in_threadpool(self._lists_of, self._opened))
+        if self._outside.may_differ() and await run_in_threadpool(self._outside.ask):
+            self._put(self._opened, await run_in_threadpool(self._lists_of, self._opened))
         files = files_of(self._models, self.settings.split)
         if files != self._files:
             opened = await run_in_threadpool(self._open, self._opened)
@@ -469,8 +456,17 @@ class LiveShop:
     def _put(self, opened: Opened, arms: dict[str, Lists]) -> None:
         self._stock(opened)
         self._opened = opened
+        self._put_on_shelf(arms)
+
+    def _put_on_shelf(self, arms: dict[str, Lists]) -> None:
+        """Serve these, from the shelf of now."""
         self._arms = {arm: lists.with_shelf(self._shelf) for arm, lists in arms.items()}
         self._kept.clear()
+
+    async def _encode(self) -> None:
+        if self._encoding is not None and (shelf := self._encoding.advance(self._shelf)) is not self._shelf:
+            self._shelf = shelf
+            self._put_on_shelf(self._arms)
 
     async def _write_impressions(self) -> None:
         if self._impressions:

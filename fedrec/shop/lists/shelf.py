@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fedrec.errors import ConfigError
-from fedrec.models.hashed_words import HashedWords, category_names
+from fedrec.models.hashed_words import HashedWords, ItemWords, category_names
 
 NOT_HERE = -1
 """Position of a key that the shelf does not hold."""
@@ -96,7 +96,7 @@ class Shelf:
     is_out_of_stock: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
     is_hidden: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
     created: np.ndarray = field(default_factory=lambda: np.empty(0))
-    words: HashedWords = field(default_factory=HashedWords)
+    words: ItemWords = field(default_factory=HashedWords)
     _masks: dict[Wanted, np.ndarray] = field(default_factory=dict, init=False, compare=False)
 
     @classmethod
@@ -130,6 +130,12 @@ class Shelf:
         """The category text of an item."""
         return next(text for text, code in self.groups.items() if code == self.group[position])
 
+    def texts(self, positions: np.ndarray) -> list[tuple[str, str]]:
+        """Title and category text of some items."""
+        names = list(self.groups)
+        codes = self.group[positions].tolist()
+        return [(title, names[code]) for title, code in zip(self.titles[positions].tolist(), codes, strict=True)]
+
     def with_items(self, items: Iterable[ShelfItem]) -> Shelf:
         """The shelf after an upsert: known keys change in place, new ones come last.
 
@@ -162,7 +168,7 @@ class Shelf:
 
     def _words_after(
         self, at: np.ndarray, titles: np.ndarray, group: np.ndarray, rows: Sequence[ShelfItem]
-    ) -> HashedWords:
+    ) -> ItemWords:
         """Content after an upsert; a new price or stock leaves it as it is."""
         old = self.num_items
         is_changed = [
