@@ -160,7 +160,7 @@ def status(folder: Folder) -> None:
     table.add_row("connected", "yes" if traffic["connected"] else Text(f"no: {traffic['last_error'] or 'stopped'}"))
     table.add_row("run", about["run_id"] or "none was agreed to")
     table.add_row("serves", current_version(folder / MODELS_FOLDER))
-    table.add_row("answered", f"{answered}; refused {traffic['refused']}; {traffic['bytes_up'] / 1e6:.2f} MB")
+    table.add_row("answered", Text(f"{answered}; refused {traffic['refused']}; {traffic['bytes_up'] / 1e6:.2f} MB"))
     for name, value in about["ledger"].items():
         table.add_row(name.replace("_", " "), f"{value:g}")
     Console().print(table)

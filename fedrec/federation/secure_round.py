@@ -47,7 +47,8 @@ class Ask:
 def set_up(session: CoordinatorSession, first_round: int, num_rounds: int) -> Iterator[Ask]:
     """Keys and shares for the next rounds; once more without a shop that is seen to have dealt wrong ones.
 
-    All is checked before the first upload, so that a bad dealer costs nobody's budget.
+    That shares open is checked before the first upload, so that one whose do not costs nobody's budget. Shares that
+    open and are of another secret are seen where the secret is needed: at the end of a round (`opening`).
 
     Raises:
         TooFewShops: fewer than n_min took part, or are left; the shops that were left out are named.
@@ -63,16 +64,12 @@ def set_up(session: CoordinatorSession, first_round: int, num_rounds: int) -> It
             yield Ask(Step.CHECK, deliveries, session.add_opened)
             if not (bad := session.leave_out()):
                 return
-            for shop, complained in bad.items():
-                _log.warning(
-                    "shop %s dealt shares of its keys that do not open at %s: the set-up is repeated without it",
-                    shop,
-                    ", ".join(complained),
-                )
+            for shop, why in bad.items():
+                _log.warning("shop %s %s: the set-up is repeated without it", shop, why)
     except TooFewShops as error:
         if not session.left_out:
             raise
-        raise TooFewShops(f"{error}; left out for bad shares: {', '.join(session.left_out)}") from error
+        raise TooFewShops(f"{error}; left out for bad shares or complaints: {', '.join(session.left_out)}") from error
 
 
 def unmask(session: CoordinatorSession) -> Iterator[Ask]:

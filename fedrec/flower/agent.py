@@ -39,7 +39,7 @@ BUSY_FOR_S = 20.0
 
 MOST_MESSAGE_BYTES = 2**30
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
-_MOST_CLOCK_S = 60.0
+_MOST_CLOCK_S, _MOST_KINDS = 60.0, 20
 _log = logging.getLogger("fedrec.shop")
 
 
@@ -162,12 +162,10 @@ class Agent:
             if isinstance(error, FedrecError):  # folder, settings or events were changed while it waited
                 _log.error("shop %s cannot take part: %s", self._shop, " ".join(str(error).split()))
             else:  # Flower's, of a kind that the app does not know: another version's coordinator
-                _log.warning("shop %s cannot answer messages of kind %s", self._shop, kind)
+                _log.warning("shop %s cannot answer messages of kind %s", self._shop, one_line(kind))
             reply = unavailable(message, error)
-        self.traffic.answered[kind] = self.traffic.answered.get(kind, 0) + 1
-        if reply.has_error():
-            self.traffic.refused += 1
-        else:
+        self._count(kind, is_refused=reply.has_error())
+        if not reply.has_error():
             self.traffic.bytes_up += sum(_size(record) for record in reply.content.values())
         return reply
 
@@ -178,9 +176,15 @@ class Agent:
         kind = message.metadata.message_type
         error = MessageTooLarge(f"more than {self._most_bytes(kind):,} bytes; policy.max_message_mb bounds all")
         _log.warning("shop %s refused a message of kind %s unread: %s", self._shop, one_line(kind), error)
-        self.traffic.answered[kind] = self.traffic.answered.get(kind, 0) + 1
-        self.traffic.refused += 1
+        self._count(kind, is_refused=True)
         return unavailable(message, error)
+
+    def _count(self, kind: str, *, is_refused: bool) -> None:
+        """Count a message by its kind, which is the coordinator's word: only so many, and each short."""
+        name, known = one_line(kind), self.traffic.answered
+        name = name if name in known or len(known) < _MOST_KINDS else "other"
+        known[name] = known.get(name, 0) + 1
+        self.traffic.refused += is_refused
 
     def _note(self, *, connected: bool, error: str) -> None:
         self.traffic.connected, self.traffic.last_error = connected, error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import resource
 import socket
 import threading
@@ -46,8 +47,9 @@ class Pace:
 class Doorman(socket.socket):
     """A listening socket that closes a line before a byte is read, where its address has too many or opens too many.
 
-    **Guarantee:** one address holds at most ``most_lines``, and all together leave half of the process's files free.
-    Many machines at once can still fill the rest.
+    **Guarantee:** one address (of IPv6, one network of 2^64, which a single machine may have) holds at most
+    ``most_lines``, and all together leave half of the process's files free. Many machines at once can still fill the
+    rest.
     """
 
     def __init__(self, address: tuple[str, int], *, most_lines: int = MOST_LINES) -> None:
@@ -77,7 +79,7 @@ class Doorman(socket.socket):
             ConnectionAbortedError: it was closed at once.
         """
         handle, address = self._accept()  # type: ignore[attr-defined]  # as `socket.socket.accept` does
-        line = _Line(self, str(address[0]), handle)
+        line = _Line(self, peer_of(str(address[0])), handle)
         is_full = self._open[line.peer] > self._most_lines or self._open.total() > self._most
         if is_full or self._pace.wait_s(line.peer, most_s=0.0):
             line.close()
@@ -89,6 +91,14 @@ class Doorman(socket.socket):
         self._open[peer] += change
         if not self._open[peer]:
             del self._open[peer]
+
+
+def peer_of(address: str) -> str:
+    """Under which name the lines of an address count."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(found, ipaddress.IPv4Address) or found.ipv4_mapped:
+        return address
+    return str(ipaddress.IPv6Network((found, 64), strict=False))
 
 
 class _Line(socket.socket):

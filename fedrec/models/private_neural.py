@@ -104,10 +104,16 @@ class PrivateNeural(NeuralModel):
 
     @property
     def base(self) -> NeuralModel:
-        """The model whose network is trained."""
+        """The model whose network is trained.
+
+        Raises:
+            ConfigError: a private variant again: a shop's policy looks at one base, not at a base's own.
+        """
         from fedrec.models import load_model
 
         model: Any = load_model(self.settings.base, json.loads(self.settings.network))
+        if isinstance(model, PrivateNeural):
+            raise ConfigError(f"base {self.settings.base!r} is a private variant itself: give the model that it trains")
         return model
 
     def make_network(self, num_items: int) -> Network:

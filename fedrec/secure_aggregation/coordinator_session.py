@@ -60,6 +60,7 @@ class CoordinatorSession:
         self._ring: Ring | None = None
         self._round: Round | None = None
         self._left_out: set[int] = set()
+        self._complaints: dict[int, set[int]] = {}
 
     @property
     def invited(self) -> tuple[str, ...]:
@@ -68,7 +69,7 @@ class CoordinatorSession:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Shops that were left out of set-ups for what they dealt, in roster order."""
+        """Shops that are left out of set-ups for what they dealt or said, in roster order."""
         return self._names(self._left_out)
 
     @property
@@ -210,25 +211,39 @@ class CoordinatorSession:
         setup.complaints[place] = given.complaints
         return True
 
-    def leave_out(self) -> dict[str, tuple[str, ...]]:
-        """Whom the next set-up leaves out for the shares that they dealt, and who complained; empty: this one will do.
+    def leave_out(self) -> dict[str, str]:
+        """Whom the next set-up leaves out for what was dealt, and why; empty: this one will do.
 
-        A dealer of whom more than t shops complain has dealt wrong: one of them is honest. Where fewer complain, it or
-        they are at fault, and nobody can tell; those who complain then stay out of the rounds, by themselves. Only
-        where too few would be left is the dealer left out instead. Which shops take part is the coordinator's to say,
-        and each checks the set: nothing here is trusted for secrecy.
+        At most t shops are dishonest, in all set-ups together: a dealer of whom more than t complain has dealt wrong,
+        one that complains of more than t has lied. Where fewer complain, it or they are at fault, and nobody can tell;
+        those who complain then stay out of the rounds, by themselves. Only where too few would be left is the dealer
+        left out instead, until somebody is found out: then it is asked again. Which shops take part is the
+        coordinator's to say, and each checks the set: nothing here is trusted for secrecy.
         """
-        setup = self._closed_setup()
-        by_dealer: dict[int, list[int]] = {}
-        for place, complaints in sorted(setup.complaints.items()):
-            for dealer in complaints:
-                by_dealer.setdefault(dealer, []).append(place)
-        bad = {dealer for dealer, by in by_dealer.items() if len(by) > self.parameters.colluders}
-        unhappy = {place for place, complaints in setup.complaints.items() if complaints}
-        if not bad and not self._is_enough(setup.deals.keys() - unhappy):
-            bad = by_dealer.keys() - unhappy or set(by_dealer)
-        self._left_out |= bad
-        return {self.parameters.names[dealer]: self._names(by_dealer[dealer]) for dealer in sorted(bad)}
+        setup, before = self._closed_setup(), self._left_out
+        for place, dealers in setup.complaints.items():
+            self._complaints.setdefault(place, set()).update(dealers)
+        liars = {place for place, dealers in self._complaints.items() if len(dealers) > self.parameters.colluders}
+        complain: dict[int, list[int]] = {}
+        for place in self._complaints.keys() - liars:
+            for dealer in self._complaints[place]:
+                complain.setdefault(dealer, []).append(place)
+        found = liars | {dealer for dealer, by in complain.items() if len(by) > self.parameters.colluders}
+        unhappy = {place for place, dealers in setup.complaints.items() if dealers}
+        if not found <= before:
+            self._left_out = found
+        elif not self._is_enough(setup.deals.keys() - unhappy):
+            accused = {dealer for place in unhappy for dealer in setup.complaints[place]}
+            self._left_out = before | (accused - unhappy or accused)
+        reasons: dict[str, str] = {}
+        for place in sorted(self._left_out - before):
+            who = ", ".join(self._names(complain.get(place, ())))
+            reasons[self.parameters.names[place]] = (
+                "complains of more shops than can have dealt wrong"
+                if place in liars
+                else f"dealt shares of its keys that do not open at {who}{'' if place in found else ', or so they say'}"
+            )
+        return reasons
 
     def open_round(self, index: int, context: bytes, size: int, dtype: np.dtype) -> None:
         """Begin a round.

@@ -110,8 +110,8 @@ def _read(path: Path) -> bytes:
 
 
 def forget(path: Path) -> None:
-    """Delete the state of a run that cannot go on."""
-    for one in (path, _seal(path)):
+    """Delete the state of a run that cannot go on, and what a crash left beside it."""
+    for one in (path, _part(path), _seal(path), _part(_seal(path))):
         one.unlink(missing_ok=True)
 
 
@@ -120,7 +120,7 @@ def _keep(path: Path, state: bytes) -> None:
 
     Its seal names, beside the file that is there, the one that comes while it comes: no crash leaves one without.
     """
-    part, digest = path.with_suffix(".part"), hashlib.sha256(state).hexdigest()
+    part, digest = _part(path), hashlib.sha256(state).hexdigest()
     try:
         _write(part, state)
         coming = [digest, part.stat().st_ino, None]
@@ -155,13 +155,18 @@ def _sealed(path: Path) -> list[list[Any]]:
 
 
 def _write_seal(path: Path, entries: list[list[Any]]) -> None:
-    part = _seal(path).with_suffix(".seal-part")
+    part = _part(_seal(path))
     _write(part, json.dumps(entries).encode())
     os.replace(part, _seal(path))
 
 
 def _seal(path: Path) -> Path:
     return path.with_suffix(".seal")
+
+
+def _part(path: Path) -> Path:
+    """What is written beside a file; after a crash it may hold secrets."""
+    return path.with_suffix(f"{path.suffix}-part")
 
 
 def _write(path: Path, data: bytes) -> None:

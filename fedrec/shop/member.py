@@ -140,6 +140,9 @@ class Member:
         stored = self.folder / OFFER_FILE
         if stored.exists():
             self._run = self._open_run(Offer.read(stored.read_bytes(), self.invitation.key))
+        for run_id in self._runs():
+            if run_id != self.run_id:  # whose end a crash may have cut short
+                self._end(run_id)
 
     @property
     def run_id(self) -> str:
@@ -178,7 +181,7 @@ class Member:
         write_atomically(self.folder / RUNS_FILE, json.dumps({**runs, run_id: digest}).encode())
         write_atomically(path, data)
         if self._run is not None:
-            self._end(self._run)
+            self._end(self.run_id)
         self._run, self._is_anchored = run, False
         _log.info("agreed to run %s: %s", run.run_id, run.offer.read_terms().guarantee)
 
@@ -295,16 +298,15 @@ class Member:
     def leave(self) -> None:
         """Free what an unfinished run reserved, and forget it and the keys of its masks."""
         if self._run is not None:
-            self._end(self._run)
+            self._end(self.run_id)
             (self.folder / OFFER_FILE).unlink(missing_ok=True)
             self._run = None
 
-    def _end(self, run: _Run) -> None:
+    def _end(self, run_id: str) -> None:
         """Free what the run reserved and never charged, and forget its masks: it cannot go on."""
-        ledger = run.node.ledger
-        if ledger is not None and ledger.is_reserved(run.run_id):
-            ledger.finish(run.run_id)
-        forget(self._masks_of(run.run_id))
+        if self.has_ledger and self.ledger().is_reserved(run_id):
+            self.ledger().finish(run_id)
+        forget(self._masks_of(run_id))
 
     def _runs(self) -> dict[str, str]:
         """All runs that were ever agreed to, in order: their offers' digests."""

@@ -178,6 +178,15 @@ def test_a_message_of_an_unknown_kind_is_an_error_and_the_agent_goes_on(tls):
             assert ask(grid, fleet, b"ab") == b"ba"
 
 
+def test_kinds_that_a_coordinator_makes_up_fill_neither_memory_nor_the_status_file(tls):
+    one, _ = made(tls, _agent_compat.new_key(), 1, echo_app())
+    for number in range(100):
+        one._count(f"query.{number}" + "x" * 1_000_000, is_refused=True)
+    assert len(one.traffic.answered) <= 21
+    assert sum(map(len, one.traffic.answered)) < 20_000
+    assert one.traffic.refused == sum(one.traffic.answered.values()) == 100
+
+
 def refused(status: int, *, date: datetime.datetime | None = None, json: object = None) -> httpx.HTTPStatusError:
     headers = {} if date is None else {"date": date.strftime("%a, %d %b %Y %H:%M:%S GMT")}
     request = httpx.Request("POST", "https://c.example")

@@ -16,7 +16,7 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from fedrec.flower import fleet, limits
 from fedrec.flower.exchange import exchange
-from fedrec.flower.limits import Doorman, Pace
+from fedrec.flower.limits import Doorman, Pace, peer_of
 
 from .test_link import Link, answer_to, data_of, link, signed, tls  # noqa: F401 - fixtures
 
@@ -61,6 +61,11 @@ def test_one_address_holds_few_lines_and_a_closed_one_makes_room(monkeypatch):
         second.close()
         third.close()
         assert doorman._open.total() == 0
+
+
+def test_all_addresses_of_one_ipv6_network_count_as_one_and_those_of_ipv4_each():
+    assert peer_of("2001:db8::1") == peer_of("2001:db8::ffff:2%eth0") != peer_of("2001:db8:0:1::1")
+    assert len({peer_of(one) for one in ("::ffff:10.0.0.1", "::ffff:10.0.0.2", "10.0.0.1", "10.0.0.2", "::1")}) == 5
 
 
 def test_one_address_opens_few_lines_a_second():

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fedrec.errors import BadMessage, ProtocolError, TooFewShops
 from fedrec.federation.secure_round import ask_all, set_up, shop_step
 from fedrec.secure_aggregation import masks
-from fedrec.secure_aggregation.messages import NONCE_BYTES, Opened, Shares
+from fedrec.secure_aggregation.messages import NONCE_BYTES, Delivery, Opened, Shares
 from fedrec.secure_aggregation.rules import box_context
 from fedrec.secure_aggregation.secret_sharing import SHARE_BYTES
 from fedrec.secure_aggregation.shop_session import ShopSession
@@ -102,18 +102,31 @@ class BadDealer(ShopSession):
 
 
 class Accuser(ShopSession):
-    """Takes everything, and complains of everybody."""
+    """Takes everything, and complains of everybody who dealt, or of another shop each time."""
+
+    one_by_one = False
+    times = -1
 
     def check(self, delivery):
         said = Opened.from_bytes(super().check(delivery), self._run, self.parameters)
-        return replace(said, complaints=tuple(range(self.place))).to_bytes()
+        dealt = Delivery.from_bytes(delivery, self._run, self.parameters).deals
+        self.times += 1
+        whom = (self.times,) if self.one_by_one else tuple(sorted(dealt.keys() - {self.place}))
+        return replace(said, complaints=whom).to_bytes()
 
 
-def set_up_with(parties: Parties, name: str, kind: type[ShopSession], **about: object) -> Parties:
-    """The whole set-up as a coordinator runs it, one shop being of another kind."""
+def set_up_with(parties: Parties, name: str, kind: type[ShopSession], late: str = "", **about: object) -> Parties:
+    """The whole set-up as a coordinator runs it, one shop being of another kind, one away when it is first asked."""
     shop = parties.shops[name] = kind(parties.parameters, name, identity(name), RUN)
     vars(shop).update(about)
-    ask_all(set_up(parties.coordinator, 0, 3), lambda who, step, data: shop_step(parties.shops[who], step, data))
+    away = [late]
+
+    def answer(who, step, data):
+        if who in away:
+            return away.clear()
+        return shop_step(parties.shops[who], step, data)
+
+    ask_all(set_up(parties.coordinator, 0, 3), answer)
     return parties
 
 
@@ -129,8 +142,8 @@ def test_a_dealer_of_whom_more_shops_complain_than_can_collude_is_left_out_and_t
     assert DISHONEST not in parties.coordinator.advertised  # nor does it come back with the next keys
 
 
-def test_shops_that_can_lie_together_put_nobody_but_themselves_out():
-    parties = set_up_with(Parties.of(agreement(5, min_shops=4)), DISHONEST, Accuser)
+def test_shops_that_can_lie_together_put_nobody_out():
+    parties = set_up_with(Parties.of(agreement(5, min_shops=4)), DISHONEST, Accuser, one_by_one=True)
     assert parties.coordinator.left_out == ()
     others = parties.parameters.names[:4]
     parties.coordinator.open_round(0, parties.context(0), SIZE, np.dtype("<u8"))
@@ -147,8 +160,20 @@ def test_of_few_complaints_the_dealer_is_left_out_where_the_round_could_not_do_w
     assert np.array_equal(parties.round(0), parties.expected(0))
 
 
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_a_shop_that_complains_of_more_shops_than_can_lie_is_left_out_itself_and_they_are_not(one_by_one, caplog):
+    """While another shop is away the round cannot do without it, so that each of its words would put a shop out."""
+    parties = Parties.of(agreement(5, min_shops=4))
+    set_up_with(parties, DISHONEST, Accuser, late="shop-3", one_by_one=one_by_one)
+    assert parties.coordinator.left_out == (DISHONEST,)
+    assert "shop shop-4 complains of more shops than can have dealt wrong" in caplog.text
+    assert ("shop-0 dealt shares of its keys that do not open at shop-4, or so they say" in caplog.text) is one_by_one
+    assert np.array_equal(parties.round(0), parties.expected(0))
+    assert parties.coordinator.participants == parties.parameters.names[:4]
+
+
 def test_a_set_up_that_cannot_do_without_the_bad_dealer_ends_with_its_name():
-    with pytest.raises(TooFewShops, match=r"3 .* 4 are needed; left out for bad shares: shop-3"):
+    with pytest.raises(TooFewShops, match=r"3 .* 4 are needed; left out for bad shares or complaints: shop-3"):
         set_up_with(Parties.of(agreement(4, min_shops=4)), "shop-3", BadDealer, to=(0, 1))
 
 

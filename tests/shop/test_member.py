@@ -221,6 +221,26 @@ def test_a_new_run_takes_the_place_of_the_old_one_whose_masks_and_reservation_go
         member.close()
 
 
+def test_a_crash_between_two_runs_leaves_neither_the_old_ones_reservation_nor_its_keys(town, monkeypatch):
+    offer = town.offer()
+    members = agreed(town, offer)
+    run_rounds(town, members, offer)
+    member, end = members[0], Member._end
+    half_written = member.folder / MASKS_FOLDER / "run-1.masking-part"
+    half_written.write_bytes(b"keys")
+    monkeypatch.setattr(Member, "_end", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        member.accept(town.offer("run-2").sign(town.key))
+    monkeypatch.setattr(Member, "_end", end)
+    for one in members:
+        one.close()
+    again = town.member()
+    assert again.run_id == "run-2"
+    assert not again.ledger().is_reserved("run-1")
+    assert not list((again.folder / MASKS_FOLDER).glob("run-1.[!l]*"))
+    again.close()
+
+
 def test_arrays_of_another_shape_are_not_adopted(town):
     offer = town.offer()
     members = agreed(town, offer)

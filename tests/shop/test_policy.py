@@ -132,6 +132,14 @@ def test_a_private_variant_of_a_model_that_is_not_listed_is_refused_too():
         check(POLICY, theirs)
 
 
+def test_a_private_variant_within_another_does_not_hide_a_model_from_the_policy():
+    variant = "fedrec.models.private_neural:PrivateNeural"
+    asked = offer(model=variant)
+    hidden = {"base": variant, "network": json.dumps({"base": "mine:Model"})}
+    with pytest.raises(ConfigError, match="is a private variant itself"):
+        dataclasses.replace(asked, settings=hidden).read_model().make_network(8)
+
+
 def test_a_refused_model_is_not_imported(tmp_path, monkeypatch, town):
     (tmp_path / "foreign.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
