@@ -1,6 +1,6 @@
 """Two hundred rounds of a real federation with random faults: is anything lost, charged twice, or kept for ever?
 
-Run it: python simulations/benchmarks/soak.py [--rounds 200] [--seed 0]
+Run it: python simulations/benchmarks/soak.py [--rounds 200] [--followed 100] [--seed 0]
 
 A coordinator and four shops, processes over TLS with a proxy in between, run half of the rounds without a promise (iALS
 under masks, one long run) and half under epsilon (private iALS, six noisy sums a run). All shops have to take part in
@@ -10,7 +10,7 @@ a new start, a stalled network, a shop that hangs. It fails unless
 - the long run's arrays are, bit for bit, those of the same federation in one process without faults;
 - every shop was charged for every noisy sum exactly once, its ledger's chain verifies, and its last head is the one
   that the coordinator keeps;
-- no process left a traceback, and memory and file handles do not grow with the rounds.
+- no process left a traceback, and memory and file handles do not grow over a last run, without faults.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ SUMS_A_RUN = 6
 ROUNDS_A_FAULT = (1, 5)
 SPARED = "dog"
 """The shop that is never killed, so that its memory can be followed."""
-WARM_UP_ROUNDS, LEAST_ROUNDS = 3, 5
-"""A process is followed after its first rounds, if it lives for as many more."""
+WARM_UP_ROUNDS = 20
+"""Of the last run, before memory is followed: caches and heaps fill."""
 MOST_KB, MOST_HANDLES = 40.0, 0.05
 """Growth a round that counts as a leak."""
 
@@ -99,9 +99,9 @@ class Faults:
 
 @dataclass
 class Samples:
-    """Memory in KB and open files of processes while rounds go on, by process id."""
+    """Rounds, memory in KB and open files of two processes, as rounds go on."""
 
-    seen: dict[tuple[str, int], list[tuple[float, float, float]]] = field(default_factory=dict)
+    seen: dict[str, list[tuple[float, float, float]]] = field(default_factory=dict)
 
     def take(self, town: Town, num_rounds: int) -> None:
         for name in ("coordinator", SPARED):
@@ -110,28 +110,17 @@ class Samples:
                 status = Path(f"/proc/{process.pid}/status").read_text()
                 kilobytes = float(re.search(r"VmRSS:\s+(\d+) kB", status)[1])
                 handles = len(os.listdir(f"/proc/{process.pid}/fd"))
-                self.seen.setdefault((name, process.pid), []).append((num_rounds, kilobytes, handles))
+                self.seen.setdefault(name, []).append((num_rounds, kilobytes, handles))
 
-    def growth(self, name: str) -> tuple[int, float, float]:
-        """Rounds, and KB and handles a round: one slope over all processes of a name, each from its own mean."""
-        parts, num_rounds = [], 0
-        for (one, _), rows in self.seen.items():
-            table = np.array([row for row in rows if row[0] >= rows[0][0] + WARM_UP_ROUNDS])
-            if one != name or len(table) < 2 or (lasted := int(np.ptp(table[:, 0]))) < LEAST_ROUNDS:
-                continue
-            (_, *first), (_, *last) = table[0], table[-1]
-            grown = f"{first[0] / 1024:.1f} -> {last[0] / 1024:.1f} MB, {first[1]:.0f} -> {last[1]:.0f} open files"
-            print(f"  {name}, {lasted} rounds: {grown}")
-            parts.append(table - table.mean(axis=0))
-            num_rounds += lasted
-        if not parts:
-            raise SystemExit(f"{name}: no process lived for {WARM_UP_ROUNDS + LEAST_ROUNDS} rounds: soak for longer")
-        table = np.concatenate(parts)
-        moved = float(table[:, 0] @ table[:, 0])
-        return num_rounds, *(float(table[:, 0] @ table[:, column]) / moved for column in (1, 2))
+    def growth(self, name: str) -> tuple[float, float]:
+        """KB and handles a round: slopes."""
+        table = np.array([row for row in self.seen[name] if row[0] >= WARM_UP_ROUNDS])
+        table -= table.mean(axis=0)
+        kilobytes, handles = table[:, 0] @ table[:, 1:] / (table[:, 0] @ table[:, 0])
+        return float(kilobytes), float(handles)
 
 
-def run_with_faults(town: Town, faults: Faults, samples: Samples, done_before: int) -> str:
+def run_with_faults(town: Town, faults: Faults, done_before: int, samples: Samples | None = None) -> str:
     """One run to its end, whatever happens to it; its id."""
     with faults.lock:
         (town.coordinator / "status.json").unlink(missing_ok=True)
@@ -140,7 +129,8 @@ def run_with_faults(town: Town, faults: Faults, samples: Samples, done_before: i
         time.sleep(0.2)
         with faults.lock:
             faults.num_rounds = done_before + int(town.status("coordinator").get("round", 0))
-            samples.take(town, faults.num_rounds)
+            if samples is not None:
+                samples.take(town, faults.num_rounds)
             process = town.processes.get("coordinator")
             if process is not None and process.poll() is None:
                 continue
@@ -187,8 +177,8 @@ def check_ledgers(town: Town, num_sums: int) -> None:
             raise SystemExit(f"{shop}: the coordinator keeps another head than the ledger's")
 
 
-def soak(folder: Path, num_rounds: int, seed: int) -> Samples:
-    """All of it but the check of growth, which takes many rounds; prints what happened."""
+def soak(folder: Path, num_rounds: int, seed: int, num_followed: int = 0) -> Samples:
+    """All of it but the check of growth over ``num_followed`` rounds; prints what happened."""
     with redirect_stdout(io.StringIO()):
         town = build(folder)
     town.change("coordinator", deadline_s=20.0, patience_s=600.0, min_shops=len(SHOPS), epsilon=None, delta=None)
@@ -204,7 +194,7 @@ def soak(folder: Path, num_rounds: int, seed: int) -> Samples:
     thread = threading.Thread(target=faults.run)
     thread.start()
     try:
-        run_id = run_with_faults(town, faults, samples, 0)
+        run_id = run_with_faults(town, faults, 0)
         done = len(town.rounds(run_id))
         with faults.lock:
             check_same(town, run_id)  # now: the shops' folders still hold this run
@@ -213,26 +203,32 @@ def soak(folder: Path, num_rounds: int, seed: int) -> Samples:
         town.change("coordinator", epsilon=2.0, delta=1e-6)
         num_sums = 0
         while done < num_rounds:
-            sums = len(town.rounds(run_with_faults(town, faults, samples, done)))
+            sums = len(town.rounds(run_with_faults(town, faults, done)))
             done, num_sums = done + sums, num_sums + sums
         print(f"{num_sums // SUMS_A_RUN} private runs, {num_sums} noisy sums", flush=True)
-        with faults.lock:
-            check_ledgers(town, num_sums)
+        faults.is_over.set()
+        thread.join()
+        check_ledgers(town, num_sums)
+        print(f"{done} rounds in {time.monotonic() - started:.0f} s; faults: {faults.counts}")
+        print("arrays as without faults; one charge a sum, no repeat; ledgers verify, heads agree; no traceback")
+        if num_followed:
+            path.write_text(text.replace(settings.format(long_run), settings.format(num_followed)))
+            town.change("coordinator", epsilon=None, delta=None)
+            run_with_faults(town, faults, 0, samples)
     finally:
         faults.is_over.set()
         thread.join()
         town.close()
-    print(f"{done} rounds in {time.monotonic() - started:.0f} s; faults: {faults.counts}")
-    print("arrays as without faults; one charge a sum, no repeat; ledgers verify, heads agree; no traceback")
     return samples
 
 
 def check_growth(samples: Samples) -> None:
     """Neither memory nor file handles grow with the rounds; prints how they move."""
     for name in ("coordinator", SPARED):
-        num, kilobytes, handles = samples.growth(name)
+        kilobytes, handles = samples.growth(name)
         what = "coordinator" if name == "coordinator" else "a shop's agent"
-        print(f"{what}: {kilobytes:+.1f} KB and {handles:+.3f} open files a round, over {num} rounds")
+        last = samples.seen[name][-1][1] / 1024
+        print(f"{what}: {kilobytes:+.1f} KB and {handles:+.3f} open files a round; {last:.0f} MB at the end")
         if not (kilobytes < MOST_KB and handles < MOST_HANDLES):
             raise SystemExit(f"more than {MOST_KB:g} KB or {MOST_HANDLES:g} files a round: a leak")
 
@@ -240,10 +236,11 @@ def check_growth(samples: Samples) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--followed", type=int, default=100, help="rounds of the last run")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        check_growth(soak(Path(folder), options.rounds, options.seed))
+        check_growth(soak(Path(folder), options.rounds, options.seed, options.followed))
 
 
 if __name__ == "__main__":
