@@ -15,7 +15,7 @@ from fedrec.simulation.audit_claim import AuditSettings
 from fedrec.simulation.audit_local import audit_local_noise, steps_in_shops
 from fedrec.simulation.crafted import CraftedSteps, RowSums
 
-CLAIM = AuditSettings(epsilon=2.0, delta=1e-6, canaries=10_000, num_items=200)
+CLAIM = AuditSettings(epsilon=2.0, delta=1e-6, canaries=40_000, num_items=200)
 
 
 class Loud(RowSums):
