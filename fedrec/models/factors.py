@@ -14,10 +14,8 @@ from scipy import sparse
 
 from fedrec.errors import ConfigError
 from fedrec.models.least_squares import solve_rows
-from fedrec.models.popularity import binary_rows, take
+from fedrec.models.popularity import add_popularity, binary_rows, take
 from fedrec.models.recommender import PublicInputs
-
-_TIE_BREAK = 1e-6
 
 
 @dataclass(frozen=True)
@@ -86,11 +84,7 @@ class IalsScorer:
             binary_rows(histories), self.item_factors, self.gram, self.num_model_items, self.settings
         )
         scores = shoppers.astype(np.float32) @ self._float32_factors
-        top = self.popularity.max(initial=0)
-        if self.popularity_weight is not None:
-            scores += (self.popularity * self.popularity_weight).astype(np.float32)
-        elif top > 0:
-            scores += (self.popularity * (_TIE_BREAK / top)).astype(np.float32)
+        add_popularity(scores, self.popularity, self.popularity_weight)
         return scores
 
     def restrict(self, positions: np.ndarray, public: PublicInputs) -> IalsScorer:

@@ -18,14 +18,19 @@ from fedrec.models.co_occurrence import (
     packed_size,
     take_packed,
 )
-from fedrec.models.popularity import ItemCounts, binary_rows, covered_rows, mix_arrays, popularity_round, take
+from fedrec.models.popularity import (
+    ItemCounts,
+    add_popularity,
+    binary_rows,
+    covered_rows,
+    mix_arrays,
+    popularity_round,
+    take,
+)
 from fedrec.models.recommender import Contributions, Layout, PublicInputs, RoundKind, RoundSpec, State
 
 MAX_ITEMS_LIMIT = 12_000
 """More items than this are never covered: one float64 square would exceed a gigabyte."""
-
-_TIE_BREAK = 1e-6
-"""Weight of popularity in every score: orders what the model has nothing to say about, and cold shoppers' lists."""
 
 
 def check_item_item(max_items: int, shopper_exponent: float, content_weight: float) -> None:
@@ -187,11 +192,7 @@ class ItemItemScorer:
         histories = histories.astype(np.float32)
         has_tail = len(self._tail) > 0
         scores = self._scores_with_tail(histories) if has_tail else times(histories, self.weights)
-        top = self.popularity.max(initial=0)
-        if self.popularity_weight is not None:
-            scores += (self.popularity * self.popularity_weight).astype(np.float32)
-        elif top > 0:
-            scores += (self.popularity * (_TIE_BREAK / top)).astype(np.float32)
+        add_popularity(scores, self.popularity, self.popularity_weight)
         return scores
 
     def _scores_with_tail(self, histories: sparse.csr_matrix) -> np.ndarray:

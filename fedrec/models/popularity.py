@@ -11,6 +11,8 @@ from scipy import sparse
 from fedrec.models.recommender import Layout, PublicInputs, RoundKind, RoundSpec, State
 from fedrec.privacy.mechanisms import Outlook, ReleaseRequest
 
+_TIE_BREAK = 1e-6
+
 
 @dataclass(frozen=True)
 class PopularitySettings:
@@ -156,6 +158,22 @@ def binary_rows(histories: sparse.csr_matrix) -> sparse.csr_matrix:
     rows.sum_duplicates()
     rows.eliminate_zeros()
     return rows
+
+
+def add_popularity(scores: np.ndarray, popularity: np.ndarray, weight: float | None) -> None:
+    """Add popularity to every row of scores, in place.
+
+    Args:
+        scores: float32, (num_rows, num_items).
+        popularity: float64, (num_items,); >= 0.
+        weight: of each unit of popularity; None = only so much as orders what a model has nothing to say about, and
+            cold shoppers' lists.
+    """
+    top = popularity.max(initial=0)
+    if weight is not None:
+        scores += (popularity * weight).astype(np.float32)
+    elif top > 0:
+        scores += (popularity * (_TIE_BREAK / top)).astype(np.float32)
 
 
 def popularity_round(public: PublicInputs) -> RoundSpec:

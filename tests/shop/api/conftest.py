@@ -93,6 +93,17 @@ def serving(app: ASGIApp) -> Iterator[str]:
             thread.join()
 
 
+@contextmanager
+def asking(live: LiveShop) -> Iterator[httpx.Client]:
+    """One shop, served; who asks may do all with it."""
+    key = live.store.new_key(live.name, "test", KeyScope.ADMIN)[1]
+    with (
+        serving(make_app({live.name: live})) as url,
+        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as found,
+    ):
+        yield found
+
+
 @pytest.fixture
 def api(corner: Corner) -> Iterator[httpx.Client]:
     """All may be done with it."""

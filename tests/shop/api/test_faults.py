@@ -23,10 +23,9 @@ from fedrec.role_config import SHOP_FILE, shop_toml
 from fedrec.shop.adoption import LOCAL
 from fedrec.shop.api.app import make_app
 from fedrec.shop.lists.serving_files import write_serving
-from fedrec.shop.store.rows import KeyScope
 from fedrec.shop.store.store import Store
 
-from .conftest import Corner, serving
+from .conftest import Corner, asking, serving
 
 
 @contextmanager
@@ -108,11 +107,7 @@ def test_the_folder_of_models_may_go_while_it_is_served(tmp_path: Path) -> None:
     (tmp_path / "events.csv").write_text("\n".join(["shopper,item,timestamp", *lines]))
     assert main(["shop", "import", str(folder), str(tmp_path / "events.csv")]) == 0
     live = open_live_shop(folder)
-    key = live.store.new_key("north", "test", KeyScope.ADMIN)[1]
-    with (
-        serving(make_app({"north": live})) as url,
-        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}) as api,
-    ):
+    with asking(live) as api:
         before = api.get("/v1/shoppers/s1/recommendations").json()["items"]
         shutil.rmtree(folder / "models")
         wait_for(lambda: "cannot be opened" in api.get("/health/ready").text)

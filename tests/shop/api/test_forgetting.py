@@ -14,11 +14,9 @@ from fedrec.cli.shop import refresh_after_erasures
 from fedrec.cli.shop_serve import open_live_shop
 from fedrec.role_config import SHOP_FILE
 from fedrec.shop.adoption import LOCAL
-from fedrec.shop.api.app import make_app
 from fedrec.shop.lists.serving_files import open_serving
-from fedrec.shop.store.rows import KeyScope
 
-from .conftest import serving
+from .conftest import asking
 
 ZOE = "zoe-of-the-hill/é"
 IN_PATH = "zoe-of-the-hill%2F%C3%A9"
@@ -42,11 +40,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def api(folder: Path) -> Iterator[httpx.Client]:
     live = open_live_shop(folder)
-    key = live.store.new_key("north", "test", KeyScope.ADMIN)[1]
-    with (
-        serving(make_app({"north": live})) as url,
-        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}) as found,
-    ):
+    with asking(live) as found:
         yield found
 
 

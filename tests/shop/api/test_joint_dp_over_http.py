@@ -6,18 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from fedrec.cli import main
 from fedrec.cli.shop_serve import open_live_shop
 from fedrec.role_config import SHOP_FILE, open_store, read_shop
-from fedrec.shop.api.app import make_app
-from fedrec.shop.store.rows import Event, EventKind, Item, KeyScope
+from fedrec.shop.store.rows import Event, EventKind, Item
 
 from ..test_member import agreed, run_rounds
 from ..town import ITEMS, Town, small_shop
-from .conftest import NOON, serving
+from .conftest import NOON, asking
 
 ZOE = [("zoe", item) for item in ("p0", "p1", "p2", "p3", "p7", "only zoe bought this")]
 LISTS = (
@@ -46,12 +44,8 @@ def answers(folder: Path, others: list[tuple[str, str]], promise: str) -> dict[s
     assert main(["shop", "import", str(folder), *files]) == 0
     live = open_live_shop(folder)
     live.store.put_items(replace(one.item, created=NOON) for one in live.store.items_after(0))  # the clock goes on
-    key = live.store.new_key("north", "test", KeyScope.ADMIN)[1]
     found: dict[str, Any] = {}
-    with (
-        serving(make_app({"north": live})) as url,
-        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}) as api,
-    ):
+    with asking(live) as api:
         for method, path in LISTS:
             for query in ({"n": 8, "explain": True}, {"n": 3, "diversity": 0.6, "offset": 1, "include_bought": True}):
                 if method == "GET":
@@ -90,14 +84,10 @@ def test_a_federations_model_is_served_under_joint_dp_with_what_it_cost_in_both_
         store.put_items(Item(str(key), f"thing {key[-1]}", created=NOON) for key in ITEMS)
         pairs = zip(data.shoppers[rows].tolist(), ITEMS[places].tolist(), strict=True)
         store.append_events(Event(who, item, EventKind.PURCHASE, NOON) for who, item in pairs)
-        key = store.new_key("ant", "test", KeyScope.ADMIN)[1]
     found = []
     for _ in range(2):
         live = open_live_shop(folder)
-        with (
-            serving(make_app({"ant": live})) as url,
-            httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}) as api,
-        ):
+        with asking(live) as api:
             lists = [
                 api.get(f"/v1/shoppers/ant-{row}/recommendations", params={"explain": True}).json() for row in range(12)
             ]

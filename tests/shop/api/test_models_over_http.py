@@ -22,11 +22,11 @@ from fedrec.shop.lists.serving_model import ServingModel
 from fedrec.shop.lists.serving_settings import ServingSettings, Split
 from fedrec.shop.member import LEDGER_FILE
 from fedrec.shop.past_releases import past_releases
-from fedrec.shop.store.rows import Item, KeyScope
+from fedrec.shop.store.rows import Item
 
 from ..test_member import agreed, run_rounds
 from ..town import Town
-from .conftest import Corner, chain, serving
+from .conftest import Corner, asking, chain, serving
 from .test_lists_over_http import home
 
 
@@ -181,11 +181,7 @@ def test_lists_say_what_has_left_the_shop_by_now(town: Town, corner: Corner) -> 
         return past_releases(folder, "ant").epsilon
 
     live = LiveShop("ant", folder, corner.store, ServingSettings(), open_model=lambda *_: chain(), outside=outside)
-    key = corner.store.new_key("ant", "test", KeyScope.ADMIN)[1]
-    with (
-        serving(make_app({"ant": live})) as url,
-        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}) as api,
-    ):
+    with asking(live) as api:
         assert home(api, "ann").epsilon_outside == 0
         members = agreed(town, offer := town.offer())
         run_rounds(town, members, offer)

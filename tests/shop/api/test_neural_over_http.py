@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,10 @@ from fedrec.models import load_model
 from fedrec.models.recommender import PublicInputs, train_alone
 from fedrec.role_config import SHOP_FILE, open_store, read_shop
 from fedrec.shop.adoption import LOCAL, judge_and_keep
-from fedrec.shop.api.app import make_app
 from fedrec.shop.own_data import StoreData
-from fedrec.shop.store.rows import Event, KeyScope
+from fedrec.shop.store.rows import Event
 
-from .conftest import serving
+from .conftest import asking
 
 NUM_ITEMS, NUM_SHOPPERS = 12, 40
 FAST = {"rounds": 2, "device": "cpu", "batch_shoppers": 20}
@@ -79,15 +78,8 @@ def adopt(folder: Path, name: str, mode: str) -> str:
     return f"run-{name}"
 
 
-@contextmanager
-def served(folder: Path) -> Iterator[httpx.Client]:
-    live = open_live_shop(folder)
-    key = live.store.new_key("north", "test", KeyScope.ADMIN)[1]
-    with (
-        serving(make_app({"north": live})) as url,
-        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as api,
-    ):
-        yield api
+def served(folder: Path) -> AbstractContextManager[httpx.Client]:
+    return asking(open_live_shop(folder))
 
 
 def home(api: httpx.Client, shopper: str) -> dict[str, Any]:

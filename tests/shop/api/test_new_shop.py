@@ -12,10 +12,8 @@ import pytest
 from fedrec.cli import main
 from fedrec.cli.shop_serve import open_live_shop
 from fedrec.role_config import SHOP_FILE
-from fedrec.shop.api.app import make_app
-from fedrec.shop.store.rows import KeyScope
 
-from .conftest import serving
+from .conftest import asking
 
 TITLES = {"tea": "green tea", "cup": "tea cup", "mill": "coffee mill", "pot": "coffee pot"}
 
@@ -36,11 +34,7 @@ def folder(tmp_path: Path, promise: str) -> Path:
 @pytest.fixture
 def new(folder: Path) -> Iterator[httpx.Client]:
     live = open_live_shop(folder)
-    key = live.store.new_key("north", "test", KeyScope.ADMIN)[1]
-    with (
-        serving(make_app({"north": live})) as url,
-        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}) as api,
-    ):
+    with asking(live) as api:
         yield api
 
 
@@ -78,11 +72,7 @@ def test_a_new_shop_is_filled_over_http_and_learns(new: httpx.Client, folder: Pa
 def test_a_new_shop_starts_again_before_it_has_a_model(folder: Path) -> None:
     for _ in range(2):
         live = open_live_shop(folder)
-        key = live.store.new_key("north", "test", KeyScope.ADMIN)[1]
-        with (
-            serving(make_app({"north": live})) as url,
-            httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}) as api,
-        ):
+        with asking(live) as api:
             assert live.trouble is None
             assert api.put("/v1/items", json={"items": [{"key": "tea"}]}).is_success
             assert api.get("/v1/popular").json()["items"][0]["item"] == "tea"
