@@ -13,7 +13,7 @@ from fedrec.models.private_neural import PrivatelyTrainable
 if TYPE_CHECKING:
     from fedrec.training.network import Network
 
-_SMALL: Mapping[str, Any] = {"hidden": 0, "latent": 32, "dropout": 0.0, "has_sparse_input": False}
+_SMALL: Mapping[str, Any] = {"hidden": 0, "latent": 32, "dropout": 0.0}
 """Under an epsilon: noise grows with the number of values, and dropout only adds to it."""
 
 

@@ -22,25 +22,8 @@ from torch.nn.utils import skip_init
 
 from fedrec.errors import ConfigError
 from fedrec.privacy.draws import Draws
+from fedrec.training.layer_rules import SparseLinear
 from fedrec.training.network import Batch, Network, dense, to_tensor
-
-
-class SparseLinear(nn.Linear):
-    """`nn.Linear` for inputs that are mostly zeros: the same parameters and outputs, faster on a CPU.
-
-    In memory the weights of one item lie side by side, as a transposed matrix.
-    """
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """(num_rows, size_out) from (num_rows, size_in)."""
-        if rows.is_cuda or rows.requires_grad or rows.dim() != 2:
-            return super().forward(rows)
-        places = rows.nonzero()
-        starts = torch.searchsorted(places[:, 0].contiguous(), torch.arange(len(rows)))
-        weight = self.weight.t().contiguous()
-        values = rows[places[:, 0], places[:, 1]]
-        sums = functional.embedding_bag(places[:, 1], weight, starts, mode="sum", per_sample_weights=values)
-        return sums if self.bias is None else sums + self.bias
 
 
 class MultDae(Network):

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from fedrec.errors import BadAssumption, ConfigError, NoPrivateVariant
 from fedrec.privacy.draws import Draws
-from fedrec.training.layer_rules import LayerGradients, TiedAutoencoder
+from fedrec.training.layer_rules import LayerGradients, SparseLinear, TiedAutoencoder
 from fedrec.training.network import Batch, Network, threads_for
 from fedrec.training.recording import (
     Layer,
@@ -412,6 +412,8 @@ def _layers_for_opacus(network: Network, is_ghost: bool) -> list[Layer]:
     for layer in layers:
         if isinstance(layer.module, TiedAutoencoder):
             raise NoPrivateVariant(f"{layer} is invisible to Opacus, whose hooks sit on forward: use closed-form")
+        if isinstance(layer.module, SparseLinear):
+            raise NoPrivateVariant(f"{layer} is unknown to Opacus: use closed-form, or nn.Linear in its place")
         if isinstance(layer.module, nn.LayerNorm) and layer.module.bias is None:
             raise NoPrivateVariant(f"{layer} has no bias, where Opacus fails: use closed-form")
         if type(layer.module) not in samplers:

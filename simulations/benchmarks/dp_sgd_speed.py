@@ -21,7 +21,8 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -42,7 +43,7 @@ SHOPPERS = 256
 CLIP_NORM = 0.1
 NOISE_MULTIPLIER = 1.0
 NEGATIVES = 4
-PIECE = 2**20
+PIECE = 2**19
 """Values that get their noise at once: it stays in the last-level cache."""
 Step = Callable[[], None]
 
@@ -53,6 +54,7 @@ class Setting:
 
     Attributes:
         make: the network from nothing.
+        make_for_opacus: the same network of layers that Opacus knows; None = ``make``.
         num_items: of the catalogue.
         bought: items of every shopper.
         micro_batch: shoppers that fedrec computes at once.
@@ -62,6 +64,7 @@ class Setting:
     num_items: int
     bought: int
     micro_batch: int = SHOPPERS
+    make_for_opacus: Callable[[], Network] | None = None
 
     def histories(self) -> sparse.csr_matrix:
         """CSR, (SHOPPERS, num_items)."""
@@ -72,14 +75,22 @@ class Setting:
         return sparse.csr_matrix((np.ones(items.size, np.float32), (rows, items.ravel())), shape=shape)
 
 
-def vae(num_items: int) -> Setting:
-    """Mult-VAE, num_items-600-200-600-num_items."""
-    return Setting(lambda: MultVae(num_items, hidden=(600,), latent=200, has_sparse_input=False), num_items, bought=100)
+def vae(num_items: int, *, has_sparse_input: bool = True) -> Setting:
+    """Mult-VAE, num_items-600-200-600-num_items; for Opacus always with a dense first layer."""
+    make = partial(MultVae, num_items, hidden=(600,), latent=200)
+    return Setting(
+        partial(make, has_sparse_input=has_sparse_input),
+        num_items,
+        bought=100,
+        make_for_opacus=partial(make, has_sparse_input=False),
+    )
 
 
 SETTINGS = {
     "VAE-3700": vae(3700),
     "VAE-20000": vae(20_000),
+    "VAE-3700-dense": vae(3700, has_sparse_input=False),
+    "VAE-20000-dense": vae(20_000, has_sparse_input=False),
     # 250 pairs a shopper; item vectors of 64 in the product and in the tower 64-64
     "NeuMF-3700": Setting(
         lambda: NeuMf(3700, NcfSettings(factors=64, layers=1, negatives=NEGATIVES, max_pairs=250)),
@@ -177,6 +188,11 @@ def prepare(setting: Setting) -> tuple[Network, Batch]:
     return network, network.batch(histories, draws, vectors_of(network))
 
 
+def of_opacus(setting: Setting) -> Setting:
+    """With layers that Opacus knows."""
+    return replace(setting, make=setting.make_for_opacus or setting.make)
+
+
 def split(batch: Batch, at_once: int) -> list[Batch]:
     """The batch in pieces of so many shoppers."""
     starts = range(0, SHOPPERS, at_once)
@@ -217,7 +233,8 @@ def closed_form(setting: Setting, hooks_limit: float) -> Step:
         for piece in pieces:
             clipped_sum(network, piece, lambda norms: clip_weights(norms, CLIP_NORM), totals=totals)
         for total in totals.values():
-            for part in total.view(-1).split(PIECE):
+            in_memory = total if total.is_contiguous() else total.T
+            for part in in_memory.view(-1).split(PIECE):
                 noise = SecureNoise("benchmark").integers(NOISE_MULTIPLIER * SCALE, len(part))
                 part.add_(torch.from_numpy(noise.astype(np.float32)), alpha=CLIP_NORM / SCALE)
         optimiser.step()
@@ -249,7 +266,7 @@ def ghost(setting: Setting, hooks_limit: float) -> Step:
     from opacus.optimizers import DPOptimizerFastGradientClipping
     from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 
-    network, batch = prepare(setting)
+    network, batch = prepare(of_opacus(setting))
     module = GradSampleModuleFastGradientClipping(network, max_grad_norm=CLIP_NORM, loss_reduction="sum")
     optimiser = DPOptimizerFastGradientClipping(
         torch.optim.Adam(network.parameters(), fused=True),
@@ -280,7 +297,7 @@ def hooks(setting: Setting, hooks_limit: float) -> Step:
     from opacus.grad_sample import GradSampleModule
     from opacus.optimizers import DPOptimizer
 
-    network, batch = prepare(setting)
+    network, batch = prepare(of_opacus(setting))
     num_values = sum(values.numel() for values in network.parameters())
     at_once = max(1, min(SHOPPERS, int(hooks_limit * 1e9 / (4 * num_values))))
     pieces = split(batch, at_once)

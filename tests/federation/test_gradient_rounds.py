@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
+from torch import nn
 
 from fedrec.errors import ConfigError, NoPrivateVariant, RoundRefused
 from fedrec.federation.coordinator_side import Coordinator
@@ -135,7 +136,11 @@ def test_one_step_of_the_federation_is_one_step_of_central_dp_sgd():
             central.append((node.histories[sampled], draws.of("gradient").take(sampled)))
         inputs = dict(plan.spec.inputs)
         network = trained.network_with({k: v for k, v in inputs.items() if k != "covered"}, len(inputs["covered"]))
-        # Each shop's draws have a key of their own: the union is summed shop by shop, by the other engine.
+        # Each shop's draws have a key of their own: the union is summed shop by shop, by the other engine, which
+        # does not know the sparse first layer.
+        first = network.encoder[0]
+        network.encoder[0] = nn.Linear(first.in_features, first.out_features)
+        network.encoder[0].load_state_dict(first.state_dict())
         expected = np.zeros(plan.num_values)
         lowered = terms.shopper_bound(plan.index) * (1 - 2.0**-10) - np.sqrt(plan.num_values) * grid.unit
         for some, draws in central:

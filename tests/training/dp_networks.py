@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedrec.privacy.draws import Draws
-from fedrec.training.layer_rules import TiedAutoencoder
+from fedrec.training.layer_rules import SparseLinear, TiedAutoencoder
 from fedrec.training.network import Batch, Network, dense, to_tensor
 
 NUM_ITEMS = 13
@@ -30,9 +30,9 @@ class Dense(Network):
 class Vae(Dense):
     """Encoder with mean and log-variance, noise from the draws, decoder."""
 
-    def __init__(self, num_items: int = NUM_ITEMS) -> None:
+    def __init__(self, num_items: int = NUM_ITEMS, *, first: type[nn.Linear] = nn.Linear) -> None:
         super().__init__(num_items)
-        self.encode = nn.Linear(num_items, 7)
+        self.encode = first(num_items, 7)
         self.latent = nn.Linear(7, 2 * 3)
         self.decode = nn.Linear(3, 5)
         self.out = nn.Linear(5, num_items)
@@ -133,6 +133,7 @@ class Wide(Network):
 
 NETWORKS: dict[str, Callable[[], Network]] = {
     "vae": Vae,
+    "vae, sparse first layer": lambda: Vae(first=SparseLinear),
     "layer norm": Normed,
     "layer norm, no bias": lambda: Normed(bias=False),
     "tied": Tied,
@@ -162,11 +163,14 @@ def shoppers(num_shoppers: int, seed: int = 0) -> tuple[sparse.csr_matrix, Draws
 
 
 def oracle(network: Network, batch: Batch) -> np.ndarray:
-    """float64, (num_shoppers, num_values): every shopper's gradient, by torch.func over batches of one."""
+    """float64, (num_shoppers, num_values): every shopper's gradient, by torch.func from a batch of one each."""
     parameters = {name: values.detach() for name, values in network.named_parameters()}
 
     def loss(values: dict[str, Tensor], one: Batch) -> Tensor:
         return torch.func.functional_call(network, values, ({name: held[None] for name, held in one.items()},)).sum()
 
-    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, batch)
-    return torch.cat([gradient.flatten(1) for gradient in gradients.values()], dim=1).numpy()
+    rows = []
+    for row in range(len(next(iter(batch.values())))):
+        gradients = torch.func.grad(loss)(parameters, {name: held[row] for name, held in batch.items()})
+        rows.append(torch.cat([gradient.flatten() for gradient in gradients.values()]))
+    return torch.stack(rows).numpy()

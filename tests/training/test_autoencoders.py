@@ -107,9 +107,10 @@ def test_a_shoppers_loss_does_not_depend_on_who_else_is_in_the_batch(kind: type[
 
 @every_kind
 def test_gradients_of_single_shoppers_follow_from_the_layers(kind: type[Network], world: PlantedWorld) -> None:
-    network = make(kind, has_sparse_input=False).double()
     rows = np.arange(5)
-    check_network(network, network.batch(world.histories[rows], DRAWS.take(rows)))
+    for has_sparse_input in (True, False):
+        network = make(kind, has_sparse_input=has_sparse_input).double()
+        check_network(network, network.batch(world.histories[rows], DRAWS.take(rows)))
 
 
 @every_kind
