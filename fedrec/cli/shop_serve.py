@@ -156,6 +156,7 @@ def open_live_shop(folder: Path) -> LiveShop:
         outside=lambda: past_releases(folder, settings.name).epsilon,
         split_key=split_key,
         encoding=encoding,
+        trains_on_store=settings.data.store,
     )
 
 

@@ -144,22 +144,19 @@ def erase(folder: Folder, shopper: Shopper) -> None:
 
     She leaves a tombstone: no old file and no restored backup brings her back by accident.
     """
-    from fedrec.cli.shop_serve import stale_models
-    from fedrec.shop.past_releases import past_releases
+    from fedrec.shop.api.forgetting import what_is_left
 
     store, settings = open_shop_store(folder)
     with store:
         erased = store.erase_shopper(shopper)
+        generation, of_store = store.generation(), settings.data.store
+    left = what_is_left(folder, settings.name, erased, set(), generation=generation, trains_on_store=of_store)
     typer.echo(f"erased: {erased.num_events} events, {erased.num_impressions} lists that she was shown")
-    if not erased.is_wiped:
-        typer.echo("the database's log still holds them, since another process reads: give the command again later")
     if settings.data.store:
         typer.echo("what the shop trains and contributes from now on is without her")
-    else:
-        typer.echo("the shop trains on its file, not on its store: delete her rows there, too")
-    for version in stale_models(folder, settings):
-        typer.echo(f"model {version} holds what it learned of her until fedrec shop refresh {folder} --if-erased")
-    typer.echo(str(past_releases(folder, settings.name)))
+    for one in left["still_held"]:
+        typer.echo(f"still held: {one}")
+    typer.echo(left["past_releases"])
 
 
 def key(

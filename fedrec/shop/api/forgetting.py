@@ -1,4 +1,4 @@
-"""What the answer to an erasure says: what is gone, and what still holds her until when."""
+"""What an erasure answers, over HTTP and at the command line: what is gone, and what still holds her until when."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from fedrec.shop.store.rows import Erasure
 _log = logging.getLogger("fedrec.shop.api")
 
 
-def what_is_left(folder: Path, shop: str, erased: Erasure, served: set[str], *, generation: int) -> dict[str, Any]:
+def what_is_left(
+    folder: Path, shop: str, erased: Erasure, served: set[str], *, generation: int, trains_on_store: bool
+) -> dict[str, Any]:
     """As `fedrec.shop.api.schemas.ErasureOut`.
 
     Args:
@@ -24,6 +26,7 @@ def what_is_left(folder: Path, shop: str, erased: Erasure, served: set[str], *, 
         shop: its name.
         served: versions that are served and hold her.
         generation: of the store, since the erasure.
+        trains_on_store: False = on a file of the shop's own, which nobody but the shop can take her out of.
     """
     try:
         past = past_releases(folder, shop)
@@ -32,9 +35,12 @@ def what_is_left(folder: Path, shop: str, erased: Erasure, served: set[str], *, 
         _log.warning("shop %s: what has left it cannot be said: %s", shop, error)
         epsilon, told = None, "what has left the shop cannot be said: its ledger or a model cannot be read"
     stale = sorted(served.union(stale_versions(folder / MODELS_FOLDER, generation)))
-    held = [f"model {version}: until fedrec shop refresh makes it anew" for version in stale]
+    held = (
+        [] if trains_on_store else ["the file that the shop trains on: until her rows are deleted there; do so first"]
+    )
+    held += [f"model {version}: until fedrec shop refresh makes it anew" for version in stale]
     if not erased.is_wiped:
-        held.append("the database's log: until no process reads an older state of it")
+        held.append("the database's log: until no process reads an older state of it; then erase her again")
     return {
         "num_events": erased.num_events,
         "num_impressions": erased.num_impressions,

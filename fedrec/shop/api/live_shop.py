@@ -71,6 +71,7 @@ class LiveShop:
         outside: Callable[[], float | None] | None = None,
         split_key: bytes = b"",
         encoding: Encoding | None = None,
+        trains_on_store: bool = True,
     ) -> None:
         """Open the catalogue and the model.
 
@@ -83,12 +84,14 @@ class LiveShop:
             outside: see `Outside`.
             split_key: secret of at most 64 bytes, the same at every start; needed for a split.
             encoding: of item texts; None = items are as alike as their words. Closed with the shop.
+            trains_on_store: see `what_is_left`.
         Raises:
             StoreError: the store cannot be read, or no model can be served.
         """
         self.name, self.settings, self.store, self.metrics = name, settings, store, ShopMetrics()
         self.folder, self._models = folder, folder / MODELS_FOLDER
         self._open_model, self._split_key, self._encoding = open_model, split_key, encoding
+        self._trains_on_store = trains_on_store
         self._kept, self._stored = KeptLists(), StoredCounts(store)
         self._impressions: list[ImpressionRow] = []
         self._counting = Counting(store, settings.lists.taste, settings.trends)
@@ -284,7 +287,10 @@ class LiveShop:
         erased = self.store.erase_shopper(shopper)
         if trends is not None:  # all is counted anew, too, but that takes a while; these counts are of before
             self._counting.take_back(trends, events, self._shelf)
-        return what_is_left(self.folder, self.name, erased, self.stale(), generation=self.store.generation())
+        generation, of_store = self.store.generation(), self._trains_on_store
+        return what_is_left(
+            self.folder, self.name, erased, self.stale(), generation=generation, trains_on_store=of_store
+        )
 
     def models(self, current: str | None = None) -> dict[str, Any]:
         """As `fedrec.shop.api.schemas.ModelsOut`; in a thread.
@@ -325,14 +331,7 @@ class LiveShop:
     def click_through(self) -> list[dict[str, Any]]:
         """As `fedrec.shop.api.schemas.ArmOut`; in a thread."""
         return [
-            {
-                "day": datetime.fromtimestamp(row.day * 86_400, UTC).date().isoformat(),
-                "list_name": row.list_name,
-                "version": row.version,
-                "arm": row.arm,
-                "shown": row.shown,
-                "clicked": row.clicked,
-            }
+            {**row._asdict(), "day": datetime.fromtimestamp(row.day * 86_400, UTC).date().isoformat()}
             for row in self.store.click_through()
         ]
 

@@ -89,6 +89,22 @@ def test_an_erased_shopper_is_in_no_file_and_in_no_answer(
     assert api.get(f"/v1/shoppers/{IN_PATH}/recommendations").json()["reason"] == "popular"
 
 
+def test_a_file_that_the_shop_trains_on_is_named_over_http_and_at_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "files"
+    assert main(["shop", "init", str(folder), "--name", "south"]) == 0
+    (folder / "events.csv").write_text("shopper,item,timestamp\nann,p0,1e9\nann,p1,1e9\nbob,p0,1e9\n")
+    text = (folder / SHOP_FILE).read_text()
+    (folder / SHOP_FILE).write_text(text.replace("store = true", 'events = "events.csv"'))
+    with asking(open_live_shop(folder)) as api:
+        told = api.delete("/v1/shoppers/ann").json()["still_held"]
+        assert "rows are deleted there" in told[0]
+    capsys.readouterr()
+    assert main(["shop", "erase", str(folder), "bob"]) == 0
+    assert f"still held: {told[0]}\n" in capsys.readouterr().out
+
+
 def test_nothing_is_made_anew_where_nobody_was_erased(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["shop", "refresh", str(folder)]) == 0
     before = (folder / "models" / LOCAL / "serving.json").stat().st_mtime_ns
@@ -100,9 +116,7 @@ def test_nothing_is_made_anew_where_nobody_was_erased(folder: Path, capsys: pyte
 def test_an_agent_has_what_is_served_made_anew(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["shop", "refresh", str(folder)]) == 0
     assert main(["shop", "erase", str(folder), ZOE]) == 0
-    assert (
-        f"model local holds what it learned of her until fedrec shop refresh {folder} --if" in capsys.readouterr().out
-    )
+    assert "still held: model local: until fedrec shop refresh makes it anew" in capsys.readouterr().out
     refresh_after_erasures(folder, _Twice(), 0.0)  # type: ignore[arg-type]
     assert open_serving(folder / "models", LOCAL).served.generation == 1
     assert main(["shop", "refresh", str(folder), "--if-erased"]) == 0
