@@ -45,6 +45,7 @@ def test_click_through_is_counted_by_list_and_day(corner: Corner) -> None:
 
 def test_arms_have_lines_of_their_own(corner: Corner) -> None:
     show(corner, ("r1", "a", NOON, True), ("local", "b", NOON, False), ("r1", "a", NOON, True))
+    show(corner, ("r1", "", NOON, True), name="popular")  # of somebody unknown: in no arm
     found = clicks(corner.live)
     assert [(one.name, one.shown, one.clicked) for one in found.by_arm] == [("a: r1", 2, 2), ("b: local", 1, 0)]
     assert [line.name for line in found.lines] == ["a: r1", "b: local"]

@@ -162,13 +162,15 @@ def test_two_models_are_compared_on_shoppers_who_stay_in_their_arm(corner: Corne
         second = [home(api, f"shopper-{place}", n=1).model_version for place in range(300)]
         assert first == second
         assert 40 < Counter(first)["challenger"] < 140  # 90 expected; beyond 6 standard deviations of 7.9
+        assert api.get("/v1/popular").is_success  # for nobody known: in no arm
         deadline = time.monotonic() + 20
         rows: list[dict[str, object]] = []
-        while sum(row["shown"] for row in rows) < 600:
+        while sum(row["shown"] for row in rows) < 601:
             assert time.monotonic() < deadline
             time.sleep(0.05)
             rows = api.get("/v1/click-through").json()["rows"]
-        assert {(row["version"], row["arm"]) for row in rows} == {(LOCAL, "a"), ("challenger", "b")}
+        shown = {(row["list_name"], row["version"], row["arm"]) for row in rows}
+        assert shown == {("home", LOCAL, "a"), ("home", "challenger", "b"), ("popular", LOCAL, "")}
 
 
 def test_lists_say_what_has_left_the_shop_by_now(town: Town, corner: Corner) -> None:
