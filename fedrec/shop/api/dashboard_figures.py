@@ -183,7 +183,7 @@ def last_shoppers(shop: LiveShop) -> list[str]:
 
 def clicks(shop: LiveShop) -> Clicks:
     """In a thread."""
-    rows = shop.store.click_through(time.time() - DAYS * _DAY_S)
+    rows = shop.store.click_through(time.time() - DAYS * _DAY_S, good_rating=shop.settings.lists.taste.good_rating)
     arms = _summed((row for row in rows if row.arm), lambda row: f"{row.arm}: {row.version}")
     by_name = arms or {"all lists": rows}
     lines = [Line(name, _by_day(found)) for name, found in sorted(by_name.items())] if rows else []

@@ -48,6 +48,7 @@ class KeptList:
         name: which list.
         body: JSON after the id.
         reason, version, arm: for metrics and impressions.
+        items: keys, a line each, for impressions.
         made: monotonic seconds.
     """
 
@@ -56,6 +57,7 @@ class KeptList:
     reason: str
     version: str
     arm: str
+    items: str
     made: float
 
 
@@ -75,7 +77,8 @@ def kept_list(name: str, ranked: RankedList, arm: str, shelf: Shelf) -> KeptList
         "inside_shop": served.inside_shop,
         "items": [_line(one, shelf.titles[shelf.position(one.item)]) for one in ranked.items],
     }
-    return KeptList(name, b"," + orjson.dumps(about)[1:], ranked.reason, served.version, arm, time.monotonic())
+    body, items = b"," + orjson.dumps(about)[1:], "\n".join(ranked.keys)
+    return KeptList(name, body, ranked.reason, served.version, arm, items, time.monotonic())
 
 
 def _line(one: ListedItem, title: str) -> dict[str, Any]:
@@ -129,4 +132,4 @@ class KeptLists:
 
 
 def _size(query: bytes, one: KeptList) -> int:
-    return len(query) + len(one.body) + _OVERHEAD_BYTES
+    return len(query) + len(one.body) + len(one.items) + _OVERHEAD_BYTES

@@ -92,7 +92,7 @@ class LiveShop:
         self.folder, self._models = folder, folder / MODELS_FOLDER
         self._open_model, self._split_key, self._encoding = open_model, split_key, encoding
         self._trains_on_store = trains_on_store
-        self._kept, self._stored = KeptLists(), StoredCounts(store)
+        self._kept, self._stored = KeptLists(), StoredCounts(store, settings.lists.taste.good_rating)
         self._impressions: list[ImpressionRow] = []
         self._counting = Counting(store, settings.lists.taste, settings.trends)
         self._trends: Trends | None = None
@@ -332,7 +332,7 @@ class LiveShop:
         """As `fedrec.shop.api.schemas.ArmOut`; in a thread."""
         return [
             {**row._asdict(), "day": datetime.fromtimestamp(row.day * 86_400, UTC).date().isoformat()}
-            for row in self.store.click_through()
+            for row in self.store.click_through(good_rating=self.settings.lists.taste.good_rating)
         ]
 
     def metrics_text(self) -> bytes:
@@ -355,7 +355,7 @@ class LiveShop:
         list_id = secrets.token_hex(8)
         arm = kept.arm if self.settings.split and shopper else ""  # who is unknown is in no comparison
         if len(self._impressions) < _MOST_IMPRESSIONS:
-            self._impressions.append((list_id, shopper or None, kept.name, kept.version, arm, time.time()))
+            self._impressions.append((list_id, shopper or None, kept.name, kept.version, arm, time.time(), kept.items))
         self.metrics.listed(kept.name, kept.reason, kept.version, arm, is_unchanged=is_unchanged)
         return b'{"list_id":"' + list_id.encode() + b'"' + kept.body
 

@@ -69,6 +69,9 @@ def make_router(guard: Guard, shops: Mapping[str, LiveShop]) -> APIRouter:
         summary="Lists shown and clicked, by day, list, model version and arm",
         tags=["operation"],
         operation_id="click_through",
+        description="A click is an event with the list's `list_id` that names an item of that list, of the shopper "
+        "whose list it was (of anybody where it was nobody's), and that speaks for the item: no dislike, no return, no "
+        "rating below the shop's `good_rating`. Of lists from before their items were noted any item counts.",
         responses=answers(ClickThroughOut),
     )
     async def click_through(request: Request) -> Response:

@@ -256,7 +256,7 @@ class ArmOut(_Answer):
     version: str
     arm: str = Field(description="`a` or `b` while two models are compared; empty else, and of lists for nobody known.")
     shown: int = Field(description="Lists.")
-    clicked: int = Field(description="Of these, with at least one click.")
+    clicked: int = Field(description="Of these, with at least one click, however many they had.")
 
 
 class ClickThroughOut(_Answer):

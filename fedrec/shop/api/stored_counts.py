@@ -33,9 +33,14 @@ class Counts:
 
 @dataclass
 class StoredCounts:
-    """Counts of one store; any thread may ask, and one at a time counts."""
+    """Counts of one store; any thread may ask, and one at a time counts.
+
+    Attributes:
+        good_rating: see `Store.click_through`.
+    """
 
     store: Store
+    good_rating: float
     clock: Callable[[], float] = time.monotonic
     _found: Counts | None = None
     _turn: threading.Lock = field(default_factory=threading.Lock)
@@ -65,7 +70,7 @@ class StoredCounts:
     def _count(self) -> Counts:
         began = self.clock()
         shown: dict[tuple[str, str], tuple[int, int]] = {}
-        for row in self.store.click_through():
+        for row in self.store.click_through(good_rating=self.good_rating):
             before = shown.get((row.version, row.arm), (0, 0))
             shown[row.version, row.arm] = before[0] + row.shown, before[1] + row.clicked
         num_events = self.store.num_events()

@@ -5,7 +5,8 @@ processes by the database's. What is committed is flushed to disk: it survives t
 power.
 
 What differs between the two databases is here and in the words of `fedrec.shop.store.schema`: how a connection is
-prepared, how a write transaction begins, how seconds become days, and how deleted rows leave the files.
+prepared, how a write transaction begins, how seconds become days, how texts are searched, and how deleted rows leave
+the files.
 """
 
 from __future__ import annotations
@@ -215,6 +216,10 @@ class Database:
         """SQL of the whole days since 1970 in a column of seconds."""
         days = f"{timestamp} / 86400" if self.is_sqlite else f"floor({timestamp} / 86400)"  # SQLite's cast cuts off
         return f"CAST({days} AS INTEGER)"
+
+    def holds(self, text: str, part: str) -> str:
+        """SQL: whether one text is in another."""
+        return f"{'instr' if self.is_sqlite else 'strpos'}({text}, {part}) > 0"
 
     def close(self) -> None:
         """Close all connections."""

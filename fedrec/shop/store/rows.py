@@ -210,7 +210,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Impression:
-    """A list that was shown; an event that carries its id is a click on it.
+    """A list that was shown; for what counts as a click on it see `Store.click_through`.
 
     Attributes:
         list_id: of this one answer.
@@ -219,6 +219,7 @@ class Impression:
         arm: of a comparison of models; "" = none.
         timestamp: seconds since 1970 UTC.
         shopper: None = nobody known.
+        items: keys of what was on it; None = nobody noted them.
     """
 
     list_id: str
@@ -227,9 +228,12 @@ class Impression:
     arm: str
     timestamp: float
     shopper: str | None = None
+    items: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_id("list_id", self.list_id)
+        for item in self.items or ():
+            check_id("item", item)
         if self.shopper is not None:
             check_id("shopper", self.shopper)
         _check_time("timestamp", self.timestamp)

@@ -43,6 +43,7 @@ _MIGRATIONS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX impressions_by_time ON impressions (timestamp)",
         "CREATE INDEX events_by_list ON events (list_id) WHERE list_id IS NOT NULL",
     ),
+    3: ("ALTER TABLE impressions ADD COLUMN items {text}",),
 }
 CURRENT_VERSION = max(_MIGRATIONS)
 VERSION_TABLE = "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY, at {real} NOT NULL)"

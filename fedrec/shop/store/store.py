@@ -43,8 +43,8 @@ from fedrec.shop.store.rows import (
 EventRow = tuple[str, str, str, str, float | None, float, str | None]
 """event_id, shopper, item, kind, value, timestamp, list_id."""
 
-ImpressionRow = tuple[str, str | None, str, str, str, float]
-"""list_id, shopper, list, version, arm, timestamp."""
+ImpressionRow = tuple[str, str | None, str, str, str, float, str | None]
+"""list_id, shopper, list, version, arm, timestamp, items: a line each, which no key breaks."""
 
 TrainingRow = tuple[str, str, str, float | None, float]
 """shopper, item, kind, value, timestamp."""
@@ -72,10 +72,13 @@ _HIDE_ITEM = "UPDATE items SET sequence = :next, is_hidden = :is_hidden WHERE ke
 _DELETE_ITEM = """UPDATE items SET sequence = :next, title = '', category = '', price = NULL, stock = NULL,
 is_deleted = 1 WHERE key = :key AND is_deleted = 0"""
 
-_SHOW = """INSERT INTO impressions (list_id, shopper, list, version, arm, timestamp)
-VALUES (:list_id, :shopper, :list, :version, :arm, :timestamp) ON CONFLICT (list_id) DO NOTHING"""
+_SHOW = """INSERT INTO impressions (list_id, shopper, list, version, arm, timestamp, items)
+VALUES (:list_id, :shopper, :list, :version, :arm, :timestamp, :items) ON CONFLICT (list_id) DO NOTHING"""
 _CLICK_THROUGH = """SELECT {day} AS day, list, version, arm, count(*), sum(CASE WHEN EXISTS
-(SELECT 1 FROM events WHERE events.list_id = impressions.list_id) THEN 1 ELSE 0 END) FROM impressions
+(SELECT 1 FROM events WHERE events.list_id = impressions.list_id
+AND (impressions.shopper IS NULL OR events.shopper = impressions.shopper)
+AND events.kind NOT IN ({negative}) AND (events.kind <> 'rating' OR events.value >= :good_rating)
+AND (impressions.items IS NULL OR {is_listed})) THEN 1 ELSE 0 END) FROM impressions
 WHERE timestamp >= :since GROUP BY day, list, version, arm ORDER BY day, list, version, arm"""
 _MARK = f"""SELECT (SELECT coalesce(max(sequence), 0) FROM events), (SELECT coalesce(max(sequence), 0) FROM items),
 ({GENERATION})"""
@@ -240,7 +243,13 @@ class Store:
         Those that are older than the newest of these by more than `KEEP_IMPRESSIONS_S` are forgotten.
         """
         return self.add_impression_rows(
-            [(one.list_id, one.shopper, one.list_name, one.version, one.arm, one.timestamp) for one in impressions]
+            [
+                (
+                    *(one.list_id, one.shopper, one.list_name, one.version, one.arm, one.timestamp),
+                    None if one.items is None else "\n".join(one.items),
+                )
+                for one in impressions
+            ]
         )
 
     def add_impression_rows(self, rows: Sequence[ImpressionRow]) -> int:
@@ -250,28 +259,41 @@ class Store:
             transaction.change("DELETE FROM impressions WHERE timestamp < :before", before=before)
             return transaction.change_all(_SHOW, self._erasures.without_erased(transaction, rows, 1, 5))
 
-    def click_through(self, since: float = 0.0) -> list[ClickThrough]:
+    def click_through(self, since: float = 0.0, *, good_rating: float) -> list[ClickThrough]:
         """Lists shown and clicked, by day, list, model version and arm.
+
+        A click is an event with the list's id that names an item of the list, of the shopper whose list it was (of
+        anybody where that was nobody known), and that speaks for the item. Where no items were noted any will do.
 
         Args:
             since: seconds since 1970 UTC; lists shown before don't count.
+            good_rating: lower ratings speak against an item, as a dislike and a return do.
         """
-        sql = _CLICK_THROUGH.format(day=self._database.day_of("timestamp"))
-        return [ClickThrough(*row[:4], *map(int, row[4:])) for row in self._database.read(sql, since=since)]
+        sql = _CLICK_THROUGH.format(
+            day=self._database.day_of("timestamp"),
+            negative=", ".join(f"'{kind.value}'" for kind in sorted(NEGATIVE_KINDS)),
+            is_listed=self._database.holds("'\n' || impressions.items || '\n'", "'\n' || events.item || '\n'"),
+        )
+        rows = self._database.read(sql, since=since, good_rating=good_rating)
+        return [ClickThrough(*row[:4], *map(int, row[4:])) for row in rows]
 
     def export_shopper(self, shopper: str) -> dict[str, Any]:
         """All that the store holds of a shopper, as JSON values."""
         lists = (
-            "SELECT list_id, list, version, arm, timestamp FROM impressions WHERE shopper = :shopper ORDER BY timestamp"
+            "SELECT list_id, list, version, arm, timestamp, items FROM impressions WHERE shopper = :shopper "
+            "ORDER BY timestamp"
         )
-        names = ("list_id", "list", "version", "arm", "timestamp")
+        names = ("list_id", "list", "version", "arm", "timestamp", "items")
         return {
             "shopper": shopper,
             "events": [
                 {name: value for name, value in row._asdict().items() if name not in ("sequence", "shopper")}
                 for row in self.history(shopper, limit=ALL_EVENTS)
             ],
-            "impressions": [dict(zip(names, row, strict=True)) for row in self._database.read(lists, shopper=shopper)],
+            "impressions": [
+                dict(zip(names, (*row, None if items is None else items.split("\n")), strict=True))
+                for *row, items in self._database.read(lists, shopper=shopper)
+            ],
             "erased_at": self._erasures.when(shopper),
         }
 

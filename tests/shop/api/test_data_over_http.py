@@ -121,6 +121,7 @@ def test_lists_shown_and_clicked_are_counted(api: httpx.Client, send: Send) -> N
     shown = [home(api, "ann", n=2) for _ in range(3)]
     assert len({one.list_id for one in shown}) == 3, "an unchanged list has an id of its own too"
     send("ann", "e", list_id=shown[1].list_id)
+    send("ann", "k", list_id=shown[2].list_id)  # was not on it
     deadline = time.monotonic() + 20
     while not (rows := api.get("/v1/click-through").json()["rows"]) and time.monotonic() < deadline:
         time.sleep(0.05)

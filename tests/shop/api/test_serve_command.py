@@ -107,7 +107,7 @@ def test_stopped_it_writes_what_was_shown_and_ends(shop: tuple[Path, str]) -> No
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     with open_store(folder) as store:
-        assert [row.shown for row in store.click_through()] == [1]
+        assert [row.shown for row in store.click_through(good_rating=4.0)] == [1]
 
 
 def test_a_linear_model_is_served_without_torch(shop: tuple[Path, str]) -> None:

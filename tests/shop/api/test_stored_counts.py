@@ -12,7 +12,7 @@ from fedrec.shop.store.store import Store
 def test_rows_are_counted_once_in_a_while(tmp_path: Path) -> None:
     now = 100.0
     with Store.open(f"sqlite:///{tmp_path / 'store.sqlite'}") as store:
-        counts = StoredCounts(store, clock=lambda: now)
+        counts = StoredCounts(store, 4.0, clock=lambda: now)
         assert (counts.newest().num_events, counts.newest().shown) == (0, {})
         store.append_events([Event("ann", "d", EventKind.VIEW, 1.0, list_id="one")])
         store.add_impressions([Impression(one, "home", "r1", "a", 1.0, "ann") for one in ("one", "two")])

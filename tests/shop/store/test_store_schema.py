@@ -39,7 +39,7 @@ def test_a_store_of_version_1_is_upgraded_with_all_that_it_holds(old: Path, tmp_
         assert [row.event_id for row in store.events_after(0)] == ["order 1", "view 1"]
         assert store.item("tea") == Item("tea", "Green tea", "food", 4.5, 3, created=1_600_000_000.0)
         store.add_impressions([Impression("list-1", "home", "v1", "", NOON)])
-        assert store.click_through()[0].clicked == 1
+        assert store.click_through(good_rating=4.0)[0].clicked == 1
         assert store.key_of(store.new_key("north", "website", KeyScope.READ)[1]) is not None
         assert store.erase_shopper("ann").num_events == 1
     Store.open(f"sqlite:///{tmp_path / 'new.sqlite'}").close()

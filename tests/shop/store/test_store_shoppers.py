@@ -45,7 +45,8 @@ def shown(list_id: str, shopper: str | None = None, **rest: object) -> Impressio
 
 def test_an_export_has_all_that_is_known_of_her_and_nothing_of_others(store: Store) -> None:
     store.append_events([seen(ANN, value=2.0, event_id="e1", list_id="l1"), seen("bob")])
-    store.add_impressions([shown("l1", ANN), shown("l2", "bob"), shown("l3")])
+    store.add_impressions([shown("l1", ANN, items=("tea", "a cup")), shown("l2", "bob"), shown("l3")])
+    items = {"items": ["tea", "a cup"]}
     assert store.export_shopper(ANN) == {
         "shopper": ANN,
         "events": [
@@ -54,7 +55,7 @@ def test_an_export_has_all_that_is_known_of_her_and_nothing_of_others(store: Sto
                 **{"timestamp": NOON, "list_id": "l1"},
             }
         ],
-        "impressions": [{"list_id": "l1", "list": "home", "version": "v1", "arm": "", "timestamp": NOON}],
+        "impressions": [{"list_id": "l1", "list": "home", "version": "v1", "arm": "", "timestamp": NOON, **items}],
         "erased_at": None,
     }
 
@@ -69,7 +70,7 @@ def test_after_her_erasure_there_is_nothing_of_her_and_the_others_are_as_they_we
     assert (exported["events"], exported["impressions"], exported["erased_at"]) == ([], [], erased.erased_at)
     assert store.shoppers() == ["bob"]
     assert store.generation() == before + 1
-    assert sum(row.shown for row in store.click_through()) == 1
+    assert sum(row.shown for row in store.click_through(good_rating=4.0)) == 1
 
 
 def test_an_old_export_does_not_bring_her_back_but_what_she_does_now_is_taken(store_url: str) -> None:
@@ -180,15 +181,35 @@ def test_clicks_are_counted_once_a_list_by_day_list_version_and_arm(store: Store
     assert store.add_impressions(lists) == 4
     assert store.add_impressions(lists[:1]) == 0
     store.append_events([seen(ANN, list_id="l1"), seen(ANN, "cup", list_id="l1"), seen("eve", list_id="l3"), seen("x")])
-    rows = store.click_through()
+    rows = store.click_through(good_rating=4.0)
     assert rows == [
         ClickThrough(day, "home", "v1", "", shown=2, clicked=1),
         ClickThrough(day, "home", "v1", "new", shown=1, clicked=0),
         ClickThrough(day + 1, "home", "v1", "", shown=1, clicked=1),
     ]
-    assert store.click_through(since=NOON + 1) == rows[2:]
+    assert store.click_through(NOON + 1, good_rating=4.0) == rows[2:]
     store.add_impressions([shown("l5", timestamp=NOON + KEEP_IMPRESSIONS_S + 1)])
-    assert [row.day for row in store.click_through()] == [day + 1, day + 90]
+    assert [row.day for row in store.click_through(good_rating=4.0)] == [day + 1, day + 90]
+
+
+def test_a_click_is_for_an_item_of_the_list_by_whoever_it_was_for(store: Store) -> None:
+    view = EventKind.VIEW
+    shoppers, items = {"nobody's": None, "eve's": "eve"}, {"unnoted": None, "empty": ()}
+    told = {  # by list: item, kind, value
+        **{kind.value: ("tea", kind, None) for kind in EventKind if kind is not EventKind.RATING},
+        **{"rated well": ("tea", EventKind.RATING, 4.0), "rated low": ("tea", EventKind.RATING, 3.5)},
+        **{"last": ("old pot", view, None), "other item": ("pot", view, None)},
+        **dict.fromkeys([*shoppers, *items], ("tea", view, None)),
+    }
+    store.add_impressions(
+        shown(name, shoppers.get(name, ANN), list_name=name, items=items.get(name, ("cup", "tea", "old pot")))
+        for name in told
+    )
+    store.append_events(
+        [Event(ANN, item, kind, NOON, value, list_id=name) for name, (item, kind, value) in told.items()]
+    )
+    refused = {"dislike", "return", "rated low", "other item", "eve's", "empty"}
+    assert {row.list_name for row in store.click_through(good_rating=4.0) if not row.clicked} == refused
 
 
 def test_a_key_is_shown_once_and_kept_as_a_hash(store: Store, tmp_path: Path) -> None:
