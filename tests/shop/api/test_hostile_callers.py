@@ -107,7 +107,7 @@ def test_kept_lists_take_no_more_memory_than_they_may(lists: KeptLists) -> None:
 
 
 def _kept(body: bytes) -> KeptList:
-    return KeptList("home", body, "popular", LOCAL, "a", time.monotonic())
+    return KeptList("home", body, "popular", LOCAL, "a", "", time.monotonic())
 
 
 def test_no_version_is_a_path(tmp_path: Path) -> None:
