@@ -18,7 +18,7 @@ APPS = (ROOT / "clients" / "app.py", ROOT / "server" / "app.py")
 
 # Each room may import those of the ranks before its own, and itself; the two of rank 2 not each other.
 RANKS = (
-    ("errors",),
+    ("errors", "pace"),
     ("data",),
     ("privacy", "secure_aggregation"),
     ("training",),

@@ -39,7 +39,8 @@ from fedrec.flower import _compat, _link_compat
 from fedrec.flower._replies_compat import Replies
 from fedrec.flower.agent import INSTANCE_HEADER
 from fedrec.flower.exchange import SMALL_REPLY_BYTES
-from fedrec.flower.limits import MOST_LINES, Doorman, Pace
+from fedrec.flower.limits import MOST_LINES, Doorman
+from fedrec.pace import Pace
 
 MOST_BODY_BYTES = 8 * 1024**2
 """Of one request; Flower splits arrays into chunks of 5 MiB."""

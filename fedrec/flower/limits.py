@@ -1,47 +1,19 @@
-"""How much of a server one peer may take: requests a second of a key, lines of an address, before anything is read."""
+"""How many lines one address may have, open and new, before anything is read."""
 
 from __future__ import annotations
 
 import ipaddress
 import resource
 import socket
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Hashable
 from typing import Any, Self
+
+from fedrec.pace import Pace
 
 MOST_LINES = 256
 """Open at a time from one address, and opened at once; shops behind one router or proxy share theirs."""
 
 NEW_LINES_PER_S = 20.0
-_MOST_NAMES = 10_000
-
-
-class Pace:
-    """So many a second of each name, and so many at once after a pause; several threads may use it."""
-
-    def __init__(self, per_s: float, at_once: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Args: per_s: > 0. at_once: >= 1."""
-        self._step_s, self._slack_s, self._clock = 1 / per_s, (at_once - 1) / per_s, clock
-        self._due: dict[Hashable, float] = {}
-        self._lock = threading.Lock()
-
-    def wait_s(self, name: Hashable, *, most_s: float = float("inf")) -> float:
-        """Seconds until the next one of this name is due, which this one then is.
-
-        Args:
-            most_s: one that would wait longer is not counted; the caller refuses it.
-        """
-        with self._lock:
-            now = self._clock()
-            if len(self._due) > _MOST_NAMES:
-                self._due = {one: due for one, due in self._due.items() if due > now}
-            due = max(self._due.get(name, 0.0), now)
-            wait = max(0.0, due - now - self._slack_s)
-            if wait <= most_s:
-                self._due[name] = due + self._step_s
-            return wait
 
 
 class Doorman(socket.socket):

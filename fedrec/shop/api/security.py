@@ -7,6 +7,7 @@ kept and compared as hashes and are in no log line.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fedrec.pace import Pace
 from fedrec.shop.api.live_shop import LiveShop
 from fedrec.shop.api.problems import ApiError, problem, unexpected
 from fedrec.shop.store.rows import Key, KeyScope
@@ -35,23 +37,20 @@ _GONE = 499
 _UNAUTHORIZED = "give a key of a shop that is served here: Authorization: Bearer fr_..."
 
 
-@dataclass
+@dataclass(frozen=True)
 class Grant:
-    """A key that was found valid, and what is left of its rate.
+    """A key that was found valid.
 
     Attributes:
         shop: the one that the key opens.
         key_id, scope: of the key.
         checked: when the store said so, monotonic seconds.
-        tokens, filled: token bucket: requests left, and when they were counted.
     """
 
     shop: LiveShop
     key_id: str
     scope: KeyScope
     checked: float
-    tokens: float
-    filled: float
 
 
 class Guard:
@@ -63,7 +62,8 @@ class Guard:
         """
         self._shops = shops
         self._grants: OrderedDict[_Shown, Grant] = OrderedDict()
-        self._by_key: dict[tuple[str, str], Grant] = {}
+        rates = {name: shop.settings.requests_per_s for name, shop in shops.items()}
+        self._paces = {name: Pace(rate, max(1.0, 2 * rate)) for name, rate in rates.items() if rate}
 
     def admit(self, scope: Scope, needed: KeyScope) -> Grant:
         """The key of a request, one request spent.
@@ -87,15 +87,11 @@ class Guard:
         if grant is None or now - grant.checked > KEY_AGE_S:
             grant = self._look_up(shown, find, now)
         scope["fedrec.shop"] = grant.shop
-        if rate := grant.shop.settings.requests_per_s:
-            grant.tokens = min(_burst(grant.shop), grant.tokens + (now - grant.filled) * rate)
-            grant.filled = now
-            if grant.tokens < 1:
-                wait_s = str(max(1, round((1 - grant.tokens) / rate)))
-                raise ApiError(
-                    429, f"more than {rate:g} requests a second with this key", headers={"Retry-After": wait_s}
-                )
-            grant.tokens -= 1
+        pace = self._paces.get(grant.shop.name)  # a key's rate is the key's, however it was shown
+        if pace is not None and (wait_s := pace.wait_s(grant.key_id, most_s=0.0)):
+            rate = grant.shop.settings.requests_per_s
+            again = {"Retry-After": str(math.ceil(wait_s))}
+            raise ApiError(429, f"more than {rate:g} requests a second with this key", headers=again)
         if grant.scope < needed:
             raise ApiError(403, f"this key has scope {grant.scope.name.lower()}; give one with {needed.name.lower()}")
         return grant
@@ -105,10 +101,7 @@ class Guard:
         if (found := find()) is None:
             raise ApiError(401, _UNAUTHORIZED, headers={"WWW-Authenticate": "Bearer"})
         shop, key = found
-        # One for each key, however it was shown: its rate is the key's.
-        grant = self._by_key.setdefault((shop.name, key.id), Grant(shop, key.id, key.scope, now, _burst(shop), now))
-        grant.checked = now
-        self._grants[shown] = grant
+        grant = self._grants[shown] = Grant(shop, key.id, key.scope, now)
         if len(self._grants) > _MOST_KEYS:
             self._grants.popitem(last=False)
         return grant
@@ -127,11 +120,6 @@ class Guard:
         every = shop.store.keys()
         keys = [key for key in every if key.id == key_id and key.revoked is None]
         return (shop, keys[0]) if keys else None
-
-
-def _burst(shop: LiveShop) -> float:
-    """Requests of one key at once."""
-    return max(1.0, 2 * shop.settings.requests_per_s)
 
 
 class Edge:
