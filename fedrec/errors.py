@@ -112,6 +112,10 @@ class StoreError(FedrecError):
     """A file or database of fedrec's own cannot be read or written."""
 
 
+class BrokenModel(FedrecError):
+    """A model whose scores cannot be listed."""
+
+
 class RequestRefused(FedrecError):
     """A shop's API refused a request.
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from fedrec.errors import FedrecError, StoreError
+import numpy as np
+
+from fedrec.errors import BrokenModel, FedrecError, StoreError
 from fedrec.shop.adoption import CURRENT_FILE, LOCAL, current_version, replaced_versions
 from fedrec.shop.lists.serving_files import SERVING_FILE
 from fedrec.shop.lists.serving_model import ServingModel
@@ -83,6 +85,8 @@ def open_models(
     def opened(version: str) -> ServingModel | None:
         try:
             model = open_model(folder, version)
+            if not np.isfinite(model.scores(np.empty(0, np.int64), np.empty(0))).all():
+                raise BrokenModel("it gives scores that are not finite")
         except FedrecError as error:
             _log.warning("model %s cannot be opened: %s", version, error)
             troubles.append(f"model {version} cannot be opened; fedrec shop refresh makes it ready again")

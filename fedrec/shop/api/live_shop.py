@@ -98,11 +98,11 @@ class LiveShop:
         self._trends: Trends | None = None
         self._counted: Future[Trends] | None = None
         self._uncounted: list[StoredEvent] = []
+        self._broken: set[str] = set()
         self._count_began = self._count_again_at = 0.0
         self._generation, self._num_taken, self._is_stuck = store.generation(), 0, False
-        self._seen, self._shelf = Seen(None, store.last_sequence(), 0, is_behind=False), Shelf()
-        if encoding is not None:
-            self._shelf = encoding.shelf()
+        self._seen = Seen(None, store.last_sequence(), 0, is_behind=False)
+        self._shelf = Shelf() if encoding is None else encoding.shelf()
         self._tasks: list[asyncio.Task[None]] = []
         self._files, self._outside = files_of(self._models, settings.split), Outside(name, folder, outside)
         while changes := store.items_after(self._seen.items):
@@ -140,7 +140,7 @@ class LiveShop:
     def troubles(self) -> list[str]:
         """All that is not as it should be, the worst first."""
         of_texts = None if self._encoding is None else self._encoding.trouble
-        found = (self.store_trouble, self.trouble, self.model_trouble, of_texts)
+        found = (self.store_trouble, self.trouble, self.model_trouble, *sorted(self._broken), of_texts)
         return [one for one in found if one is not None]
 
     @property
@@ -236,13 +236,9 @@ class LiveShop:
         elif name is ListName.TOGETHER:
             ranked = lists.bought_together(subject, asked)
         else:
-            of_all: dict[ListName, Callable[[Query], RankedList]] = {
-                ListName.POPULAR: lists.popular,
-                ListName.TRENDING: lists.trending,
-                ListName.NEW: lists.newest,
-            }
+            of_all = {ListName.POPULAR: lists.popular, ListName.TRENDING: lists.trending, ListName.NEW: lists.newest}
             ranked = of_all[name](asked)
-        kept = kept_list(name, ranked, arm, self._shelf)
+        kept = self._kept_list(name, ranked, arm)
         if is_newest:
             self._kept.put(subject, query, kept)
         return self._shown(kept, subject if name is ListName.HOME else None)
@@ -270,7 +266,14 @@ class LiveShop:
         arm = CURRENT_ARM if shopper is None else self._arm_of(shopper)
         lists = self._arms[arm]
         ranked = lists.session(items, asked) if name is ListName.SESSION else lists.cart(items, asked, events=said)
-        return self._shown(kept_list(name, ranked, arm, self._shelf), shopper)
+        return self._shown(self._kept_list(name, ranked, arm), shopper)
+
+    def _kept_list(self, name: ListName, ranked: RankedList, arm: str) -> KeptList:
+        """A list of now as an answer; what is wrong with its model is told in `troubles`, and logged once."""
+        if ranked.trouble is not None and ranked.trouble not in self._broken:
+            self._broken.add(ranked.trouble)
+            _log.error("shop %s: %s", self.name, ranked.trouble)
+        return kept_list(name, ranked, arm, self._shelf)
 
     def export(self, shopper: str) -> dict[str, Any] | None:
         """All that the shop holds of a shopper, None = nothing; in a thread."""
@@ -450,7 +453,7 @@ class LiveShop:
         if files != self._files:
             opened = await run_in_threadpool(self._open, self._opened)
             self._put(opened, await run_in_threadpool(self._lists_of, opened))
-            self._files = files
+            self._files, self._broken = files, set()
 
     def _put(self, opened: Opened, arms: dict[str, Lists]) -> None:
         self._stock(opened)

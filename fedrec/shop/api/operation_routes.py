@@ -99,7 +99,7 @@ def _add_health(router: APIRouter, shops: Mapping[str, LiveShop]) -> None:
         tags=["operation"],
         operation_id="ready",
         description="`degraded`, with 200: lists are served, but by the last good model, not by the newest, or "
-        "by none that any event taught, or the store takes no events.",
+        "by none that any event taught, or without one whose scores are not finite, or the store takes no events.",
         responses={200: answers(HealthOut)[200], 503: problems()[503]},
         openapi_extra={"security": []},
     )

@@ -4,7 +4,8 @@ model knows nothing.
 Everything is a function of the arguments and of what `Lists` holds; nothing is read or written. A list is filled in
 this order: the model's items by what she had (``personal``, ``session``), items that the model does not know by their
 titles and categories (``content``), then what most shoppers want (``popular``). A list says where it comes from; an
-item that fills it up says its own source.
+item that fills it up says its own source. Where the model's scores are not finite the list goes on without it, and says
+so as its `RankedList.trouble`.
 
 **Guarantee:** with a model of ``inside_shop = joint_dp`` a list is a function of that model, the public catalogue, the
 query and the shopper's own history alone: no trends, no pairs of the shop's own.
@@ -18,7 +19,7 @@ from functools import cached_property
 
 import numpy as np
 
-from fedrec.errors import DataError
+from fedrec.errors import BrokenModel, DataError
 from fedrec.shop.lists.alignment import Alignment
 from fedrec.shop.lists.filling import ListSettings, as_listed, fill
 from fedrec.shop.lists.ranked import Query, RankedList, Source
@@ -128,13 +129,16 @@ class Lists:
     def _around(self, key: str, query: Query, first: list[Stage]) -> RankedList:
         """The stages given, then items similar to one."""
         item = self._place(key)
-        stages, one = first, np.array([item])
+        stages, one, trouble = first, np.array([item]), None
         if self.alignment.is_known[item]:
             place = self.alignment.to_model[one]
-            lift = self.model.scores(place, np.ones(1)) - self._scores_of_nobody
-            stages = [*stages, self._positive(lift, Source.SIMILAR)]
+            try:
+                lift = self.model.scores(place, np.ones(1)) - self._scores_of_nobody
+                stages = [*stages, self._positive(lift, Source.SIMILAR)]
+            except BrokenModel as error:
+                trouble = str(error)
         stages = [*stages, ByContent(self.shelf, one, np.ones(1)), self._popularity()]
-        return self._filled(stages, replace(NOBODY, kept_out=one), query, 0.0)
+        return replace(self._filled(stages, replace(NOBODY, kept_out=one), query, 0.0), trouble=trouble)
 
     @cached_property
     def _scores_of_nobody(self) -> np.ndarray:
@@ -152,7 +156,12 @@ class Lists:
             stages.append(ByModel(self.model, self.alignment, source, history, strengths))
         if len(taste.items):
             stages.append(ByContent(self.shelf, taste.items, taste.strengths))
-        return self._filled([*stages, self._popularity()], taste, query, self.settings.new_share)
+        stages.append(self._popularity())
+        try:
+            return self._filled(stages, taste, query, self.settings.new_share)
+        except BrokenModel as error:
+            others = [stage for stage in stages if not isinstance(stage, ByModel)]
+            return replace(self._filled(others, taste, query, self.settings.new_share), trouble=str(error))
 
     def _popularity(self) -> Stage:
         """The shop's own, or the model's where there is none or it must not be shown."""

@@ -134,11 +134,13 @@ class RankedList:
         items: best first; shorter than asked where the filters leave no more.
         reason: where the list comes from; items that fill it up say their own source.
         served: version, mode, epsilon_outside and inside_shop.
+        trouble: why the model has no say in it, where it should; None = it has.
     """
 
     items: tuple[ListedItem, ...]
     reason: Source
     served: Served
+    trouble: str | None = None
 
     @property
     def keys(self) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from scipy import sparse
 
-from fedrec.errors import ConfigError, DataError
+from fedrec.errors import BrokenModel, ConfigError
 from fedrec.models.item_item import ItemItemScorer
 from fedrec.models.popularity import PopularityScorer
 from fedrec.models.recommender import Scorer
@@ -84,6 +84,7 @@ class ServingModel(Protocol):
     """A model over its own item space, ready to score one history.
 
     Arguments named ``history`` are int64, distinct positions in ``items``; ``strengths`` float64 > 0, one for each.
+    ``scores`` and ``parts`` raise `BrokenModel` where a score is not finite.
     """
 
     @property
@@ -274,7 +275,7 @@ class Dense:
         )
         scores = np.asarray(self.scorer.scores(table), np.float64)
         if not np.isfinite(scores).all():
-            raise DataError("the model's scores are not finite: serve another version")
+            raise BrokenModel(f"model {self.served.version} gives scores that are not finite; serve another version")
         return scores
 
 

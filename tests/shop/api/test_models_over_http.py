@@ -7,18 +7,20 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from scipy import sparse
 
 from fedrec.errors import StoreError
 from fedrec.shop.adoption import CURRENT_FILE, LOCAL
 from fedrec.shop.api.app import make_app
 from fedrec.shop.api.live_shop import LiveShop
-from fedrec.shop.lists.serving_model import ServingModel
+from fedrec.shop.lists.serving_model import Dense, ServingModel
 from fedrec.shop.lists.serving_settings import ServingSettings, Split
 from fedrec.shop.member import LEDGER_FILE
 from fedrec.shop.past_releases import past_releases
@@ -118,7 +120,11 @@ def test_no_request_is_dropped_while_models_are_swapped(api: httpx.Client, corne
 def test_a_model_that_cannot_be_served_leaves_the_last_good_one(api: httpx.Client, corner: Corner) -> None:
     assert api.get("/health/ready").json() == {"status": "ok"}
     other_items = replace(chain(), items=chain().items + "-elsewhere")  # type: ignore[type-var]
-    for version, model, why in (("broken", None, "cannot be opened"), ("foreign", other_items, "another catalogue")):
+    for version, model, why in (
+        ("broken", None, "cannot be opened"),
+        ("foreign", other_items, "another catalogue"),
+        ("not-finite", network(lambda rows: rows.toarray() + np.nan), "cannot be opened"),
+    ):
         adopt(corner, version, model)
         deadline = time.monotonic() + 20
         while version not in str(found := api.get("/health/ready").json().get("detail")):
@@ -130,6 +136,38 @@ def test_a_model_that_cannot_be_served_leaves_the_last_good_one(api: httpx.Clien
         about = api.get("/v1/models").json()
         assert (about["served"], about["current"]) == (LOCAL, version)
         assert 'fedrec_model{version="local"} 0.0' in api.get("/metrics").text
+
+
+@dataclass(frozen=True)
+class Network:
+    """Scores by any function of the histories."""
+
+    of: Callable[[sparse.csr_matrix], np.ndarray]
+
+    def scores(self, histories: sparse.csr_matrix) -> np.ndarray:
+        return self.of(histories)
+
+
+def network(of: Callable[[sparse.csr_matrix], np.ndarray]) -> ServingModel:
+    return Dense(chain().items, chain().popularity, Network(of), chain().served)  # type: ignore[arg-type]
+
+
+def test_a_history_without_finite_scores_gets_its_list_without_the_model(
+    corner: Corner, caplog: pytest.LogCaptureFixture
+) -> None:
+    corner.models[LOCAL] = network(lambda rows: np.where(rows[:, [3]].toarray() > 0, np.nan, rows.toarray()))
+    event = {"event_id": "1", "shopper": "ann", "item": "d", "kind": "purchase"}
+    with asking(reopened(corner)) as api:
+        assert home(api, "bob").reason == "popular"
+        assert api.get("/health/ready").json()["status"] == "ok"
+        assert api.post("/v1/events", json={"events": [event]}).is_success
+        for _ in range(2):
+            assert home(api, "ann", explain=True).reason == "content"
+            assert api.post("/v1/session", json={"items": ["d"]}).json()["reason"] == "content"
+            assert api.get("/v1/items/d/similar").json()["reason"] == "content"
+        assert "not finite; serve another version" in api.get("/health/ready").json()["detail"]
+        assert api.post("/v1/session", json={"items": ["e"]}).json()["reason"] == "session"
+    assert [record.levelname for record in caplog.records if "not finite" in record.message] == ["ERROR"]
 
 
 def test_after_a_restart_the_last_good_model_is_served(corner: Corner) -> None:
