@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -27,12 +28,13 @@ from fedrec.training.network import Batch, Network, dense
 class RecVae(Network):
     """Mult-VAE with a deeper encoder, a prior that remembers the last encoder, and a KL weight by length of history.
 
-    Encoder and decoder train in turn: some epochs the encoder on corrupted rows, then some the decoder on clean ones.
+    Encoder and decoder train in turn, the encoder on corrupted rows, then the decoder on clean ones: some epochs each
+    or, as in a federation's rounds, in every batch.
 
     Source: Shenbin et al. 2020, arXiv:1912.11160: encoder, composite prior (equation 6, weights 3/20, 3/4, 1/10 as in
         the authors' code), beta = gamma times the number of items (section 3.3), alternating training (section 3.4).
-        The remembered encoder is the one at the end of the last turn; before, that at the start of the training (in a
-        federation: of the round).
+        The remembered encoder is the one at the end of the last turn; before, that at the start of the training. In
+        turns by batch, which the paper does not have: that at the start of the epoch.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class RecVae(Network):
         gamma: float = 0.005,
         encoder_epochs: int = 3,
         decoder_epochs: int = 1,
+        batch_encoder_rate: float = 1.0,
         init_seed: int = 0,
         output_bias: np.ndarray | None = None,
         has_sparse_input: bool = True,
@@ -55,8 +58,9 @@ class RecVae(Network):
         latent: size of the code.
         dropout: share of a shopper's items that is hidden from the encoder when it is trained; in [0, 1).
         gamma: weight of the KL term for each of a shopper's items; >= 0.
-        encoder_epochs: of a turn; 0 together with decoder_epochs = 0: both parts always train together.
+        encoder_epochs: of a turn; 0 together with decoder_epochs = 0: they take turns in every batch.
         decoder_epochs: of a turn.
+        batch_encoder_rate: the encoder's learning rate where they do, in the decoder's; > 0.
         init_seed: of the first parameters.
         output_bias: float, (num_items,); of the decoder at the start, such as log popularity; None = zeros.
         has_sparse_input: compute the first layer from the items bought alone (`SparseLinear`).
@@ -67,7 +71,9 @@ class RecVae(Network):
         if min(encoder_epochs, decoder_epochs) < (1 if max(encoder_epochs, decoder_epochs) else 0):
             raise ConfigError(f"a turn of {encoder_epochs} and {decoder_epochs} epochs: both >= 1, or both 0")
         self.dropout, self.latent, self.gamma = checked_share("dropout", dropout), latent, gamma
-        self.turn = encoder_epochs, decoder_epochs
+        if not 0 < batch_encoder_rate < math.inf:
+            raise ConfigError(f"batch_encoder_rate = {batch_encoder_rate}: give a finite number above 0")
+        self.turn, self.batch_encoder_rate = (encoder_epochs, decoder_epochs), batch_encoder_rate
         self.phase = "both"
         self.output_name, self.output_bias_name = "decoder.", "decoder.bias"
         generator = torch.Generator().manual_seed(init_seed)
@@ -77,15 +83,16 @@ class RecVae(Network):
         self._old: dict[str, Tensor] = {}
 
     def begin_epoch(self, epoch: int) -> tuple[Phase, ...]:
-        """Whose turn it is; the prior remembers the encoder when the decoder's turn begins."""
+        """Whose turn it is; the prior remembers the encoder when the decoder's turn begins, or with each epoch."""
         encoder_epochs, decoder_epochs = self.turn
+        encoder, decoder = Phase("encoder", ("encoder.",)), Phase("decoder", ("decoder.",))
         if not encoder_epochs:
             self.remember()
-            return (Phase("both"),)
+            return replace(encoder, rate=self.batch_encoder_rate), decoder
         place = epoch % (encoder_epochs + decoder_epochs)
         if place == encoder_epochs or not self._old:
             self.remember()
-        return (Phase("encoder", ("encoder.",)) if place < encoder_epochs else Phase("decoder", ("decoder.",)),)
+        return (encoder if place < encoder_epochs else decoder,)
 
     def remember(self) -> None:
         """Make the present encoder a part of the prior."""

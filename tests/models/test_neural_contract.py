@@ -28,6 +28,7 @@ DRAWN = {"is_dot_product": False, "tower_factors": 0, "negatives": 4, "is_expect
 FOLDED = {"fold_in_steps": 20, "fold_in_rate": 0.05, "vector_learning_rate": 0.05, "last_round_rate": 1.0}
 PAIRS = {**FAST, **DRAWN, **FOLDED, "factors": 8}
 BASKETS = {**FAST, "hidden": 20, "latent": 8}
+ONE_STEP = {**BASKETS, "local_epochs": 1, "batch_shoppers": 30, "least_steps": 1}
 
 
 class TestMultDae(NeuralContract):
@@ -43,6 +44,21 @@ class TestMultVae(NeuralContract):
 class TestRecVae(NeuralContract):
     def make_model(self):
         return RecVae(RecVaeSettings(**BASKETS))
+
+    @pytest.mark.parametrize("index", [0, 3])
+    def test_a_round_moves_both_parts_at_their_own_rates_where_one_place_takes_turns(self, index):
+        world = plant_world(num_shoppers=30, num_items=12, num_blocks=2)
+        slow, even = (RecVae(RecVaeSettings(**ONE_STEP, round_encoder_rate=rate)) for rate in (0.1, 1.0))
+        spec, draws = slow.plan_round(index, {}, world.public), Draws.seeded("turns", shopper_digests(range(30)))
+        ours, theirs = (spec.layout.split(model.local_update(spec, world.histories, draws)) for model in (slow, even))
+        for name in spec.inputs.keys() - {"round"}:
+            share = np.abs(ours[name]).max() / np.abs(theirs[name]).max()
+            assert share == pytest.approx(0.1 if name.startswith("encoder.") else 1, rel=0.05), name
+        alone = slow.train_alone(world.histories, world.public, rounds=1)
+        moved = {name for name, values in alone.items() if not np.array_equal(values, spec.inputs[name])}
+        assert moved == {name for name in alone if name.startswith("encoder.")}
+        with pytest.raises(ConfigError, match="round_encoder_rate"):
+            RecVaeSettings(round_encoder_rate=0.0)
 
 
 class TestVaeGan(NeuralContract):

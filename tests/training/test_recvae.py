@@ -21,10 +21,8 @@ DRAWS = Draws.seeded("recvae", shopper_digests(range(NUM_SHOPPERS)))
 SETTINGS = FitSettings(batch_shoppers=16, learning_rate=0.01)
 
 
-def make(gamma: float = 0.005, encoder_epochs: int = 3, decoder_epochs: int = 1) -> RecVae:
-    return RecVae(
-        NUM_ITEMS, hidden=16, latent=8, gamma=gamma, encoder_epochs=encoder_epochs, decoder_epochs=decoder_epochs
-    )
+def make(gamma: float = 0.005, **others: float) -> RecVae:
+    return RecVae(NUM_ITEMS, hidden=16, latent=8, gamma=gamma, **others)
 
 
 def test_the_prior_is_torchs_mixture() -> None:
@@ -74,11 +72,16 @@ def test_encoder_and_decoder_take_turns() -> None:
         }
 
 
-def test_both_parts_train_together_where_there_are_no_turns() -> None:
-    network = make(encoder_epochs=0, decoder_epochs=0)
-    before = get_arrays(network)
-    fit(network, HISTORIES, DRAWS, SETTINGS, epochs=1)
-    assert all((values != before[name]).any() for name, values in get_arrays(network).items())
+def test_turns_in_every_batch_move_both_parts_at_their_own_rates() -> None:
+    steps = {}
+    for rate in (1.0, 0.1):
+        network = make(encoder_epochs=0, decoder_epochs=0, batch_encoder_rate=rate)
+        assert [phase.name for phase in network.begin_epoch(3)] == ["encoder", "decoder"]
+        before = get_arrays(network)
+        fit(network, HISTORIES, DRAWS, FitSettings(batch_shoppers=NUM_SHOPPERS, learning_rate=0.01), epochs=1)
+        steps[rate] = {name: np.abs(values - before[name]).max() for name, values in get_arrays(network).items()}
+    for name, step in steps[1.0].items():
+        assert steps[0.1][name] == pytest.approx(step * (0.1 if name.startswith("encoder.") else 1), rel=0.01)
 
 
 def test_the_decoder_trains_on_clean_rows() -> None:
@@ -114,7 +117,9 @@ def test_what_is_remembered_is_no_parameter_and_does_not_follow_the_encoder() ->
     assert not before.requires_grad
 
 
-@pytest.mark.parametrize("wrong", [{"gamma": -1}, {"encoder_epochs": 0}, {"decoder_epochs": 0}], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [{"gamma": -1}, {"encoder_epochs": 0}, {"decoder_epochs": 0}, {"batch_encoder_rate": 0}], ids=str
+)
 def test_settings_out_of_range_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ConfigError):
         make(**wrong)
