@@ -86,7 +86,7 @@ class _Desk:
         if (session := self._sessions.of(request)) is None:
             return self._login(200, "")
         try:
-            grant = self._guard.admit_session(request.scope, KeyScope.READ, session.shop, session.key_id)
+            grant = await self._guard.admit_session(request.scope, KeyScope.READ, session.shop, session.key_id)
             return await self._dashboard(grant, session)
         except Exception as error:
             return self._refused(error)
@@ -97,7 +97,7 @@ class _Desk:
             check_origin(request)
             header = f"Bearer {(await _read(request)).get('key', '').strip()}".encode("ascii", "replace")
             scope = {"headers": [(b"authorization", header)]}
-            grant = self._guard.admit(scope, KeyScope.READ)
+            grant = await self._guard.admit(scope, KeyScope.READ)
         except Exception as error:
             return self._refused(error, _AGAIN)
         request.scope["fedrec.shop"] = grant.shop
@@ -115,7 +115,7 @@ class _Desk:
                     return self._login(401, "the session is over; give your key again")
                 form = await _read(request)
                 self._sessions.check_form(session, form.get("token", ""))
-                grant = self._guard.admit_session(request.scope, needed, session.shop, session.key_id)
+                grant = await self._guard.admit_session(request.scope, needed, session.shop, session.key_id)
                 return await handler(grant, session, form)
             except Exception as error:
                 return self._refused(error)
@@ -132,7 +132,7 @@ class _Desk:
     async def look_up(self, grant: Grant, session: Session, form: Form) -> Response:
         """A shopper's list, with reasons; what she did is for those who may export it."""
         shopper = check_id("shopper", form.get("shopper", "").strip())
-        found = figures.look_up(grant.shop, shopper)
+        found = await figures.look_up(grant.shop, shopper)
         is_admin = grant.scope >= KeyScope.ADMIN
         return self._answer("shopper.html", 200, **self._common(grant, session), found=found, is_admin=is_admin)
 
@@ -164,7 +164,7 @@ class _Desk:
             "dashboard.html",
             200,
             **self._common(grant, session),
-            served=shop.lists_for(None).model.served,
+            served=(await shop.lists_for(None)).model.served,
             models=await run_in_threadpool(shop.models),
             judged=await run_in_threadpool(figures.judged, shop),
             coverage=await self._figures.coverage(shop),

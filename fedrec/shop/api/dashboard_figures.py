@@ -16,11 +16,12 @@ from fedrec.reports.privacy_figures import history, left
 from fedrec.shop.adoption import Adoption, adoptions
 from fedrec.shop.api.dashboard_plots import Line
 from fedrec.shop.api.live_shop import LiveShop
+from fedrec.shop.api.news import waiting
 from fedrec.shop.lists.lists import Lists
 from fedrec.shop.lists.ranked import Query, RankedList
 from fedrec.shop.lists.shelf import NOT_HERE
 from fedrec.shop.member import LEDGER_FILE, MODELS_FOLDER
-from fedrec.shop.store.rows import ClickThrough
+from fedrec.shop.store.rows import ClickThrough, StoredEvent
 
 DAYS = 60
 """Click-through is shown of so many days."""
@@ -138,14 +139,14 @@ class Figures:
 
     async def coverage(self, shop: LiveShop) -> Coverage:
         """On the event loop, a list at a time, so that nobody waits for it."""
-        lists = shop.lists_for(None)
+        lists = await shop.lists_for(None)
         made, version, found = self._coverage.get(shop.name, (-math.inf, "", Coverage(0, 0, 0, 0, 0)))
         if version == lists.model.served.version and time.monotonic() - made < _COVERAGE_S:
             return found
-        shoppers = last_shoppers(shop)
+        shoppers = await waiting(shop.store, last_shoppers, shop)
         listed: set[str] = set()
         for one in shoppers:
-            listed.update(_home(shop, one, explain=False)[1].keys)
+            listed.update((await _home(shop, one, explain=False))[1].keys)
             await asyncio.sleep(0)
         is_shown = ~lists.shelf.is_hidden
         found = Coverage(
@@ -241,10 +242,9 @@ class LookedUp:
     num_events: int
 
 
-def look_up(shop: LiveShop, shopper: str) -> LookedUp:
+async def look_up(shop: LiveShop, shopper: str) -> LookedUp:
     """On the event loop; counts neither as shown nor in any metric."""
-    lists, ranked = _home(shop, shopper, explain=True)
-    events = shop.store.history(shopper)
+    lists, ranked, events = await _home(shop, shopper, explain=True)
     lines = []
     for one in ranked.items:
         about = one.explanation
@@ -271,9 +271,10 @@ def look_up(shop: LiveShop, shopper: str) -> LookedUp:
     return LookedUp(shopper, ranked.reason, ranked.served.version, lines, history, len(events))
 
 
-def _home(shop: LiveShop, shopper: str, *, explain: bool) -> tuple[Lists, RankedList]:
-    lists = shop.lists_for(shopper)
-    return lists, lists.home(shop.store.history(shopper), Query(n=LIST_LENGTH, explain=explain))
+async def _home(shop: LiveShop, shopper: str, *, explain: bool) -> tuple[Lists, RankedList, Sequence[StoredEvent]]:
+    lists = await shop.lists_for(shopper)
+    events = await waiting(shop.store, shop.store.history, shopper)
+    return lists, lists.home(events, Query(n=LIST_LENGTH, explain=explain)), events
 
 
 def _title(lists: Lists, key: str) -> str:

@@ -41,7 +41,7 @@ def make_router(guard: Guard) -> APIRouter:
         openapi_extra=body_of(EventBatch),
     )
     async def send_events(request: Request) -> Response:
-        shop = guard.admit(request.scope, KeyScope.WRITE).shop
+        shop = (await guard.admit(request.scope, KeyScope.WRITE)).shop
         body = await request.body()
 
         def take() -> dict[str, object]:
@@ -65,7 +65,7 @@ def make_router(guard: Guard) -> APIRouter:
         openapi_extra=body_of(ItemBatch),
     )
     async def put_items(request: Request) -> Response:
-        shop = guard.admit(request.scope, KeyScope.WRITE).shop
+        shop = (await guard.admit(request.scope, KeyScope.WRITE)).shop
         batch = await read_body(request, ItemBatch)
         items = [Item(**one.model_dump()) for one in batch.items]
         return json_answer({"stored": await run_in_threadpool(shop.store.put_items, items)})
@@ -79,7 +79,7 @@ def make_router(guard: Guard) -> APIRouter:
         openapi_extra={**named("item"), **body_of(Hidden)},
     )
     async def hide_item(request: Request) -> Response:
-        shop = guard.admit(request.scope, KeyScope.WRITE).shop
+        shop = (await guard.admit(request.scope, KeyScope.WRITE)).shop
         key, wanted = _name(request, "item"), await read_body(request, Hidden)
         if not await run_in_threadpool(shop.store.hide_items, [key], is_hidden=wanted.is_hidden):
             raise ApiError(404, "there is no such item")
@@ -94,7 +94,7 @@ def make_router(guard: Guard) -> APIRouter:
         openapi_extra=named("item"),
     )
     async def delete_item(request: Request) -> Response:
-        shop = guard.admit(request.scope, KeyScope.WRITE).shop
+        shop = (await guard.admit(request.scope, KeyScope.WRITE)).shop
         if not await run_in_threadpool(shop.store.delete_items, [_name(request, "item")]):
             raise ApiError(404, "there is no such item")
         return Response(status_code=204)
@@ -107,7 +107,7 @@ def make_router(guard: Guard) -> APIRouter:
         openapi_extra=named("item"),
     )
     async def item(request: Request) -> Response:
-        shop = guard.admit(request.scope, KeyScope.READ).shop
+        shop = (await guard.admit(request.scope, KeyScope.READ)).shop
         found = await run_in_threadpool(shop.store.item, _name(request, "item"))
         if found is None:
             raise ApiError(404, "there is no such item")
@@ -121,7 +121,7 @@ def make_router(guard: Guard) -> APIRouter:
         openapi_extra=named("shopper"),
     )
     async def export_shopper(request: Request) -> Response:
-        shop = guard.admit(request.scope, KeyScope.ADMIN).shop
+        shop = (await guard.admit(request.scope, KeyScope.ADMIN)).shop
         found = await run_in_threadpool(shop.export, _name(request, "shopper"))
         if found is None:
             raise ApiError(404, "the shop holds nothing of this shopper")
@@ -137,7 +137,7 @@ def make_router(guard: Guard) -> APIRouter:
         openapi_extra=named("shopper"),
     )
     async def erase_shopper(request: Request) -> Response:
-        shop = guard.admit(request.scope, KeyScope.ADMIN).shop
+        shop = (await guard.admit(request.scope, KeyScope.ADMIN)).shop
         return json_answer(await run_in_threadpool(shop.erase, _name(request, "shopper")))
 
     return router

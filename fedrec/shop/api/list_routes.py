@@ -18,7 +18,7 @@ def make_router(guard: Guard) -> APIRouter:
 
     def listed(path: str, name: ListName, summary: str, *names: str) -> None:
         async def handler(request: Request) -> Response:
-            shop = guard.admit(request.scope, KeyScope.READ).shop
+            shop = (await guard.admit(request.scope, KeyScope.READ)).shop
             subject = request.path_params[names[0]] if names else ""
             raw = request.scope["query_string"]
             return Response(await shop.answer(name, subject, raw), media_type="application/json")
@@ -47,7 +47,7 @@ def make_router(guard: Guard) -> APIRouter:
         openapi_extra=body_of(SessionQuery),
     )
     async def session(request: Request) -> Response:
-        shop = guard.admit(request.scope, KeyScope.READ).shop
+        shop = (await guard.admit(request.scope, KeyScope.READ)).shop
         query = await read_body(request, SessionQuery)
         return Response(
             await shop.answer_for(ListName.SESSION, query.items, None, query_of(query)), media_type="application/json"
@@ -61,7 +61,7 @@ def make_router(guard: Guard) -> APIRouter:
         openapi_extra=body_of(CartQuery),
     )
     async def cart(request: Request) -> Response:
-        shop = guard.admit(request.scope, KeyScope.READ).shop
+        shop = (await guard.admit(request.scope, KeyScope.READ)).shop
         query = await read_body(request, CartQuery)
         body = await shop.answer_for(ListName.CART, query.items, query.shopper, query_of(query))
         return Response(body, media_type="application/json")

@@ -33,7 +33,7 @@ from fedrec.shop.api.encoding import Encoding
 from fedrec.shop.api.forgetting import what_is_left
 from fedrec.shop.api.kept_lists import KeptList, KeptLists, ListName, kept_list
 from fedrec.shop.api.metrics import ShopMetrics
-from fedrec.shop.api.news import News, Seen, read_news
+from fedrec.shop.api.news import News, Seen, read_news, waiting
 from fedrec.shop.api.outside import Outside
 from fedrec.shop.api.problems import ApiError
 from fedrec.shop.api.reading import read_query
@@ -148,9 +148,9 @@ class LiveShop:
         """The version that should be served, as far as it was looked for."""
         return self._opened.current
 
-    def lists_for(self, shopper: str | None) -> Lists:
+    async def lists_for(self, shopper: str | None) -> Lists:
         """What a shopper's lists are made from now, to look at; None = by the current model. Notes nothing as shown."""
-        self._catch_up()
+        self._take(await waiting(self.store, read_news, self.store, self._seen))
         return self._arms[CURRENT_ARM if shopper is None else self._arm_of(shopper)]
 
     def start(self) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+from starlette.concurrency import run_in_threadpool
 
 from fedrec.shop.store.rows import ItemChange, StoredEvent
 from fedrec.shop.store.store import Store
 
 _PAGE = 2_000
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,3 +65,10 @@ def read_news(store: Store, seen: Seen) -> News | None:
     while changes := store.items_after(pages[-1][-1].sequence if pages else seen.items):
         pages.append(changes)
     return News(mark, events, len(events) == _PAGE, pages, store.generation())
+
+
+async def waiting(store: Store, read: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+    """What a read of a store finds: SQLite is read here, in microseconds; for what may wait a thread does."""
+    if store.is_file:
+        return read(*given, **named)
+    return await run_in_threadpool(read, *given, **named)

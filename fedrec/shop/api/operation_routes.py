@@ -30,14 +30,14 @@ def make_router(guard: Guard, shops: Mapping[str, LiveShop]) -> APIRouter:
         responses={200: {"description": "As asked.", "content": {"text/plain": {}}}, **problems()},
     )
     async def metrics(request: Request) -> Response:
-        shop = guard.admit(request.scope, KeyScope.READ).shop
+        shop = (await guard.admit(request.scope, KeyScope.READ)).shop
         return Response(await run_in_threadpool(shop.metrics_text), media_type=MEDIA_TYPE)
 
     @router.get(
         "/v1/models", summary="Model versions", tags=["operation"], operation_id="models", responses=answers(ModelsOut)
     )
     async def models(request: Request) -> Response:
-        shop = guard.admit(request.scope, KeyScope.READ).shop
+        shop = (await guard.admit(request.scope, KeyScope.READ)).shop
         return json_answer(await run_in_threadpool(shop.models))
 
     @router.post(
@@ -49,7 +49,7 @@ def make_router(guard: Guard, shops: Mapping[str, LiveShop]) -> APIRouter:
         openapi_extra=body_of(ToVersion),
     )
     async def roll_back(request: Request) -> Response:
-        shop = guard.admit(request.scope, KeyScope.ADMIN).shop
+        shop = (await guard.admit(request.scope, KeyScope.ADMIN)).shop
         wanted = await read_body(request, ToVersion)
         return json_answer(await run_in_threadpool(shop.roll_back, wanted.version))
 
@@ -61,7 +61,7 @@ def make_router(guard: Guard, shops: Mapping[str, LiveShop]) -> APIRouter:
         responses=answers(PrivacyOut),
     )
     async def privacy(request: Request) -> Response:
-        shop = guard.admit(request.scope, KeyScope.READ).shop
+        shop = (await guard.admit(request.scope, KeyScope.READ)).shop
         return json_answer(await run_in_threadpool(shop.privacy))
 
     @router.get(
@@ -75,7 +75,7 @@ def make_router(guard: Guard, shops: Mapping[str, LiveShop]) -> APIRouter:
         responses=answers(ClickThroughOut),
     )
     async def click_through(request: Request) -> Response:
-        shop = guard.admit(request.scope, KeyScope.READ).shop
+        shop = (await guard.admit(request.scope, KeyScope.READ)).shop
         return json_answer({"rows": await run_in_threadpool(shop.click_through)})
 
     return router

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedrec.pace import Pace
 from fedrec.shop.api.live_shop import LiveShop
+from fedrec.shop.api.news import waiting
 from fedrec.shop.api.problems import ApiError, problem, unexpected
 from fedrec.shop.store.rows import Key, KeyScope
 
@@ -65,7 +66,7 @@ class Guard:
         rates = {name: shop.settings.requests_per_s for name, shop in shops.items()}
         self._paces = {name: Pace(rate, max(1.0, 2 * rate)) for name, rate in rates.items() if rate}
 
-    def admit(self, scope: Scope, needed: KeyScope) -> Grant:
+    async def admit(self, scope: Scope, needed: KeyScope) -> Grant:
         """The key of a request, one request spent.
 
         Args:
@@ -75,17 +76,19 @@ class Guard:
             ApiError: 401 no valid key, 403 too small a scope, 429 too many requests.
         """
         header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        return self._admit(scope, needed, sha256(header).digest(), lambda: self._by_header(header))
+        return await self._admit(scope, needed, sha256(header).digest(), lambda: self._by_header(header))
 
-    def admit_session(self, scope: Scope, needed: KeyScope, shop: str, key_id: str) -> Grant:
+    async def admit_session(self, scope: Scope, needed: KeyScope, shop: str, key_id: str) -> Grant:
         """As `admit`, for whoever showed that key when the dashboard's session began."""
-        return self._admit(scope, needed, (shop, key_id), lambda: self._by_id(shop, key_id))
+        return await self._admit(scope, needed, (shop, key_id), lambda: self._by_id(shop, key_id))
 
-    def _admit(self, scope: Scope, needed: KeyScope, shown: _Shown, find: Callable[[], _Found]) -> Grant:
+    async def _admit(
+        self, scope: Scope, needed: KeyScope, shown: _Shown, find: Callable[[], Awaitable[_Found]]
+    ) -> Grant:
         now = time.monotonic()
         grant = self._grants.get(shown)
         if grant is None or now - grant.checked > KEY_AGE_S:
-            grant = self._look_up(shown, find, now)
+            grant = await self._look_up(shown, find, now)
         scope["fedrec.shop"] = grant.shop
         pace = self._paces.get(grant.shop.name)  # a key's rate is the key's, however it was shown
         if pace is not None and (wait_s := pace.wait_s(grant.key_id, most_s=0.0)):
@@ -96,9 +99,9 @@ class Guard:
             raise ApiError(403, f"this key has scope {grant.scope.name.lower()}; give one with {needed.name.lower()}")
         return grant
 
-    def _look_up(self, shown: _Shown, find: Callable[[], _Found], now: float) -> Grant:
+    async def _look_up(self, shown: _Shown, find: Callable[[], Awaitable[_Found]], now: float) -> Grant:
         self._grants.pop(shown, None)
-        if (found := find()) is None:
+        if (found := await find()) is None:
             raise ApiError(401, _UNAUTHORIZED, headers={"WWW-Authenticate": "Bearer"})
         shop, key = found
         grant = self._grants[shown] = Grant(shop, key.id, key.scope, now)
@@ -106,18 +109,18 @@ class Guard:
             self._grants.popitem(last=False)
         return grant
 
-    def _by_header(self, header: bytes) -> _Found:
+    async def _by_header(self, header: bytes) -> _Found:
         secret = header[7:].decode("ascii", "replace") if header[:7].lower() == b"bearer " else ""
         named = [shop for name, shop in self._shops.items() if secret.startswith(f"fr_{name}_")]
         for shop in named or list(self._shops.values())[:1]:  # a look-up in any case: time does not tell shops apart
-            key = shop.store.key_of(secret)
+            key = await waiting(shop.store, shop.store.key_of, secret)
             if key is not None and named:
                 return shop, key
         return None
 
-    def _by_id(self, name: str, key_id: str) -> _Found:
+    async def _by_id(self, name: str, key_id: str) -> _Found:
         shop = self._shops[name]
-        every = shop.store.keys()
+        every = await waiting(shop.store, shop.store.keys)
         keys = [key for key in every if key.id == key_id and key.revoked is None]
         return (shop, keys[0]) if keys else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -212,7 +213,7 @@ def test_an_empty_shop_is_told_what_to_do(tmp_path: Path) -> None:
 
 def test_reasons_say_their_share(corner: Corner) -> None:
     corner.store.append_events([Event("ann", "d", EventKind.PURCHASE, 1.0), Event("ann", "c", EventKind.PURCHASE, 2.0)])
-    found = look_up(corner.live, "ann")
+    found = asyncio.run(look_up(corner.live, "ann"))
     best = found.lines[0]
     assert (best.item, best.source) == ("e", "personal")
     assert [one.title for one in best.reasons] == ["Title d", "Title c"]  # the chain: 1 from the one before, 1/2 from c

@@ -13,8 +13,10 @@ import psycopg
 import pytest
 
 from fedrec.shop.api.app import make_app
+from fedrec.shop.store.rows import KeyScope
 
 from .conftest import Corner, serving
+from .test_dashboard import token_of
 
 
 @pytest.fixture
@@ -65,15 +67,24 @@ def test_both_databases_give_the_same_answers(shops: tuple[Corner, list[httpx.Cl
     assert ("g", "again") in [(line["item"], line["title"]) for line in same("GET", f"{home}&n=9")["items"]]
 
 
-def test_a_read_that_waits_keeps_nobody_else_waiting(shops: tuple[Corner, list[httpx.Client]]) -> None:
+@pytest.mark.parametrize(("table", "what"), [("events", "list"), ("keys", "list"), ("events", "dashboard")])
+def test_a_read_that_waits_keeps_nobody_else_waiting(
+    shops: tuple[Corner, list[httpx.Client]], table: str, what: str
+) -> None:
     far, (client, _) = shops
     home = "/v1/shoppers/ann/recommendations"
-    assert client.get(home).status_code == 200  # the key is known
+    page = client.post("/dashboard/login", data={"key": far.keys[KeyScope.READ]}, follow_redirects=True).text
+    form = {"shopper": "ann", "token": token_of(page)}
+    assert client.get(home).status_code == 200  # this key is known, the other one is not
     with psycopg.connect(far.url) as blocker, ThreadPoolExecutor(1) as one:
-        blocker.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
-        waiting = one.submit(client.get, home)
+        blocker.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        if what == "dashboard":
+            waiting = one.submit(client.post, "/dashboard/shopper", data=form)
+        else:
+            headers = far.headers(KeyScope.WRITE if table == "keys" else KeyScope.ADMIN)
+            waiting = one.submit(client.get, home, headers=headers)
         for _ in range(3):
             assert httpx.get(client.base_url.join("/health/live"), timeout=30).status_code == 200
-        assert not waiting.done()  # live was answered while her list waited for the lock
+        assert not waiting.done()  # live was answered while she waited for the lock
         blocker.rollback()
         assert waiting.result().status_code == 200
