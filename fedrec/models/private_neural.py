@@ -107,13 +107,16 @@ class PrivateNeural(NeuralModel):
         """The model whose network is trained.
 
         Raises:
-            ConfigError: a private variant again: a shop's policy looks at one base, not at a base's own.
+            ConfigError: a private variant again: a shop's policy looks at one base, not at a base's own; or a model
+                that no private steps are for.
         """
         from fedrec.models import load_model
 
         model: Any = load_model(self.settings.base, json.loads(self.settings.network))
         if isinstance(model, PrivateNeural):
             raise ConfigError(f"base {self.settings.base!r} is a private variant itself: give the model that it trains")
+        if not isinstance(model, PrivatelyTrainable):
+            raise ConfigError(f"base {self.settings.base!r} has no private steps: give a model that has")
         return model
 
     def make_network(self, num_items: int) -> Network:
@@ -149,15 +152,13 @@ class PrivateNeural(NeuralModel):
         Raises:
             BadMessage: the round's arrays, items or clip norm are not this model's.
         """
-        from fedrec.training.dp_sgd import ShopperGradients
         from fedrec.training.seats import SeatedGradients
 
         inputs = dict(spec.inputs)
         covered, clip_norm = inputs.pop("covered"), inputs.pop(_CLIP_NORM, None)
         network = self.network_with(inputs, len(covered)).double()
         rows = binary_rows(selected_columns(histories, covered))
-        kind = ShopperGradients if network.is_smooth else SeatedGradients
-        gradients: ShopperGradients | SeatedGradients = kind(network, rows, draws)
+        gradients = SeatedGradients(network, rows, draws)
         if clip_norm is None:
             return gradients
         return QuantileGradients(gradients, float(clip_norm[0]), self.settings.private_clip_norm)

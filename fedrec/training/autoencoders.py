@@ -32,7 +32,7 @@ class MultDae(Network):
     Source: Liang et al. 2018, arXiv:1802.05814, section 2.4. The defaults are those that did best on MovieLens-1M.
     """
 
-    is_smooth = True
+    has_lists = False
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class MultVae(Network):
         did best on MovieLens-1M's validation; the paper's, for larger sets: one hidden layer of 600 and a cap of 0.2.
     """
 
-    is_smooth = True
+    has_lists = False
 
     def __init__(
         self,

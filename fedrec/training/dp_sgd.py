@@ -4,9 +4,9 @@ The guarantee, from top to bottom: `ShopperGradients.clipped` adds up w_u g_u ov
 (`clip_weights`); so one shopper moves the sum by at most C if (1) g_u and norm_u depend on her own row alone, and (2)
 norm_u is the norm of the very g_u that is added. For (1) a network must not mix shoppers: `recording.layers_of` refuses
 layers that do, `network_check.check_network` tries the rest. For (2) every way from a parameter to a loss must be
-known: `recording.refuse_unseen` looks for others in autograd's graph at every step. (1) holds up to rounding: a row's
-last bits may hang on the batch's shape. `rounding_slack` says what smooth networks make of that; any other network's
-shoppers get seats (`fedrec.training.seats`), where the bits are her own too. No noise is drawn here, and nothing is
+known: `recording.refuse_unseen` looks for others in autograd's graph at every step. Here (1) holds up to rounding: a
+row's last bits may hang on the batch's shape. In private steps shoppers have seats (`fedrec.training.seats`), where the
+bits are her own too; `rounding_slack` says what is left. No noise is drawn here, and nothing is
 divided by a number of shoppers: the door (`fedrec.federation.release`) does the first, public numbers the second.
 
 ``closed-form`` (the fast one) does one forward and one backward pass: norms and weighted sums of each layer follow from
@@ -81,6 +81,7 @@ class ShopperGradients:
         vectors: Tensor | None = None,
         engine: str = "closed-form",
         micro_batch: int = 256,
+        is_tried: bool = False,
     ) -> None:
         """Args:
             network: float64 where a guarantee is wanted; see `rounding_slack`.
@@ -89,6 +90,7 @@ class ShopperGradients:
             vectors: (num_shoppers, num_shopper_values); private vectors where the network has such.
             engine: a key of `ENGINES`.
             micro_batch: shoppers computed at once; bounds the memory and changes nothing else, up to rounding.
+            is_tried: the network passed one shopper alone before, with these very parameters.
 
         Raises:
             ConfigError: no such engine, or fewer than one shopper at once.
@@ -105,7 +107,7 @@ class ShopperGradients:
         self._network, self._histories, self._draws, self._vectors = network, histories, draws, vectors
         self._engine, self._micro_batch = ENGINES[engine], micro_batch
         self._only_part: PerShopper | None = None
-        if num_shoppers:
+        if num_shoppers and not is_tried:
             self._engine(network, self._batch(_longest(histories[:micro_batch])))  # refuses what one row gives away
 
     def norms(self) -> np.ndarray:
@@ -140,8 +142,8 @@ class ShopperGradients:
         Raises:
             BadAssumption: bound is not a finite number above 0.
         Guarantee: with or without any one shopper, the sum differs by at most C (1 + `rounding_slack`) in L2, for a
-            smooth float64 network that does not mix shoppers (others: `fedrec.training.seats`). A shopper whose norm is
-            not finite counts as the zero vector.
+            float64 network that does not mix shoppers and parameters that nobody chose for their rounding (others:
+            `fedrec.training.seats`). A shopper whose norm is not finite counts as the zero vector.
         Source: Abadi et al. 2016, arXiv:1607.00133, Algorithm 1; a sample is a shopper.
         """
         _check_bound(bound)
@@ -219,8 +221,9 @@ def rounding_slack(num_shoppers: int, *, longest_sum: int, spread: float = 0.0) 
         4 u m for the norm of the removed shopper, 2 u N^2 for two sums of up to N addends of norm up to C in any order,
         spread x N for the others; u = 2^-53. A worst case: errors of both signs make it about the square root.
     Note:
-        ``spread`` is below 1e-12 for networks of smooth functions (the tests measure it). With kinks (ReLU) or inner
-        steps nothing bounds it at parameters that somebody chose for that: five times C was reached with 200 shoppers.
+        With seats ``spread`` is 0. Without, it is below 1e-12 for smooth networks at usual parameters (the tests
+        measure it), and nothing bounds it at parameters that somebody chose for that: five times C was reached, with
+        kinks (ReLU), inner steps, gradients of nothing but rounding, and norms at the end of float64's range.
     """
     unit = 2.0**-53
     return 4 * unit * longest_sum + 2 * unit * num_shoppers**2 + spread * num_shoppers

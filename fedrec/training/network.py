@@ -35,17 +35,16 @@ class Network(nn.Module):
         num_items: size of the item space.
         num_shopper_values: length of a shopper's private vector; 0 = none.
         output_name: what the names of the output layer's parameters start with; "" = all, where layers share theirs.
-        is_seated: shapes of batches must follow from the rows' `fedrec.training.pairs.size_classes` alone, as those of
-            whole baskets always do; set by `fedrec.training.seats`.
-        is_smooth: no kinks (ReLU, max) and no inner steps, so that a rounding error of a row stays about as small as it
-            was at any parameters within +-64; others get seats in private steps (`fedrec.training.seats`).
+        is_seated: shapes of batches must follow from the rows' `fedrec.training.pairs.size_classes` alone; set by
+            `fedrec.training.seats`.
+        has_lists: a batch's tensors are as long as its rows' histories; False: of one size whatever is in them.
         progress: share of training that is done, in [0, 1], for schedules such as KL annealing; set by the trainer.
     """
 
     num_shopper_values: int = 0
     output_name: str = ""
     is_seated: bool = False
-    is_smooth: bool = False
+    has_lists: bool = True
 
     def __init__(self, num_items: int) -> None:
         super().__init__()

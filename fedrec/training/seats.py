@@ -1,13 +1,15 @@
-"""Per-shopper gradients whose every bit is the shopper's own: for networks that would blow up the last one.
+"""Per-shopper gradients whose every bit is the shopper's own: what every private step computes.
 
-A matrix product may round a row in another way when the batch has one row more, or the row another place in it. Most
-networks leave that in the last bits (`fedrec.training.dp_sgd.rounding_slack`). One with kinks, or with inner steps
-(`Network.fold_in`), need not: a coordinator can choose shared arrays at which the sign of a rounding error decides
-whether a unit is on, for all shoppers at once, and the one who leaves takes many gradients with her.
+A matrix product may round a row in another way when the batch has one row more, or the row another place in it. That is
+a matter of last bits until a coordinator chooses shared arrays at which the last bit decides: the sign of a rounding
+error says whether a unit is on (kinks), an inner step where it goes (`Network.fold_in`), a squared norm whether it is
+finite, a gradient that is all rounding which way a clip norm's length points. Then the one who leaves takes others'
+gradients with her, up to five times the clip norm in all.
 
-So each shopper has a seat, by a draw of her own, in batches of one size; she shares them with shoppers of about as many
-items, and empty seats hold empty histories. Who leaves may move others of her seat to another such batch, never to
-another seat, and changes no tensor's shape, which is all that the order of a product's additions depends on.
+So each shopper has a seat, by a draw of her own, in batches of one size; where histories are lists she shares them with
+shoppers of about as many items; empty seats hold empty histories. Who leaves may move others of her seat to another
+such batch, never to another seat, and changes no shape of a dense product, which is all that the order of its additions
+depends on; a sparse first layer adds up each row by itself (`fedrec.training.layer_rules.SparseLinear`).
 """
 
 from __future__ import annotations
@@ -26,19 +28,23 @@ from fedrec.training.pairs import size_classes
 class SeatedGradients:
     """What `ShopperGradients` computes, vectors folded in, seat by seat."""
 
-    def __init__(self, network: Network, histories: sparse.csr_matrix, draws: Draws, *, seats: int = 32) -> None:
+    def __init__(
+        self, network: Network, histories: sparse.csr_matrix, draws: Draws, *, seats: int | None = None
+    ) -> None:
         """Args:
         network: float64; its ``is_seated`` is set.
         histories: CSR, (num_shoppers, num_items); entries > 0 where bought.
         draws: of these shoppers.
-        seats: shoppers computed at once; bounds the memory.
+        seats: shoppers computed at once; bounds the memory. None = 32 where their histories are lists, else 128.
         """
         network.is_seated = True
+        seats = seats or (32 if network.has_lists else 128)
         self._network, self._num_shoppers, self._seats = network, histories.shape[0], seats
         empty = sparse.csr_matrix((1, histories.shape[1]), dtype=histories.dtype)
         self._histories = sparse.vstack([histories, empty], format="csr")
         self._draws = Draws(draws.key, np.concatenate([draws.digests, np.zeros((1, 16), np.uint8)]))
-        self._batches = seated(np.diff(histories.indptr), draws.of("seats"), seats)
+        counts = np.diff(histories.indptr) if network.has_lists else np.zeros(histories.shape[0], np.int64)
+        self._batches = seated(counts, draws.of("seats"), seats)
 
     def norms(self) -> np.ndarray:
         """float64, (num_shoppers,): as `ShopperGradients.norms`."""
@@ -69,10 +75,13 @@ class SeatedGradients:
         return total, norms[:-1]
 
     def _parts(self) -> Iterator[tuple[np.ndarray, ShopperGradients]]:
-        for rows in self._batches:
+        for place, rows in enumerate(self._batches):
             histories, draws = self._histories[rows], self._draws.take(rows)
             vectors = self._network.fold_in(histories, draws.of("fold in"))
-            yield rows, ShopperGradients(self._network, histories, draws, vectors=vectors, micro_batch=self._seats)
+            part = ShopperGradients(
+                self._network, histories, draws, vectors=vectors, micro_batch=self._seats, is_tried=place > 0
+            )
+            yield rows, part
 
     def _zeros(self) -> np.ndarray:
         return np.zeros(sum(values.numel() for values in self._network.parameters()))

@@ -7,7 +7,7 @@ own optimiser with its own noise (torch.normal), by ghost clipping or hooks. All
 thread; the median of the processor time counts. Hooks hold a gradient for every shopper: where 256 of them take more
 than --hooks-limit GB, they go in smaller pieces, one after the other. Peak memory: each in a process of its own, above
 what it held before the network was made. "as in a round" is what a private round does, and not part of a target:
-float64, batches made and one shopper tried first by `ShopperGradients`, noise on the grid; no update.
+float64, vectors folded in, batches made and seats given by `SeatedGradients`, noise on the grid; no update.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.privacy.grid import SCALE
 from fedrec.privacy.noise import SecureNoise
 from fedrec.training.autoencoders import MultVae
-from fedrec.training.dp_sgd import ShopperGradients, clip_weights, clipped_sum
+from fedrec.training.dp_sgd import clip_weights, clipped_sum
 from fedrec.training.ncf import NcfSettings, NeuMf
 from fedrec.training.network import Batch, Network
+from fedrec.training.seats import SeatedGradients
 
 SHOPPERS = 256
 CLIP_NORM = 0.1
@@ -249,10 +250,7 @@ def as_in_a_round(setting: Setting, hooks_limit: float) -> Step:
     draws = Draws.seeded("benchmark", shopper_digests(range(SHOPPERS)))
 
     def step() -> None:
-        gradients = ShopperGradients(
-            network, histories, draws, vectors=vectors_of(network), micro_batch=setting.micro_batch
-        )
-        total, _ = gradients.clipped(CLIP_NORM)
+        total, _ = SeatedGradients(network, histories, draws).clipped(CLIP_NORM)
         total *= SCALE / CLIP_NORM
         units = np.rint(total, out=total).astype(np.int64)
         units += SecureNoise("benchmark").integers(NOISE_MULTIPLIER * SCALE, len(total))

@@ -8,6 +8,7 @@ import torch
 from scipy import sparse
 
 from fedrec.privacy.draws import Draws, shopper_digests
+from fedrec.training.autoencoders import MultVae
 from fedrec.training.dp_sgd import ShopperGradients
 from fedrec.training.ncf import Gmf, Mlp, NcfSettings, NeuMf, TowerPart
 from fedrec.training.pairs import size_classes
@@ -57,6 +58,45 @@ def test_who_leaves_changes_no_bit_of_anybody_elses_gradient(kind):
         total, found = without.clipped(bound)
         np.testing.assert_array_equal(found, norms[rest])
         assert np.linalg.norm(whole.clipped(bound)[0] - total) <= bound * (1 + 1e-12)
+
+
+@torch.no_grad()
+def of_nothing_but_rounding(seed=0):
+    """A Mult-VAE whose logits are all equal but for rounding, and have a code of 1e60 times 0 in them."""
+    network, latent, half = MultVae(NUM_ITEMS, latent=32, dropout=0.0, beta=0.0), 32, NUM_ITEMS // 2
+    generator = torch.Generator().manual_seed(seed)
+    encoder, decoder = network.encoder[0], network.decoder[0]
+    encoder.weight.fill_(64)
+    encoder.weight[latent + 1 :] = -64
+    encoder.weight[[0, latent]] = 50
+    encoder.bias.copy_(torch.full((2 * latent,), 64.0))
+    encoder.bias[latent + 1 :] = -64
+    encoder.bias[[0, latent]] = 0
+    values = 100 * torch.rand(latent - 1, generator=generator) - 50
+    decoder.weight.zero_()
+    for row in range(half):
+        decoder.weight[row, 1:] = values[torch.randperm(latent - 1, generator=generator)]
+    decoder.weight[half:, 1:] = -64
+    decoder.bias.fill_(-64)
+    decoder.bias[:half] = 64
+    return network.double()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_gradient_of_nothing_but_rounding_is_a_shoppers_own(seed):
+    network, num_shoppers = of_nothing_but_rounding(seed), 9
+    rows = np.zeros((num_shoppers, NUM_ITEMS), np.float32)
+    rows[:, : NUM_ITEMS // 2] = 1
+    histories, draws = sparse.csr_matrix(rows), Draws.seeded(f"{seed}", shopper_digests(range(num_shoppers)))
+    whole = SeatedGradients(network, histories, draws, seats=SEATS)
+    bound = 0.1
+    assert np.median(whole.norms()) > bound
+    for gone in range(num_shoppers):
+        rest = np.delete(np.arange(num_shoppers), gone)
+        without = SeatedGradients(network, histories[rest], draws.take(rest), seats=SEATS)
+        total, found = without.clipped(bound)
+        np.testing.assert_array_equal(found, whole.norms()[rest])
+        assert np.linalg.norm(whole.clipped(bound)[0] - total) <= bound * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("kind", [Gmf, NeuMf])
