@@ -141,9 +141,9 @@ def test_a_private_variant_within_another_does_not_hide_a_model_from_the_policy(
 
 
 def test_a_private_variant_of_a_model_without_private_steps_is_refused():
-    asked = offer(model="fedrec.models.private_neural:PrivateNeural", settings={"base": "vaegan"})
+    asked = offer(model="fedrec.models.private_neural:PrivateNeural")
     with pytest.raises(ConfigError, match="'vaegan' has no private steps"):
-        asked.read_model().make_network(8)
+        dataclasses.replace(asked, settings={"base": "vaegan"}).read_model().make_network(8)
 
 
 def test_a_refused_model_is_not_imported(tmp_path, monkeypatch, town):
