@@ -106,6 +106,13 @@ class NcfSettings(NeuralSettings):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class MlpSettings(NcfSettings):
+    """Settings of the MLP, whose tower has all to say."""
+
+    tower_factors: int = 64
+
+
 @dataclass(frozen=True)
 class PairModel(PrivatelyTrainable):
     """What the three have in common."""
@@ -148,6 +155,7 @@ class Mlp(PairModel):
     """A multi-layer perceptron over shopper and item vectors (He et al. 2017)."""
 
     name: ClassVar[str] = "mlp"
+    settings: NcfSettings = field(default_factory=MlpSettings)
 
     def make_network(self, num_items: int) -> Network:
         """See `NeuralModel`."""

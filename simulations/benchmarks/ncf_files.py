@@ -32,7 +32,7 @@ from fedrec.data.public_sets import data_folders
 from fedrec.errors import DataError
 from fedrec.evaluation.intervals import mean_interval
 from fedrec.evaluation.sampled import sampled_figures, sampled_ranks, train_only_negatives
-from fedrec.models.ncf import NcfSettings
+from fedrec.models.ncf import MlpSettings, NcfSettings
 from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.training.fit import FitSettings, fit
 from fedrec.training.ncf import Gmf, Mlp, Ncf, NeuMf
@@ -60,7 +60,7 @@ RECIPES = {
     "gmf": Recipe(LONG, batch=64),
     "mlp": Recipe(
         ((18, 0.01, 0.1), (6, 0.003, 0.03)),
-        settings=NcfSettings(fold_in_steps=30, fold_in_rate=0.05, negatives=16, regularisation=0.002),
+        settings=MlpSettings(fold_in_steps=30, fold_in_rate=0.05, negatives=16, regularisation=0.002),
     ),
     "neumf": Recipe(LONG, batch=64),
     "pretrained": Recipe(((4, 0.003, 0.015), (2, 0.001, 0.005))),
