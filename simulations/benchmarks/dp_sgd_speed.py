@@ -97,7 +97,7 @@ SETTINGS = {
         lambda: NeuMf(3700, NcfSettings(factors=64, layers=1, negatives=NEGATIVES, max_pairs=250)),
         3700,
         bought=250 // (1 + NEGATIVES),
-        micro_batch=64,
+        micro_batch=128,
     ),
 }
 
