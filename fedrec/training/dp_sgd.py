@@ -6,8 +6,8 @@ norm_u is the norm of the very g_u that is added. For (1) a network must not mix
 layers that do, `network_check.check_network` tries the rest. For (2) every way from a parameter to a loss must be
 known: `recording.refuse_unseen` looks for others in autograd's graph at every step. Here (1) holds up to rounding: a
 row's last bits may hang on the batch's shape. In private steps shoppers have seats (`fedrec.training.seats`), where the
-bits are her own too; `rounding_slack` says what is left. No noise is drawn here, and nothing is
-divided by a number of shoppers: the door (`fedrec.federation.release`) does the first, public numbers the second.
+bits are her own too; `rounding_slack` says what is left. No noise is drawn here, and nothing is divided by a number of
+shoppers: the door (`fedrec.federation.release`) does the first, public numbers the second.
 
 ``closed-form`` (the fast one) does one forward and one backward pass: norms and weighted sums of each layer follow from
 its inputs and the derivatives by its outputs (`fedrec.training.layer_rules`). ``opacus`` is Opacus 1.6's machinery for

@@ -126,27 +126,26 @@ class OuterProducts:
     def add(self, weights: Tensor, totals: Mapping[str, Tensor]) -> None:
         weights, inputs, gradient = _kept(weights, self._call.inputs, self._call.gradient)
         weighted = gradient * weights.to(gradient.dtype)[:, None]
-        _add_product(totals["weight"], weighted, inputs)
+        self._add_product(totals["weight"], weighted, inputs)
         if "bias" in totals:
             totals["bias"] += weighted.sum(0)
+
+    def _add_product(self, total: Tensor, weighted: Tensor, inputs: Tensor) -> None:
+        _add_product(total, weighted, inputs)
 
 
 class SparseOuterProducts(OuterProducts):
     """The same where inputs are mostly zeros."""
 
-    def add(self, weights: Tensor, totals: Mapping[str, Tensor]) -> None:
-        weights, inputs, gradient = _kept(weights, self._call.inputs, self._call.gradient)
-        weighted = gradient * weights.to(gradient.dtype)[:, None]
+    def _add_product(self, total: Tensor, weighted: Tensor, inputs: Tensor) -> None:
         rows, columns = inputs.nonzero().unbind(1)
         order = columns.argsort(stable=True)
         rows, columns = rows[order], columns[order]
-        values, total = inputs[rows, columns], totals["weight"].T
-        for first in range(0, len(total), _INPUTS_AT_ONCE):
-            part = total[first : first + _INPUTS_AT_ONCE]
+        values = inputs[rows, columns]
+        for first in range(0, inputs.shape[1], _INPUTS_AT_ONCE):
+            part = total.T[first : first + _INPUTS_AT_ONCE]
             start, end = torch.searchsorted(columns, torch.tensor([first, first + len(part)])).tolist()
             part += _sums_of_rows(weighted, rows[start:end], values[start:end], columns[start:end] - first, len(part))
-        if "bias" in totals:
-            totals["bias"] += weighted.sum(0)
 
 
 class SumsOfOuterProducts:

@@ -55,10 +55,10 @@ class Setting:
 
     Attributes:
         make: the network from nothing.
-        make_for_opacus: the same network of layers that Opacus knows; None = ``make``.
         num_items: of the catalogue.
         bought: items of every shopper.
         micro_batch: shoppers that fedrec computes at once.
+        make_for_opacus: the same network of layers that Opacus knows; None = ``make``.
     """
 
     make: Callable[[], Network]

@@ -472,11 +472,11 @@ class LiveShop:
 
     async def _write_impressions(self) -> None:
         if self._impressions:
-            waiting, self._impressions = self._impressions, []
+            rows, self._impressions = self._impressions, []
             try:
-                await run_in_threadpool(self.store.add_impression_rows, waiting)
+                await run_in_threadpool(self.store.add_impression_rows, rows)
             except StoreError:
-                self._impressions = [*waiting, *self._impressions][:_MOST_IMPRESSIONS]
+                self._impressions = [*rows, *self._impressions][:_MOST_IMPRESSIONS]
                 self._is_stuck = True
                 raise
             self._is_stuck = False
