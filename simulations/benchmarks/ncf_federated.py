@@ -27,7 +27,7 @@ from fedrec.errors import DataError
 from fedrec.federation.run_record import RoundRecord
 from fedrec.federation.terms import Terms
 from fedrec.flower.engines import Federation, RunOptions, run_local
-from fedrec.models.ncf import Gmf, Mlp, NcfSettings, NeuMf
+from fedrec.models.ncf import Gmf, Mlp, NeuMf
 from fedrec.models.recommender import PublicInputs, State
 from fedrec.training.ncf import Ncf
 from fedrec.training.server_step import without_memory
@@ -101,10 +101,10 @@ def main() -> None:
         print(error)
         return
     changed = {name: json.loads(value) for name, value in (one.split("=", 1) for one in options.set)}
-    settings, name = NcfSettings(init_seed=options.seed, **changed), options.model
-    recipe = RECIPES[name]
+    name = "gmf" if options.quick else options.model
+    settings, recipe = replace(MODELS[name]().settings, init_seed=options.seed, **changed), RECIPES[name]
     if options.quick:
-        settings, name = replace(settings, rounds=1, local_epochs=1, fold_in_steps=3), "gmf"
+        settings = replace(settings, rounds=1, local_epochs=1, fold_in_steps=3)
         recipe = replace(recipe, stages=((1, *recipe.stages[0][1:]),))
     both = Setting(MODELS[name](settings), recipe, files, options.seed)
     for trained in [options.only] if options.only else ["federated", "pooled"]:
