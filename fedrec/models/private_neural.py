@@ -355,19 +355,20 @@ class PrivatelyTrainable(NeuralModel):
 
 @lru_cache(maxsize=8)
 def _check_network(model: NeuralModel) -> None:
-    """`fedrec.training.network_check.check_network` on three made-up shoppers.
+    """`fedrec.training.network_check` on made-up shoppers.
 
     In a shop a network that is refused would count as zeros in every step, and the noise be all that is learned from.
     """
     import torch
 
     from fedrec.privacy.draws import Draws, shopper_digests
-    from fedrec.training.network_check import check_network
+    from fedrec.training.network_check import check_network, check_seats
 
     rows = sparse.csr_matrix(np.tri(3, 8, dtype=np.float32))
     network = model.make_network(8).double()
     draws = Draws.seeded("made up", shopper_digests(range(3)))
     check_network(network, network.batch(rows, draws, torch.zeros(3, network.num_shopper_values)))
+    check_seats(model.make_network(64).double())
 
 
 def private_settings(

@@ -124,8 +124,15 @@ class OuterProducts:
         self.squares = (_squares(call.inputs) + has_bias) * _squares(call.gradient)
 
     def add(self, weights: Tensor, totals: Mapping[str, Tensor]) -> None:
+        self.add_weighted(*self.weighted(weights), totals)
+
+    def weighted(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight times gradient, and inputs, of the shoppers whose weight is not 0: what `add_weighted` takes."""
         weights, inputs, gradient = _kept(weights, self._call.inputs, self._call.gradient)
-        weighted = gradient * weights.to(gradient.dtype)[:, None]
+        return gradient * weights.to(gradient.dtype)[:, None], inputs
+
+    def add_weighted(self, weighted: Tensor, inputs: Tensor, totals: Mapping[str, Tensor]) -> None:
+        """Add the sum of outer products, of any batches of the layer."""
         self._add_product(totals["weight"], weighted, inputs)
         if "bias" in totals:
             totals["bias"] += weighted.sum(0)
@@ -206,27 +213,29 @@ class Lookups:
         own_keys = num_rows + torch.arange(length, device=ids.device)
         keys = torch.where(squares == 0, own_keys, ids)
         in_order = np.sort(keys.cpu().numpy(), axis=1)  # 30 times as fast as torch's
-        if (in_order[:, 1:] == in_order[:, :-1]).any():
-            squares = self._merge(keys, num_shoppers)
-        self.squares = squares.sum(1) if squares.dim() == 2 else squares
+        is_repeated = torch.from_numpy((in_order[:, 1:] == in_order[:, :-1]).any(1)).to(ids.device)
+        self.squares = squares.sum(1)
+        if is_repeated.any():
+            self.squares = torch.where(is_repeated, self._merge(keys).sum(1), self.squares)
 
-    def _merge(self, keys: Tensor, num_shoppers: int) -> Tensor:
-        """Make one value of all that a shopper has at one key; return the squared norms, (num_shoppers,)."""
-        keys, order = keys.sort(dim=1)
+    def _merge(self, keys: Tensor) -> Tensor:
+        """Move all that a shopper has at one key to its first place; the squared norms then, (num_shoppers, length).
+
+        No shape follows from who has how many, and rows without repeats keep the norms they had: whether another
+        shopper looks something up twice is in nobody else's last bit.
+        """
+        num_shoppers, length = keys.shape
+        keys, order = keys.sort(dim=1, stable=True)
+        places = torch.arange(length, device=keys.device).expand_as(keys)
         is_first = torch.ones_like(keys, dtype=torch.bool)
         is_first[:, 1:] = keys[:, 1:] != keys[:, :-1]
-        places = (order + order.shape[1] * torch.arange(num_shoppers, device=order.device)[:, None]).reshape(-1)
-        firsts = is_first.reshape(-1)
-        groups = firsts.cumsum(0) - 1
-        merged = self._values.new_zeros(int(groups[-1]) + 1, self._values.shape[1])
-        merged.index_add_(0, groups, self._values[places])
-        self._values, self._ids, self._shoppers = (
-            merged,
-            self._ids[places][firsts],
-            self._shoppers[places][firsts],
-        )
-        squares = torch.zeros(num_shoppers, dtype=torch.float64, device=order.device)
-        return squares.index_add_(0, self._shoppers, _squares(merged))
+        firsts = order.gather(1, torch.where(is_first, places, 0).cummax(1).values)
+        starts = length * torch.arange(num_shoppers, device=keys.device)[:, None]
+        merged = torch.zeros_like(self._values)
+        merged.index_add_(0, (firsts + starts).reshape(-1), self._values[(order + starts).reshape(-1)])
+        self._values = merged
+        by_place = merged.view(num_shoppers, length, merged.shape[1])
+        return torch.linalg.vector_norm(by_place, dim=2).double().square()
 
     def add(self, weights: Tensor, totals: Mapping[str, Tensor]) -> None:
         weights, ids, values = _kept(weights[self._shoppers], self._ids, self._values)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from fedrec.errors import NoPrivateVariant
+from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.training.dp_sgd import clipped_sum
 from fedrec.training.network import Batch, Network
+from fedrec.training.pairs import size_classes
 from fedrec.training.recording import check_losses, layers_of
 
 
@@ -31,6 +36,51 @@ def check_network(network: Network, batch: Batch, *, engine: str = "closed-form"
         raise ValueError("check_network needs at least 3 shoppers and a float64 network")
     _check_losses(network, batch, num_shoppers, tolerance)
     _check_gradients(network, batch, num_shoppers, engine, tolerance)
+
+
+def check_seats(network: Network) -> None:
+    """Try what `fedrec.training.seats` takes for granted, on made-up histories from no item to all.
+
+    Args:
+        network: float64, of so many items that lists differ in length; its ``is_seated`` is set.
+    Raises:
+        NoPrivateVariant: it fails on some histories, the shapes of a batch follow from more than the
+            `fedrec.training.pairs.size_classes` of its rows (where it has no lists: from any row), or a shopper's
+            gradient changes by a bit with who else is there.
+    """
+    network.is_seated = True
+    sizes = np.array([size for size in (0, 1, 3, 4) if size < network.num_items] + [network.num_items])
+    classes = size_classes(sizes)
+    for size, size_class in zip(sizes, classes, strict=True):
+        others = sizes[classes == size_class] if network.has_lists else sizes
+        shapes, *values = _seen_of_first(network, [size, size, size])
+        for other in np.union1d(others, 0):
+            found, *changed = _seen_of_first(network, [size, other, other])
+            if found != shapes:
+                raise NoPrivateVariant(
+                    f"a batch of {size} and {other} items has other shapes than one of {size} and {size}: where the "
+                    "network is_seated, pad lists by size_classes; has_lists = False is for batches of one shape"
+                )
+            if not all(np.array_equal(*both, equal_nan=True) for both in zip(values, changed, strict=True)):
+                raise NoPrivateVariant("a shopper's gradient changes in its last bits with who else is in the batch")
+
+
+def _seen_of_first(network: Network, sizes: Sequence[int]) -> tuple[dict[str, tuple[int, ...]], np.ndarray, np.ndarray]:
+    """Shapes of a batch of so many items each; the first shopper's norm and gradient."""
+    rows = [(np.arange(network.num_items) + place) % network.num_items < size for place, size in enumerate(sizes)]
+    histories = sparse.csr_matrix(np.array(rows, np.float32))
+    draws = Draws.seeded("made up", shopper_digests(range(len(sizes))))
+    weights = torch.tensor([1.0, *[0.0] * (len(sizes) - 1)], dtype=torch.float64, device=network.device)
+    try:
+        batch = network.batch(histories, draws, network.fold_in(histories, draws.of("fold in")))
+        totals, norms = clipped_sum(network, batch, partial(_always, weights))
+    except NoPrivateVariant:
+        raise
+    except Exception as error:
+        raise NoPrivateVariant(f"fails on shoppers with {sizes} of {network.num_items} items: {error}") from error
+    shapes = {name: tuple(values.shape) for name, values in batch.items()}
+    flat = torch.cat([total.flatten() for total in totals.values()])
+    return shapes, norms[:1].cpu().numpy(), flat.cpu().numpy()
 
 
 def _check_losses(network: Network, batch: Batch, num_shoppers: int, tolerance: float) -> None:

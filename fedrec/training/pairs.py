@@ -210,7 +210,8 @@ def padded(histories: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
 
 def size_classes(counts: np.ndarray) -> np.ndarray:
     """int64: 0 for no items, 1 for one, c for up to 2^(c - 1), more than 2^(c - 2)."""
-    return np.where(counts > 0, np.ceil(np.log2(np.maximum(counts, 1))).astype(np.int64) + 1, 0)
+    bits = np.frexp(np.maximum(counts - 1.0, 0))[1]  # of counts - 1; exact, as no logarithm needs to be
+    return np.where(counts > 0, bits + 1, 0).astype(np.int64)
 
 
 def _first_places(counts: np.ndarray, width: int) -> np.ndarray:
