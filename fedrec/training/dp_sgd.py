@@ -127,7 +127,7 @@ class ShopperGradients:
         Returns:
             float64, (num_values,): flat, in the order of the network's parameters.
         """
-        total, views = self._zeros()
+        total, views = zero_totals(self._network)
         for rows, part in self._parts():
             part.add(torch.from_numpy(weights[rows]).to(part.norms.device), views)
         return total.cpu().numpy()
@@ -146,20 +146,13 @@ class ShopperGradients:
             `fedrec.training.seats`). A shopper whose norm is not finite counts as the zero vector.
         Source: Abadi et al. 2016, arXiv:1607.00133, Algorithm 1; a sample is a shopper.
         """
-        _check_bound(bound)
-        total, views = self._zeros()
+        check_bound(bound)
+        total, views = zero_totals(self._network)
         norms = np.zeros(self._histories.shape[0])
         for rows, part in self._parts():
             part.add(clip_weights(part.norms, bound), views)
             norms[rows] = part.norms.cpu().numpy()
         return total.cpu().numpy(), norms
-
-    def _zeros(self) -> tuple[Tensor, Totals]:
-        """A flat float64 sum and its views by parameter."""
-        sizes = [values.numel() for values in self._network.parameters()]
-        flat = torch.zeros(sum(sizes), dtype=torch.float64, device=self._network.device)
-        parts = zip(self._network.named_parameters(), flat.split(sizes), strict=True)
-        return flat, {name: part.view_as(values) for (name, values), part in parts}
 
     def _parts(self) -> Iterator[tuple[slice, PerShopper]]:
         """Micro-batches: their rows and gradients."""
@@ -235,25 +228,34 @@ class ClosedForm:
     def __init__(self, network: Network, batch: Batch) -> None:
         layers = layers_of(network)
         num_shoppers = num_shoppers_of(batch)
-        self._parts: list[tuple[Layer, LayerGradients]] = []
+        self.parts: list[tuple[Layer, LayerGradients]] = []
         self.norms = torch.zeros(num_shoppers, dtype=torch.float64, device=network.device)
         if num_shoppers == 0:
             return
         for layer, calls in calls_of(network, batch, layers):
             assert layer.rule is not None
-            self._parts.append((layer, layer.rule.gradients(layer.module, calls)))
-        for _, part in self._parts:
+            self.parts.append((layer, layer.rule.gradients(layer.module, calls)))
+        for _, part in self.parts:
             self.norms += part.squares
         self.norms.sqrt_()
 
     def add(self, weights: Tensor, totals: Totals) -> None:
         if not weights.any():
             return
-        for layer, part in self._parts:
+        for layer, part in self.parts:
             part.add(weights, {local: totals[layer.full_name(local)] for local in layer.own})
 
 
-def _check_bound(bound: float) -> None:
+def zero_totals(network: Network) -> tuple[Tensor, Totals]:
+    """A flat float64 sum of zeros, (num_values,), and its views by parameter."""
+    sizes = [values.numel() for values in network.parameters()]
+    flat = torch.zeros(sum(sizes), dtype=torch.float64, device=network.device)
+    parts = zip(network.named_parameters(), flat.split(sizes), strict=True)
+    return flat, {name: part.view_as(values) for (name, values), part in parts}
+
+
+def check_bound(bound: float) -> None:
+    """Refuse a clip norm that is not a finite number above 0."""
     if not 0 < bound < math.inf:
         raise BadAssumption(f"clip norm = {bound}: give a finite number above 0")
 
