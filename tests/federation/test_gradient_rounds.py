@@ -206,6 +206,13 @@ class NotFinite(MultDaeNetwork):
         return super().forward(batch) * np.nan
 
 
+class FailsOnNothing(MultDaeNetwork):
+    def batch(self, histories, draws, vectors=None):
+        if not histories.nnz:
+            raise ZeroDivisionError
+        return super().batch(histories, draws, vectors)
+
+
 class Normed(MultDaeNetwork):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -229,7 +236,13 @@ def test_a_model_of_somebodys_own_trains_under_a_promise():
 
 @pytest.mark.parametrize(
     ("network", "words"),
-    [(Normed, "mixes shoppers"), (Centred, "left out"), (NotOneEach, r"\(3, 1\)"), (NotFinite, "not finite")],
+    [
+        (Normed, "mixes shoppers"),
+        (Centred, "left out"),
+        (NotOneEach, r"\(3, 1\)"),
+        (NotFinite, "not finite"),
+        (FailsOnNothing, "fails on shoppers"),
+    ],
 )
 def test_a_network_that_can_keep_no_promise_is_refused_before_its_noise_is_learned_from(network, words, monkeypatch):
     monkeypatch.setattr(Bad, "network", network)
