@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from scipy import sparse
 
 from fedrec.errors import ConfigError
 from fedrec.models.neural import NeuralSettings
+from fedrec.models.popularity import ItemCounts, binary_rows, popularity_round
 from fedrec.models.private_neural import PrivatelyTrainable
-from fedrec.models.recommender import PublicInputs, State
+from fedrec.models.recommender import Contributions, PublicInputs, RoundKind, RoundSpec, State
 
 if TYPE_CHECKING:
     from fedrec.training.ncf import NcfSettings as PairSettings
@@ -33,6 +35,9 @@ _SMALL: Mapping[str, Any] = {
     "fold_in_rate": 0.05,
 }
 """Under an epsilon: noise grows with the number of values, and a shopper's gradient is bounded by her drawn pairs."""
+_BIAS = "item_bias.weight"
+_LEAST = 0.5
+"""Shoppers that are added to each item's, so that there is a logarithm."""
 _LOSSES = ("binary", "pairwise", "softmax")
 
 
@@ -50,6 +55,8 @@ class NcfSettings(NeuralSettings):
         is_expected: train on the binary loss that drawing would give on average, without draws. Without privacy only:
             the network of a private run draws.
         regularisation: L2 pull on the vectors of each pair; >= 0.
+        prior_items: items whose pairs pull on a shopper's vector besides her own, so that of a short history little is
+            made; >= 0.
         fold_in_steps: of Adam, for a shopper's vector; >= 1.
         fold_in_rate: length of the first of them, falling to 0; > 0. Short steps, and few, leave vectors where they
             are shorter than training left them; a federation then moves the shared arrays to suit that.
@@ -63,6 +70,7 @@ class NcfSettings(NeuralSettings):
     negatives: int = 8
     is_expected: bool = True
     regularisation: float = 0.0035
+    prior_items: float = 0.0
     fold_in_steps: int = 15
     fold_in_rate: float = 0.3
     rounds: int = 8
@@ -101,6 +109,7 @@ class NcfSettings(NeuralSettings):
             negatives=self.negatives,
             is_expected=self.is_expected,
             regularisation=self.regularisation,
+            prior_items=self.prior_items,
             fold_in_steps=self.fold_in_steps,
             fold_in_rate=self.fold_in_rate,
         )
@@ -119,17 +128,49 @@ class PairModel(PrivatelyTrainable):
 
     private_network: ClassVar[Mapping[str, Any]] = _SMALL
     settings: NcfSettings = field(default_factory=NcfSettings)
+    num_statistics_rounds: ClassVar[int] = 1
+
+    def plan_round(self, index: int, state: State, public: PublicInputs) -> RoundSpec | None:
+        """Counts, then local updates."""
+        number = index - self.num_statistics_rounds
+        return popularity_round(public) if number < 0 else super().plan_round(number, state, public)
+
+    def contributions(self, spec: RoundSpec, histories: sparse.csr_matrix) -> Contributions:
+        """0/1 rows in the round of counts; a local update has none."""
+        if spec.kind is not RoundKind.STATISTICS:
+            return super().contributions(spec, histories)
+        return ItemCounts(binary_rows(histories))
+
+    def advance(
+        self, spec: RoundSpec, state: State, total: np.ndarray, public: PublicInputs, *, noise_sd: float = 0.0
+    ) -> State:
+        """Counts start the items' biases."""
+        if spec.kind is RoundKind.STATISTICS:
+            return self.arrays_at(total + _LEAST)
+        return super().advance(spec, state, total, public, noise_sd=noise_sd)
+
+    def own_statistics(self, state: State, histories: sparse.csr_matrix, public: PublicInputs) -> State:
+        """As `NeuralModel` has it, with the items' biases at the shop's own popularity.
+
+        The federation's counts there like as many shoppers as bring one event for each item.
+        """
+        popularity = _counts(histories) + np.exp(state[_BIAS][:, 0])
+        biases = np.log(popularity / popularity.mean()).astype(np.float32)[:, None]
+        return super().own_statistics({**state, _BIAS: biases}, histories, public)
 
     def train_alone(self, histories: sparse.csr_matrix, public: PublicInputs, *, rounds: int | None = None) -> State:
         """As a federation of one shop would: rates fall over rounds, and each folds the shoppers' vectors in anew.
+
+        ``rounds`` are the federation's, the one of counts among them.
 
         Vectors folded in once, from tables that nothing has trained yet, would fit these to the end.
         """
         from fedrec.privacy.draws import Draws, shopper_digests
 
-        settings, arrays = self.settings, self._initial(public.num_items)
+        settings = self.settings
+        arrays = self.arrays_at(_counts(histories) + _LEAST)
         draws = Draws.seeded(f"alone/{settings.init_seed}", shopper_digests(range(histories.shape[0])))
-        for index in range(settings.rounds if rounds is None else rounds):
+        for index in range(settings.rounds if rounds is None else rounds - self.num_statistics_rounds):
             arrays = self._train(
                 *(arrays, histories, draws, settings.local_epochs, index * settings.local_epochs, settings.epochs),
                 learning_rate=settings.learning_rate * settings.share_of_round(index),
@@ -175,3 +216,8 @@ class NeuMf(PairModel):
         from fedrec.training import ncf
 
         return ncf.NeuMf(num_items, self.settings.of_network(), init_seed=self.settings.init_seed)
+
+
+def _counts(histories: sparse.csr_matrix) -> np.ndarray:
+    """float64, (num_items,): shoppers of each item."""
+    return ItemCounts(binary_rows(histories)).total(np.ones(histories.shape[0]))

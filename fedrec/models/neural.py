@@ -269,7 +269,7 @@ class NeuralModel:
                 continue
             by_item = np.moveaxis(values, axes[name], 0)
             taken = take(by_item, positions)
-            if values.ndim == 1:
+            if by_item[:1].size == 1:
                 taken[~is_known] = values.min(initial=0.0)
             elif is_known.any():
                 flat = taken.reshape(len(positions), -1).astype(np.float64)
@@ -369,6 +369,14 @@ class NeuralModel:
             total_epochs=total_epochs,
             on_epoch=on_epoch,
         )
+        return get_arrays(network)
+
+    def arrays_at(self, popularity: np.ndarray) -> State:
+        """The first arrays of a network over so many items, its items' biases at their popularity, (num_items,)."""
+        from fedrec.training.network import get_arrays
+
+        network = self.make_network(len(popularity))
+        network.start_at(popularity)
         return get_arrays(network)
 
     def _initial(self, num_items: int) -> State:

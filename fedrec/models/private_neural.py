@@ -263,15 +263,8 @@ class PrivateNeural(NeuralModel):
         return {**known, **self.first_arrays(known, public)}
 
     def first_arrays(self, state: State, public: PublicInputs) -> State:
-        """The network as its seed starts it, its output bias the logarithm of each item's share of noisy popularity."""
-        from fedrec.training.network import get_arrays
-
-        network = self.make_network(len(state["covered"]))
-        arrays = get_arrays(network)
-        bias = getattr(network, "output_bias_name", None)
-        if bias is not None:
-            arrays[bias] = log_shares(state)
-        return arrays
+        """The network as its seed starts it, at noisy popularity."""
+        return self.base.arrays_at(covered_popularity(state))
 
     def fit(self, state: State, public: PublicInputs) -> CoveredScorer:
         """The network over the covered items, popularity for the others."""
@@ -398,12 +391,10 @@ def private_settings(
     )
 
 
-def log_shares(state: State) -> np.ndarray:
-    """float32, (K,): logarithm of each covered item's share of popularity, none under the noise."""
-    popularity = state["popularity"][state["covered"]]
+def covered_popularity(state: State) -> np.ndarray:
+    """float64, (K,): of each covered item, none under the noise."""
     floor = max(float(state["popularity_noise"][0]), 1e-3)
-    shares = np.maximum(popularity, floor)
-    return np.log(shares / shares.sum()).astype(np.float32)
+    return np.maximum(state["popularity"][state["covered"]], floor)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from fedrec.models.private_neural import (
     PrivatelyTrainable,
     PrivateNeural,
     PrivateNeuralSettings,
-    log_shares,
+    covered_popularity,
     private_settings,
     step_requests,
 )
@@ -171,7 +171,7 @@ class PrivateSmallAe(PrivateNeural):
         weights = np.zeros((len(covered), self._size), np.float32)
         kept = np.maximum(values, 0)
         weights[:, :size] = vectors * np.sqrt(_SHARPNESS * kept / (kept + ridge))
-        return {"tied.weight": weights, "tied.bias": log_shares(state)}
+        return {**self.base.arrays_at(covered_popularity(state)), "tied.weight": weights}
 
     @property
     def _size(self) -> int:

@@ -12,7 +12,7 @@ from fedrec.models import can_be_private
 from fedrec.models.recommender import LOSS, WEIGHT, PublicInputs, RoundKind, RoundSpec, State
 from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.privacy.mechanisms import Outlook, PlannedRelease
-from fedrec.testing.planted import share_of_wins, train_federated
+from fedrec.testing.planted import PlantedWorld, share_of_wins, train_federated
 from fedrec.testing.scoring import ScoringContract, assert_close, assert_equal_states
 from fedrec.training.server_step import without_memory
 
@@ -34,8 +34,7 @@ class NeuralContract(ScoringContract):
     def test_a_local_update_is_the_change_times_the_shoppers_their_number_and_their_loss(self) -> None:
         world, model = self.world(), self._neural()
         rows = sparse.vstack([world.histories[:20], sparse.csr_matrix((3, world.public.num_items))], format="csr")
-        spec = model.plan_round(0, {}, world.public)
-        assert spec.kind is RoundKind.LOCAL_UPDATE
+        spec = first_update(model, world)
         update = model.local_update(spec, rows, _draws(rows))
         assert update.shape == (spec.layout.size,)
         assert update.dtype == np.float64
@@ -51,7 +50,7 @@ class NeuralContract(ScoringContract):
 
     def test_a_local_update_follows_from_inputs_rows_and_draws(self) -> None:
         world, model = self.world(), self._neural()
-        spec, rows = model.plan_round(0, {}, world.public), world.histories[:20]
+        spec, rows = first_update(model, world), world.histories[:20]
         first, again = (model.local_update(spec, rows, _draws(rows)) for _ in range(2))
         np.testing.assert_array_equal(first, again)
         order = np.random.default_rng(0).permutation(20)
@@ -60,7 +59,7 @@ class NeuralContract(ScoringContract):
 
     def test_a_shop_without_shoppers_changes_nothing(self) -> None:
         world, model = self.world(), self._neural()
-        spec, nobody = model.plan_round(0, {}, world.public), sparse.csr_matrix((2, world.public.num_items))
+        spec, nobody = first_update(model, world), sparse.csr_matrix((2, world.public.num_items))
         update = model.local_update(spec, nobody, _draws(nobody))
         assert not update.any()
         moved = model.advance(spec, {}, update, world.public)
@@ -155,6 +154,16 @@ class NeuralContract(ScoringContract):
 
     def _neural(self) -> Any:
         return self.make_model()
+
+
+def first_update(model: Any, world: PlantedWorld) -> RoundSpec:
+    """The model's first local update, after its sums over the world's shoppers if it has such."""
+    index, state = 0, State()
+    while (spec := model.plan_round(index, state, world.public)).kind is RoundKind.STATISTICS:
+        total = model.contributions(spec, world.histories).total(np.ones(world.histories.shape[0]))
+        state, index = model.advance(spec, state, total, world.public), index + 1
+    assert spec.kind is RoundKind.LOCAL_UPDATE
+    return spec
 
 
 def _draws(rows: sparse.csr_matrix) -> Draws:

@@ -60,7 +60,7 @@ class MultDae(Network):
         self.encoder = tower((num_items, *hidden, latent), generator, has_sparse_input=has_sparse_input)
         self.decoder = tower((latent, *reversed(hidden), num_items), generator)
         self.output_name = f"decoder.{len(hidden)}."
-        self.output_bias_name = f"{self.output_name}bias"
+        self.item_bias_name = f"{self.output_name}bias"
         set_bias(self.decoder[-1], output_bias)
 
     def batch(self, histories: sparse.csr_matrix, draws: Draws | None, vectors: Tensor | None = None) -> Batch:
@@ -122,7 +122,7 @@ class MultVae(Network):
         self.encoder = tower((num_items, *hidden, 2 * latent), generator, has_sparse_input=has_sparse_input)
         self.decoder = tower((latent, *reversed(hidden), num_items), generator)
         self.output_name = f"decoder.{len(hidden)}."
-        self.output_bias_name = f"{self.output_name}bias"
+        self.item_bias_name = f"{self.output_name}bias"
         set_bias(self.decoder[-1], output_bias)
 
     @property

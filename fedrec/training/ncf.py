@@ -1,8 +1,8 @@
 """GMF, MLP and NeuMF where one sample is one shopper: shared item tables and towers, private shopper vectors.
 
-A shopper's vector is the shared mean vector plus her own deviation. The deviation is what `Network` calls her private
-vector: it is computed from her own history and the shared parameters alone (`fold_in`), and it never travels. A new
-shopper is folded in so without training; one without a history is the mean shopper.
+A score is the item's bias, which starts at its popularity, plus what the shopper's vector makes of the item. Her vector
+is private: it is computed from her own history and the shared parameters alone (`fold_in`), and it never travels. A new
+shopper is folded in so without training; one without a history has a vector of zeros.
 
 Source: He et al. 2017, arXiv:1708.05031. Deviations: the loss of a shopper is the sum over her pairs; the first layer
 of the tower is split into an item part and a shopper part, which is the same function of their concatenation; a new
@@ -65,8 +65,9 @@ class NcfSettings:
             goes past the layers, so that no shopper's gradient can be bounded (`fedrec.training.dp_sgd` refuses).
         max_pairs: of a shopper and step; of longer histories a part is drawn.
         loss_unit: what the sum over her pairs is divided by; public, the same for all.
-        regularisation: of the shopper's deviation and her pairs' item vectors, for each pair.
-        init_sd: standard deviation of the item tables and the mean vector at the start.
+        regularisation: of the shopper's vector and her pairs' item vectors, for each pair.
+        prior_items: items whose pairs pull on her vector besides her own, so that of a short history little is made.
+        init_sd: standard deviation of the item tables at the start.
         fold_in_steps: of Adam, for a shopper's vector.
         fold_in_pairs: of a shopper and such a step.
         fold_in_rate: length of the first step; falls to 0.
@@ -82,6 +83,7 @@ class NcfSettings:
     max_pairs: int = 500
     loss_unit: float = 100.0
     regularisation: float = 0.0
+    prior_items: float = 0.0
     init_sd: float = 0.1
     fold_in_steps: int = 30
     fold_in_pairs: int = 250
@@ -99,8 +101,9 @@ class NcfSettings:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be above 0 and finite")
         if self.is_expected and self.loss is not PairLoss.BINARY:
             raise ConfigError(f"is_expected with loss = {self.loss}: only the binary loss has that mean, give it")
-        if not 0 <= self.regularisation < math.inf:
-            raise ConfigError(f"regularisation = {self.regularisation}: must be 0 or more and finite")
+        for name in ("regularisation", "prior_items"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be 0 or more and finite")
 
     @property
     def tower_width(self) -> int:
@@ -119,20 +122,17 @@ class ProductPart(nn.Module):
         super().__init__()
         self.width = settings.factors
         self.num_features = 0 if settings.is_dot_product else self.width
-        self.mean = linear(1, self.width, has_bias=False)
         self.items = embedding(num_items, self.width)
-        for weight in (self.mean.weight, self.items.weight):
-            nn.init.normal_(weight, std=settings.init_sd, generator=generator)
+        nn.init.normal_(self.items.weight, std=settings.init_sd, generator=generator)
 
-    def forward(self, deviations: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, vectors: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Features (num_shoppers, length, factors) and the item vectors' squared lengths (num_shoppers, length)."""
         items = self.items(ids)
-        return with_mean(self.mean, deviations)[:, None] * items, items.square().sum(2)
+        return vectors[:, None] * items, items.square().sum(2)
 
-    def of_all_items(self, deviations: Tensor, output: Tensor) -> Tensor:
+    def of_all_items(self, vectors: Tensor, output: Tensor) -> Tensor:
         """(num_shoppers, num_items): what the output's weights, (num_features,), make of the features."""
-        shoppers = with_mean(self.mean, deviations)
-        return (shoppers * output if self.num_features else shoppers) @ self.items.weight.T
+        return (vectors * output if self.num_features else vectors) @ self.items.weight.T
 
 
 class TowerPart(nn.Module):
@@ -142,32 +142,29 @@ class TowerPart(nn.Module):
         super().__init__()
         sizes = [settings.tower_width << layer for layer in reversed(range(settings.layers))]
         self.width, self.num_features = sizes[0], sizes[-1]
-        self.mean = linear(1, self.width, has_bias=False)
         self.items = embedding(num_items, self.width)
         self.first_shopper = linear(self.width, sizes[0], has_bias=False)
         self.first_item = linear(self.width, sizes[0])
         rest = [linear(wide, narrow) for wide, narrow in pairwise(sizes)]
         self.rest = nn.ModuleList(rest)
-        for weight in (self.mean.weight, self.items.weight):
-            nn.init.normal_(weight, std=settings.init_sd, generator=generator)
+        nn.init.normal_(self.items.weight, std=settings.init_sd, generator=generator)
         for layer in (self.first_shopper, self.first_item):
             fan = 2 * self.width + sizes[0]  # of the layer over both side by side
             nn.init.uniform_(layer.weight, -math.sqrt(6 / fan), math.sqrt(6 / fan), generator=generator)
         for after in rest:
             nn.init.xavier_uniform_(after.weight, generator=generator)
 
-    def forward(self, deviations: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, vectors: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Features (num_shoppers, length, factors) and the item vectors' squared lengths (num_shoppers, length)."""
         items = self.items(ids)
-        return self._climb(deviations, self.first_item(items)), items.square().sum(2)
+        return self._climb(vectors, self.first_item(items)), items.square().sum(2)
 
-    def of_all_items(self, deviations: Tensor, output: Tensor) -> Tensor:
+    def of_all_items(self, vectors: Tensor, output: Tensor) -> Tensor:
         """(num_shoppers, num_items): what the output's weights, (num_features,), make of the features."""
-        return self._climb(deviations, self.first_item(self.items.weight)) @ output
+        return self._climb(vectors, self.first_item(self.items.weight)) @ output
 
-    def _climb(self, deviations: Tensor, items: Tensor) -> Tensor:
-        shoppers = self.first_shopper(with_mean(self.mean, deviations))
-        features = relu(shoppers[:, None] + items)
+    def _climb(self, vectors: Tensor, items: Tensor) -> Tensor:
+        features = relu(self.first_shopper(vectors)[:, None] + items)
         for layer in self.rest:
             features = relu(layer(features))
         return features
@@ -183,7 +180,8 @@ class Ncf(Network):
             that of a 0.
     """
 
-    output_name = "output."
+    output_name, item_bias_name = "output.", "item_bias.weight"
+    kept = (item_bias_name,)
 
     def __init__(
         self,
@@ -203,6 +201,8 @@ class Ncf(Network):
         self.typed_parts = tuple(parts.values())
         self.widths = [part.width for part in parts.values()]
         self.output = linear(sum(part.num_features for part in parts.values()) or 1, 1)
+        self.item_bias = embedding(num_items, 1)
+        nn.init.zeros_(self.item_bias.weight)
         self._start_output(generator)
         self.num_shopper_values = sum(self.widths)
 
@@ -217,8 +217,8 @@ class Ncf(Network):
         scores, squares = self.pair_scores(batch["vectors"], batch["ids"])
         losses = _LOSSES[self.settings.loss](scores, batch)
         if self.settings.regularisation:
-            lengths = squares + batch["vectors"].square().sum(1, keepdim=True)
-            losses = losses + self.settings.regularisation * (lengths * batch["is_pair"]).sum(1)
+            lengths = (squares * batch["is_pair"]).sum(1) + self._pulls(batch["is_pair"].sum(1), batch["vectors"])
+            losses = losses + self.settings.regularisation * lengths
         return losses / self.settings.loss_unit
 
     def pair_scores(self, vectors: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -232,7 +232,7 @@ class Ncf(Network):
                 added = features.sum(2)
             squares.append(square)
         together = torch.cat(weighed or [torch.zeros_like(added)[:, :, None]], dim=2)
-        return self.output(together).squeeze(2) + added, torch.stack(squares).sum(0)
+        return (self.output(together) + self.item_bias(ids)).squeeze(2) + added, torch.stack(squares).sum(0)
 
     @torch.no_grad()
     def scores(self, histories: sparse.csr_matrix, vectors: Tensor | None = None) -> Tensor:
@@ -243,9 +243,9 @@ class Ncf(Network):
         return torch.cat([self._of_all_items(chunk) for chunk in chunks])
 
     def fold_in(self, histories: sparse.csr_matrix, draws: Draws | None = None) -> Tensor:
-        """(num_shoppers, num_shopper_values): deviations that make each shopper's own loss small.
+        """(num_shoppers, num_shopper_values): vectors that make each shopper's own loss small.
 
-        Adam from the mean shopper, with fresh pairs every few steps and the shared parameters as they are.
+        Adam from zeros, with fresh pairs every few steps and the shared parameters as they are.
 
         Args:
             histories: CSR, (num_shoppers, num_items); entries > 0 where bought.
@@ -354,10 +354,18 @@ class Ncf(Network):
         if self.settings.regularisation:
             squares = torch.stack([part.items.weight.square().sum(1) for part in self.typed_parts]).sum(0)
             num_pairs = often * self.num_items + (1 - often) * is_own.sum(1)
-            lengths = num_pairs * batch["vectors"].square().sum(1)
-            lengths = lengths + often * squares.sum() + (1 - often) * (squares[ids] * is_own).sum(1)
+            lengths = (
+                self._pulls(num_pairs, batch["vectors"])
+                + often * squares.sum()
+                + (1 - often) * (squares[ids] * is_own).sum(1)
+            )
             losses = losses + self.settings.regularisation * lengths
         return losses
+
+    def _pulls(self, num_pairs: Tensor, vectors: Tensor) -> Tensor:
+        """(num_shoppers,): a vector's squared length, for each of her pairs and those of the prior."""
+        prior = self.settings.prior_items * (1 + self.settings.negatives)
+        return (num_pairs + prior) * vectors.square().sum(1)
 
     @property
     def _values_a_row(self) -> int:
@@ -370,7 +378,7 @@ class Ncf(Network):
         weights = self.output.weight[0, : sum(sizes)].split(sizes)
         split = zip(self.typed_parts, vectors.split(self.widths, dim=1), weights, strict=True)
         first, *rest = [part.of_all_items(own, weight) for part, own, weight in split]
-        return sum(rest, first) + self.output.bias
+        return sum(rest, first) + self.item_bias.weight[:, 0] + self.output.bias
 
 
 class Gmf(Ncf):
@@ -422,11 +430,7 @@ class NeuMf(Ncf):
             weights.insert(0, alpha * gmf.output.weight)
         self.output.weight.copy_(torch.cat(weights, dim=1))
         self.output.bias.copy_(alpha * gmf.output.bias + (1 - alpha) * mlp.output.bias)
-
-
-def with_mean(mean: nn.Linear, deviations: Tensor) -> Tensor:
-    """(num_shoppers, width): shopper vectors; the mean is a layer over a 1, so that it is clipped like any other."""
-    return mean(torch.ones_like(deviations[:, :1])) + deviations
+        self.item_bias.weight.copy_(alpha * gmf.item_bias.weight + (1 - alpha) * mlp.item_bias.weight)
 
 
 def linear(wide: int, narrow: int, *, has_bias: bool = True) -> nn.Linear:

@@ -75,7 +75,7 @@ class RecVae(Network):
             raise ConfigError(f"batch_encoder_rate = {batch_encoder_rate}: give a finite number above 0")
         self.turn, self.batch_encoder_rate = (encoder_epochs, decoder_epochs), batch_encoder_rate
         self.phase = "both"
-        self.output_name, self.output_bias_name = "decoder.", "decoder.bias"
+        self.output_name, self.item_bias_name = "decoder.", "decoder.bias"
         generator = torch.Generator().manual_seed(init_seed)
         self.encoder = DenseEncoder(num_items, hidden, 2 * latent, generator, has_sparse_input=has_sparse_input)
         self.decoder = linear(latent, num_items, generator)

@@ -23,7 +23,7 @@ _START = 0.1
 class SmallAutoencoder(Network):
     """Tied weights over all items of its item space."""
 
-    output_bias_name = "tied.bias"
+    item_bias_name = "tied.bias"
     has_lists = False
 
     def __init__(self, num_items: int, size: int, *, dropout: float = 0.5, init_seed: int = 0) -> None:

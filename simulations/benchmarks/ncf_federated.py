@@ -65,6 +65,7 @@ class Setting:
         """All shoppers in one place."""
         network = self.model.make_network(self.files.train.shape[1])
         assert isinstance(network, Ncf)
+        network.start_at(np.diff(self.files.train.tocsc().indptr) + 0.5)
         vectors = torch.zeros(self.files.train.shape[0], network.num_shopper_values)
         train(network, vectors, self.files, self.recipe, self.seed)
         return network

@@ -176,6 +176,7 @@ def main() -> None:
             )
         of_network = replace(recipe.settings, **changed).of_network()
         network = KINDS[name](files.train.shape[1], of_network, init_seed=options.seed)
+        network.start_at(np.diff(files.train.tocsc().indptr) + 0.5)
         vectors = torch.zeros(files.train.shape[0], network.num_shopper_values)
         if name == "pretrained":
             untrained = Mlp(network.num_items, of_network, init_seed=options.seed)

@@ -35,7 +35,7 @@ def test_training_alone_folds_vectors_in_anew_with_every_round():
     histories = sparse.csr_matrix((rng.random((9, 12)) < 0.4).astype(np.float32))
     settings = NcfSettings(factors=3, rounds=3, local_epochs=1, learning_rate=0.02, round_learning_rate=0, device="cpu")
     model, public = Gmf(settings), PublicInputs(np.arange(12).astype(str))
-    first = model.train_alone(histories, public, rounds=1)
+    first = model.train_alone(histories, public, rounds=2)  # counts, then the first local update
     alone = model.train_alone(histories, public)
     again = dataclasses.replace(model, settings=dataclasses.replace(settings, rounds=1)).train_alone(histories, public)
     assert all(np.array_equal(first[name], again[name]) for name in first)

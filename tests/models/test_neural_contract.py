@@ -21,6 +21,7 @@ from fedrec.models.neural import NeuralModel
 from fedrec.models.smallae import SmallAe, SmallAeSettings
 from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.testing import NeuralContract
+from fedrec.testing.neural import first_update
 from fedrec.testing.planted import plant_world
 
 FAST = {"rounds": 10, "local_epochs": 4, "batch_shoppers": 10, "learning_rate": 1e-2, "device": "cpu"}
@@ -90,7 +91,7 @@ def tuned(model: NeuralModel, fine_tune: str) -> set[str]:
     """Names of the arrays that differ between the shared and the fine-tuned model."""
     world = plant_world(num_shoppers=30, num_items=12, num_blocks=2)
     model = dataclasses.replace(model, settings=dataclasses.replace(model.settings, fine_tune=fine_tune))
-    spec = model.plan_round(0, {}, world.public)
+    spec = first_update(model, world)
     start = {name: values for name, values in spec.inputs.items() if name != "round"}
     own = model.own_statistics(start, world.histories, world.public)
     return {name for name in start if not np.array_equal(own[name], start[name])}
@@ -116,8 +117,8 @@ def tuned(model: NeuralModel, fine_tune: str) -> set[str]:
         ),
         (
             NeuMf(NcfSettings(**PAIRS)),
-            {"output.weight", "output.bias"},
-            {"parts.product.items.weight", "parts.tower.items.weight"},
+            {"output.weight", "output.bias", "item_bias.weight"},
+            {"parts.product.items.weight", "parts.tower.items.weight", "item_bias.weight"},
         ),
         (
             SmallAe(SmallAeSettings(**{**FAST, "size": 8})),

@@ -140,8 +140,8 @@ def test_other_draws_give_another_loss_and_the_same_draws_the_same(kind: type[Ne
 def test_output_biases_start_where_they_are_told(kind: type[Network]) -> None:
     bias = np.linspace(-3, 1, NUM_ITEMS)
     network = make(kind, output_bias=bias)
-    assert isinstance(network.output_bias_name, str)
-    found = dict(named(network))[network.output_bias_name]
+    assert isinstance(network.item_bias_name, str)
+    found = dict(named(network))[network.item_bias_name]
     np.testing.assert_allclose(found.detach().numpy(), bias, rtol=1e-6)
     np.testing.assert_allclose(network.scores(sparse.csr_matrix((1, NUM_ITEMS)))[0], bias, rtol=1e-4, atol=1e-4)
     with pytest.raises(ConfigError, match="output_bias of shape"):

@@ -13,11 +13,13 @@ from fedrec.errors import ConfigError, NoPrivateVariant
 from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.testing.planted import plant_world
 from fedrec.training.dp_sgd import ShopperGradients
+from fedrec.training.fit import FitSettings, fit
 from fedrec.training.ncf import Gmf, Mlp, NcfSettings, NeuMf, PairLoss
 from fedrec.training.network_check import check_network
 
 KINDS = (Gmf, Mlp, NeuMf)
 SMALL = NcfSettings(factors=4, layers=2, negatives=2, max_pairs=30, loss_unit=7.0, init_sd=0.5)
+POPULARITY = np.arange(11) + 0.5
 DOT = dataclasses.replace(SMALL, is_dot_product=True)
 
 
@@ -74,6 +76,7 @@ def test_shapes_and_empty_histories(kind, loss):
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_of_all_items_are_those_of_pairs(kind, settings):
     network = kind(11, settings)
+    network.start_at(POPULARITY)
     vectors = vectors_for(network, 5)
     by_pairs, _ = network.pair_scores(vectors, torch.arange(11).expand(5, 11))
     torch.testing.assert_close(network.scores(SOME, vectors), by_pairs)
@@ -83,7 +86,8 @@ def test_a_dot_product_is_added_to_what_the_output_layer_makes_of_the_tower():
     gmf, neumf = Gmf(11, DOT, init_seed=1), NeuMf(11, DOT, init_seed=2)
     for network in (gmf, neumf):
         product, vectors = network.parts["product"], vectors_for(network, 5)
-        expected = (product.mean.weight[:, 0] + vectors[:, :4]) @ product.items.weight.T + network.output.bias
+        network.start_at(POPULARITY)
+        expected = vectors[:, :4] @ product.items.weight.T + network.output.bias + network.item_bias.weight[:, 0]
         if network is neumf:
             expected += network.parts["tower"].of_all_items(vectors[:, 4:], network.output.weight[0])
         torch.testing.assert_close(network.scores(SOME, vectors), expected)
@@ -93,7 +97,7 @@ def test_the_first_layer_is_one_over_both_vectors_side_by_side():
     network = Mlp(11, SMALL, init_seed=2)
     part, vectors = network.parts["tower"], vectors_for(network, 1)
     together = torch.cat([part.first_shopper.weight, part.first_item.weight], dim=1)
-    shopper, item = part.mean.weight[:, 0] + vectors[0], part.items.weight[6]
+    shopper, item = vectors[0], part.items.weight[6]
     hidden = torch.relu(together @ torch.cat([shopper, item]) + part.first_item.bias)
     hidden = torch.relu(part.rest[0].weight @ hidden + part.rest[0].bias)
     expected = network.output.weight[0] @ hidden + network.output.bias[0]
@@ -223,7 +227,7 @@ def test_every_parameter_moves_by_a_layer_called_once(kind):
             module.register_forward_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
     network(network.batch(SOME, draws_for(SOME), vectors_for(network, 5)))
     assert set(calls.values()) == {1}
-    assert {name.split(".")[0] for name, _ in network.named_parameters()} == {"parts", "output"}
+    assert {name.split(".")[0] for name, _ in network.named_parameters()} == {"parts", "output", "item_bias"}
 
 
 @pytest.mark.parametrize("loss", PairLoss)
@@ -275,7 +279,41 @@ def test_fold_in_is_the_same_each_time_and_for_each_row_alone(kind):
     assert network.parts[next(iter(network.parts))].items.weight.grad is None
 
 
-def test_fold_in_gives_the_mean_shopper_to_whoever_has_nothing():
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_vectors_items_start_in_the_order_of_popularity(kind):
+    network = kind(11, DOT)
+    network.start_at(3 * POPULARITY)
+    bias = network.item_bias.weight.detach().numpy()[:, 0]
+    np.testing.assert_allclose(bias, np.log(POPULARITY / POPULARITY.mean()), rtol=1e-6)
+    if kind is Gmf:
+        np.testing.assert_allclose(network.scores(SOME[1]).detach().numpy()[0], bias - math.log(2), rtol=1e-6)
+
+
+def test_a_prior_pulls_on_vectors_like_so_many_more_items():
+    """By hand, and shorter vectors for the same history."""
+    rows = histories_of([0, 3], [1], num_items=11)
+    for is_expected in (False, True):
+        settings = dataclasses.replace(DOT, regularisation=0.03, is_expected=is_expected)
+        free, held = Gmf(11, settings), Gmf(11, dataclasses.replace(settings, prior_items=5.0))
+        vectors = vectors_for(free, 2)
+        losses = [network(network.batch(rows, draws_for(rows), vectors)) for network in (free, held)]
+        expected = 0.03 * 5 * (1 + 2) * vectors.square().sum(1) / 7
+        torch.testing.assert_close(losses[1] - losses[0], expected, rtol=1e-4, atol=1e-6)
+        lengths = [network.fold_in(rows).square().sum(1) for network in (free, held)]
+        assert (lengths[1] < 0.8 * lengths[0]).all()
+
+
+def test_plain_training_keeps_the_items_biases():
+    world = plant_world(num_shoppers=60, num_items=33)
+    network = NeuMf(33, SMALL)
+    network.start_at(np.arange(33) + 0.5)
+    before = {name: values.detach().clone() for name, values in network.named_parameters()}
+    fit(network, world.histories, draws_for(world.histories), FitSettings(), epochs=1)
+    for name, values in network.named_parameters():
+        assert torch.equal(values, before[name]) == (name == "item_bias.weight")
+
+
+def test_fold_in_gives_zeros_to_whoever_has_nothing():
     network = NeuMf(11, SMALL)
     assert torch.equal(network.fold_in(SOME)[1], torch.zeros(network.num_shopper_values))
     assert network.fold_in(histories_of(num_items=11)).shape == (0, network.num_shopper_values)
@@ -304,6 +342,8 @@ def test_fold_in_lowers_her_loss():
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_neumf_from_trained_parts_scores_as_their_weighted_sum(alpha, settings):
     gmf, mlp, both = Gmf(11, settings, init_seed=1), Mlp(11, settings, init_seed=2), NeuMf(11, settings, init_seed=3)
+    gmf.start_at(POPULARITY)
+    mlp.start_at(POPULARITY[::-1].copy())
     both.take_over(gmf, mlp, alpha=alpha)
     of_gmf, of_mlp = vectors_for(gmf, 5), vectors_for(mlp, 5)
     expected = alpha * gmf.scores(SOME, of_gmf) + (1 - alpha) * mlp.scores(SOME, of_mlp)
@@ -312,7 +352,13 @@ def test_neumf_from_trained_parts_scores_as_their_weighted_sum(alpha, settings):
 
 
 def test_wrong_settings_and_vectors_are_refused():
-    for wrong in ({"factors": 0}, {"max_pairs": 4}, {"loss_unit": math.nan}, {"regularisation": -1.0}):
+    for wrong in (
+        {"factors": 0},
+        {"max_pairs": 4},
+        {"loss_unit": math.nan},
+        {"regularisation": -1.0},
+        {"prior_items": -1.0},
+    ):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             NcfSettings(**wrong)
     for wrong in ({"tower_factors": 0}, {"is_expected": True, "loss": PairLoss.PAIRWISE}):
