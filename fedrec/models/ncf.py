@@ -70,12 +70,13 @@ class NcfSettings(NeuralSettings):
     negatives: int = 8
     is_expected: bool = True
     regularisation: float = 0.0035
-    prior_items: float = 0.0
+    prior_items: float = 10.0
     fold_in_steps: int = 15
     fold_in_rate: float = 0.3
     rounds: int = 8
     local_epochs: int = 2
-    batch_shoppers: int = 16
+    batch_shoppers: int = 512
+    least_steps: int = 38
     learning_rate: float = 0.01
     round_learning_rate: float = 0.03
     last_round_rate: float = 0.2

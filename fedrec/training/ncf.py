@@ -31,6 +31,7 @@ from fedrec.training.pairs import draw_pairs, own_draws, padded
 
 _CHUNK_VALUES = 1_000_000
 _FAR_BELOW = -1e30
+_TOWER_START = 0.01  # of the output layer's usual weights: what an untrained tower says would bury popularity
 _FADING = 0.9, 0.99  # Adam's memory in fold-in: its steps are few
 _STEPS_A_DRAW = 5  # drawing a shopper's pairs takes as long as some steps on them
 
@@ -293,6 +294,11 @@ class Ncf(Network):
         weight = self.output.weight
         nn.init.uniform_(weight, 0, math.sqrt(3 / self.output.in_features), generator=generator)
         weight[:, 1::2] *= -1
+        first = 0
+        for part in self.typed_parts:
+            if isinstance(part, TowerPart):
+                weight[:, first : first + part.num_features] *= _TOWER_START
+            first += part.num_features
         if self.settings.loss is PairLoss.BINARY:
             self.output.bias.fill_(-math.log(self.settings.negatives))
 

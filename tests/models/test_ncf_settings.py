@@ -8,7 +8,7 @@ from scipy import sparse
 
 from fedrec.errors import ConfigError
 from fedrec.models.ncf import Gmf, NcfSettings, NeuMf
-from fedrec.models.recommender import PublicInputs
+from fedrec.models.recommender import PublicInputs, RoundKind
 from fedrec.privacy.draws import Draws, shopper_digests
 
 
@@ -53,3 +53,36 @@ def test_training_alone_folds_vectors_in_anew_with_every_round():
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         NcfSettings(**wrong)
+
+
+def test_a_federation_starts_at_the_popularity_of_all_shops_together():
+    rng = np.random.default_rng(4)
+    shops = [sparse.csr_matrix((rng.random((size, 12)) < 0.3).astype(np.float32)) for size in (9, 5)]
+    model, public = NeuMf(NcfSettings(factors=3, device="cpu")), PublicInputs(np.arange(12).astype(str))
+    spec = model.plan_round(0, {}, public)
+    assert spec is not None
+    total = sum(model.contributions(spec, rows).total(np.ones(rows.shape[0])) for rows in shops)
+    state = model.advance(spec, {}, total, public)
+    counts = sum(np.asarray(rows.sum(0)).ravel() for rows in shops) + 0.5
+    bias = np.log(counts / counts.mean())
+    np.testing.assert_allclose(state["item_bias.weight"][:, 0], bias, rtol=1e-5, atol=1e-6)
+    update = model.plan_round(1, state, public)
+    assert update is not None
+    assert update.kind is RoundKind.LOCAL_UPDATE
+    assert update.inputs["round"] == [0]
+    assert model.plan_round(model.settings.rounds, state, public) is not None
+    assert model.plan_round(model.settings.rounds + 1, state, public) is None
+    change = update.layout.split(model.local_update(update, shops[0], Draws.seeded("a", shopper_digests(range(9)))))
+    assert not change["item_bias.weight"].any()
+    assert change["parts.product.items.weight"].any()
+
+
+def test_a_shops_own_model_has_its_own_popularity():
+    histories = sparse.csr_matrix((np.random.default_rng(5).random((9, 12)) < 0.3).astype(np.float32))
+    public = PublicInputs(np.arange(12).astype(str))
+    model = Gmf(NcfSettings(factors=3, device="cpu", fine_tune_epochs=0))
+    state = model.arrays_at(np.arange(12) + 1.0)
+    own = model.own_statistics(state, histories, public)
+    counts = np.asarray(histories.sum(0)).ravel() + (np.arange(12) + 1) / 6.5  # the federation's, of mean 1
+    np.testing.assert_allclose(own["item_bias.weight"][:, 0], np.log(counts / counts.mean()), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(own["parts.product.items.weight"], state["parts.product.items.weight"])
