@@ -99,7 +99,7 @@ class NcfSettings(NeuralSettings):
     def of_network(self) -> PairSettings:
         """As the networks take them."""
         from fedrec.training.ncf import NcfSettings as PairSettings
-        from fedrec.training.ncf import PairLoss
+        from fedrec.training.pair_losses import PairLoss
 
         return PairSettings(
             loss=PairLoss(self.loss),

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import Enum
 from itertools import pairwise
 
 import numpy as np
@@ -27,26 +26,13 @@ from torch.nn.utils import skip_init
 from fedrec.errors import ConfigError
 from fedrec.privacy.draws import Draws
 from fedrec.training.network import Batch, Network, to_tensor
+from fedrec.training.pair_losses import LOSSES, PairLoss
 from fedrec.training.pairs import draw_pairs, own_draws, padded
 
 _CHUNK_VALUES = 1_000_000
-_FAR_BELOW = -1e30
 _TOWER_START = 0.01  # of the output layer's usual weights: what an untrained tower says would bury popularity
 _FADING = 0.9, 0.99  # Adam's memory in fold-in: its steps are few
 _STEPS_A_DRAW = 5  # drawing a shopper's pairs takes as long as some steps on them
-
-
-class PairLoss(Enum):
-    """What a shopper's own items are told from others by.
-
-    BINARY: each item by itself, bought or not (the paper's).
-    PAIRWISE: each negative against one of her items (BPR).
-    SOFTMAX: each of her items against all her negatives, corrected for how they were drawn (sampled softmax).
-    """
-
-    BINARY = "binary"
-    PAIRWISE = "pairwise"
-    SOFTMAX = "softmax"
 
 
 @dataclass(frozen=True)
@@ -126,10 +112,14 @@ class ProductPart(nn.Module):
         self.items = embedding(num_items, self.width)
         nn.init.normal_(self.items.weight, std=settings.init_sd, generator=generator)
 
-    def forward(self, vectors: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (num_shoppers, length, factors) and the item vectors' squared lengths (num_shoppers, length)."""
+    def of_items(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` takes, and the item vectors' squared lengths, (num_shoppers, length)."""
         items = self.items(ids)
-        return vectors[:, None] * items, items.square().sum(2)
+        return items, items.square().sum(2)
+
+    def forward(self, vectors: Tensor, items: Tensor) -> Tensor:
+        """Features, (num_shoppers, length, factors)."""
+        return vectors[:, None] * items
 
     def of_all_items(self, vectors: Tensor, output: Tensor) -> Tensor:
         """(num_shoppers, num_items): what the output's weights, (num_features,), make of the features."""
@@ -155,20 +145,36 @@ class TowerPart(nn.Module):
         for after in rest:
             nn.init.xavier_uniform_(after.weight, generator=generator)
 
-    def forward(self, vectors: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (num_shoppers, length, factors) and the item vectors' squared lengths (num_shoppers, length)."""
+    def of_items(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` takes, and the item vectors' squared lengths, (num_shoppers, length)."""
         items = self.items(ids)
-        return self._climb(vectors, self.first_item(items)), items.square().sum(2)
+        return self.first_item(items), items.square().sum(2)
 
-    def of_all_items(self, vectors: Tensor, output: Tensor) -> Tensor:
-        """(num_shoppers, num_items): what the output's weights, (num_features,), make of the features."""
-        return self._climb(vectors, self.first_item(self.items.weight)) @ output
-
-    def _climb(self, vectors: Tensor, items: Tensor) -> Tensor:
+    def forward(self, vectors: Tensor, items: Tensor) -> Tensor:
+        """Features, (num_shoppers, length, num_features)."""
         features = relu(self.first_shopper(vectors)[:, None] + items)
         for layer in self.rest:
             features = relu(layer(features))
         return features
+
+    def of_all_items(self, vectors: Tensor, output: Tensor) -> Tensor:
+        """(num_shoppers, num_items): what the output's weights, (num_features,), make of the features."""
+        return self.forward(vectors, self.first_item(self.items.weight)) @ output
+
+
+@dataclass(frozen=True)
+class ItemSide:
+    """What some items for each shopper bring to their pairs, whoever she is.
+
+    Attributes:
+        parts: of each part, (num_shoppers, length, width).
+        bias: (num_shoppers, length, 1).
+        squares: (num_shoppers, length); squared lengths of the item vectors.
+    """
+
+    parts: tuple[Tensor, ...]
+    bias: Tensor
+    squares: Tensor
 
 
 class Ncf(Network):
@@ -213,27 +219,39 @@ class Ncf(Network):
 
     def forward(self, batch: Batch) -> Tensor:
         """(num_shoppers,): the sum over a shopper's pairs, over `NcfSettings.loss_unit`."""
-        if self.settings.is_expected:
+        return self._losses(batch, self._drawn_items(batch))
+
+    def _losses(self, batch: Batch, items: ItemSide | None) -> Tensor:
+        if items is None:
             return self._expected(batch) / self.settings.loss_unit
-        scores, squares = self.pair_scores(batch["vectors"], batch["ids"])
-        losses = _LOSSES[self.settings.loss](scores, batch)
+        losses = LOSSES[self.settings.loss](self._scores_of(batch["vectors"], items), batch)
         if self.settings.regularisation:
-            lengths = (squares * batch["is_pair"]).sum(1) + self._pulls(batch["is_pair"].sum(1), batch["vectors"])
+            lengths = (items.squares * batch["is_pair"]).sum(1) + self._pulls(batch["is_pair"].sum(1), batch["vectors"])
             losses = losses + self.settings.regularisation * lengths
         return losses / self.settings.loss_unit
 
-    def pair_scores(self, vectors: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores and squared lengths of the item vectors, each (num_shoppers, length), of some items for each."""
-        weighed, added, squares = [], vectors.new_zeros(*ids.shape), []
-        for part, own in zip(self.typed_parts, vectors.split(self.widths, dim=1), strict=True):
-            features, square = part(own, ids)
+    def pair_scores(self, vectors: Tensor, ids: Tensor) -> Tensor:
+        """(num_shoppers, length): scores of some items for each."""
+        return self._scores_of(vectors, self._of_items(ids))
+
+    def _drawn_items(self, batch: Batch) -> ItemSide | None:
+        return None if self.settings.is_expected else self._of_items(batch["ids"])
+
+    def _of_items(self, ids: Tensor) -> ItemSide:
+        parts, squares = zip(*(part.of_items(ids) for part in self.typed_parts), strict=True)
+        return ItemSide(parts, self.item_bias(ids), torch.stack(squares).sum(0))
+
+    def _scores_of(self, vectors: Tensor, items: ItemSide) -> Tensor:
+        weighed, added = [], vectors.new_zeros(*items.squares.shape)
+        split = zip(self.typed_parts, vectors.split(self.widths, dim=1), items.parts, strict=True)
+        for part, own, side in split:
+            features = part(own, side)
             if part.num_features:
                 weighed.append(features)
             else:
                 added = features.sum(2)
-            squares.append(square)
         together = torch.cat(weighed or [torch.zeros_like(added)[:, :, None]], dim=2)
-        return (self.output(together) + self.item_bias(ids)).squeeze(2) + added, torch.stack(squares).sum(0)
+        return (self.output(together) + items.bias).squeeze(2) + added
 
     @torch.no_grad()
     def scores(self, histories: sparse.csr_matrix, vectors: Tensor | None = None) -> Tensor:
@@ -270,12 +288,14 @@ class Ncf(Network):
         shape = histories.shape[0], self.num_shopper_values
         vectors = torch.zeros(shape, dtype=self.floating, device=self.device, requires_grad=True)
         first, second = torch.zeros_like(vectors), torch.zeros_like(vectors)
-        batch: Batch = {}
+        batch, items = Batch(), None
         for step in range(settings.fold_in_steps):
             if step % _STEPS_A_DRAW == 0:
                 batch = self._batch(histories, draws.of(f"fold-in {step}"), vectors, settings.fold_in_pairs)
+                with torch.no_grad():
+                    items = self._drawn_items(batch)  # which fold-in leaves as they are
             with torch.enable_grad():
-                (slope,) = torch.autograd.grad(self({**batch, "vectors": vectors}).sum(), vectors)
+                (slope,) = torch.autograd.grad(self._losses({**batch, "vectors": vectors}, items).sum(), vectors)
             rate = settings.fold_in_rate * (1 - step / settings.fold_in_steps)
             with torch.no_grad():
                 first.lerp_(slope, 1 - _FADING[0])
@@ -450,24 +470,3 @@ def linear(wide: int, narrow: int, *, has_bias: bool = True) -> nn.Linear:
 def embedding(rows: int, width: int) -> nn.Embedding:
     """A table that is yet to be drawn."""
     return skip_init(nn.Embedding, rows, width)
-
-
-def _binary(scores: Tensor, batch: Batch) -> Tensor:
-    """-log sigmoid(score) of hers, -log sigmoid(-score) of others."""
-    return ((softplus(scores) - scores * batch["is_positive"]) * batch["is_pair"]).sum(1)
-
-
-def _pairwise(scores: Tensor, batch: Batch) -> Tensor:
-    """-log sigmoid(her item's score - the other's)."""
-    is_negative = batch["is_pair"] - batch["is_positive"]
-    return (softplus(scores - scores.gather(1, batch["partner"])) * is_negative).sum(1)
-
-
-def _softmax(scores: Tensor, batch: Batch) -> Tensor:
-    """-log of her item's share of exp(score) among itself and all others, as estimated from those drawn."""
-    is_negative = batch["is_pair"] > batch["is_positive"]
-    others = (scores + batch["stands_for"]).masked_fill(~is_negative, _FAR_BELOW).logsumexp(1, keepdim=True)
-    return (softplus(others - scores) * batch["is_positive"]).sum(1)
-
-
-_LOSSES = {PairLoss.BINARY: _binary, PairLoss.PAIRWISE: _pairwise, PairLoss.SOFTMAX: _softmax}

@@ -114,7 +114,7 @@ def rows_of(events: pd.DataFrame, num_items: int) -> sparse.csr_matrix:
 def figures(network: Ncf, vectors: torch.Tensor, files: Files) -> str:
     """HR and NDCG at 10 of these vectors; see `intervals`."""
     ids = torch.from_numpy(np.concatenate([files.targets[:, None], files.others], axis=1))
-    return " / ".join(intervals(network.pair_scores(vectors, ids)[0].double().numpy(), files).values())
+    return " / ".join(intervals(network.pair_scores(vectors, ids).double().numpy(), files).values())
 
 
 def intervals(scores: np.ndarray, files: Files) -> dict[str, str]:
