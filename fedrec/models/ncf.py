@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from scipy import sparse
 
-from fedrec.errors import ConfigError
+from fedrec.errors import BadMessage, ConfigError
 from fedrec.models.neural import NeuralSettings
 from fedrec.models.popularity import ItemCounts, binary_rows, popularity_round
 from fedrec.models.private_neural import PrivatelyTrainable
-from fedrec.models.recommender import Contributions, PublicInputs, RoundKind, RoundSpec, State
+from fedrec.models.recommender import LARGEST_ARRAY, Contributions, PublicInputs, RoundKind, RoundSpec, State
 
 if TYPE_CHECKING:
     from fedrec.training.ncf import NcfSettings as PairSettings
@@ -145,18 +145,22 @@ class PairModel(PrivatelyTrainable):
     def advance(
         self, spec: RoundSpec, state: State, total: np.ndarray, public: PublicInputs, *, noise_sd: float = 0.0
     ) -> State:
-        """Counts start the items' biases."""
+        """Counts start the items' biases; one below 0, which no shop's shoppers come to, counts as none."""
         if spec.kind is RoundKind.STATISTICS:
-            return self.arrays_at(total + _LEAST)
+            return self.arrays_at(np.maximum(total, 0) + _LEAST)
         return super().advance(spec, state, total, public, noise_sd=noise_sd)
 
     def own_statistics(self, state: State, histories: sparse.csr_matrix, public: PublicInputs) -> State:
         """As `NeuralModel` has it, with the items' biases at the shop's own popularity.
 
         The federation's counts there like as many shoppers as bring one event for each item.
+
+        Raises:
+            BadMessage: the arrays hold no such biases.
         """
-        popularity = _counts(histories) + np.exp(state[_BIAS][:, 0])
-        biases = np.log(popularity / popularity.mean()).astype(np.float32)[:, None]
+        popularity = _counts(histories) + np.exp(_biases(state))
+        mean = popularity.sum() / max(len(popularity), 1)
+        biases = np.log(popularity / mean).astype(np.float32)[:, None]
         return super().own_statistics({**state, _BIAS: biases}, histories, public)
 
     def train_alone(self, histories: sparse.csr_matrix, public: PublicInputs, *, rounds: int | None = None) -> State:
@@ -222,3 +226,16 @@ class NeuMf(PairModel):
 def _counts(histories: sparse.csr_matrix) -> np.ndarray:
     """float64, (num_items,): shoppers of each item."""
     return ItemCounts(binary_rows(histories)).total(np.ones(histories.shape[0]))
+
+
+def _biases(state: State) -> np.ndarray:
+    """float64, (num_items,): of arrays that came from outside, within what its exponential and a sum of them can hold.
+
+    Raises:
+        BadMessage: there are none, or not such.
+    """
+    biases = state.get(_BIAS)
+    if biases is None or biases.ndim != 2 or biases.shape[1] != 1 or not np.isfinite(biases).all():
+        found = "missing" if biases is None else f"of shape {biases.shape}, or not finite"
+        raise BadMessage(f"{_BIAS} is {found}: arrays of another network or release of fedrec; train the model again")
+    return biases[:, 0].astype(np.float64).clip(-LARGEST_ARRAY, LARGEST_ARRAY)

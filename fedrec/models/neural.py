@@ -261,7 +261,7 @@ class NeuralModel:
         Biases of unknown items are the least that a known one has: they rank with the rarest.
         """
         is_known = positions >= 0
-        axes = _item_axes(self)
+        axes, bias = _item_axes(self), self.make_network(1).item_bias_name
         projected = {}
         for name, values in self._shared(state).items():
             if name not in axes:
@@ -269,7 +269,7 @@ class NeuralModel:
                 continue
             by_item = np.moveaxis(values, axes[name], 0)
             taken = take(by_item, positions)
-            if by_item[:1].size == 1:
+            if values.ndim == 1 or name == bias:
                 taken[~is_known] = values.min(initial=0.0)
             elif is_known.any():
                 flat = taken.reshape(len(positions), -1).astype(np.float64)

@@ -89,7 +89,8 @@ class Network(nn.Module):
         """
         if self.item_bias_name:
             bias = self.get_parameter(self.item_bias_name)
-            bias.copy_(torch.from_numpy(np.log(popularity / popularity.mean())).view_as(bias))
+            mean = popularity.sum() / max(len(popularity), 1)
+            bias.copy_(torch.from_numpy(np.log(popularity / mean)).view_as(bias))
 
     @property
     def floating(self) -> torch.dtype:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from fedrec.errors import ConfigError
+from fedrec.errors import BadMessage, ConfigError
 from fedrec.models.ncf import Gmf, NcfSettings, NeuMf
 from fedrec.models.recommender import PublicInputs, RoundKind
 from fedrec.privacy.draws import Draws, shopper_digests
@@ -86,3 +86,50 @@ def test_a_shops_own_model_has_its_own_popularity():
     counts = np.asarray(histories.sum(0)).ravel() + (np.arange(12) + 1) / 6.5  # the federation's, of mean 1
     np.testing.assert_allclose(own["item_bias.weight"][:, 0], np.log(counts / counts.mean()), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(own["parts.product.items.weight"], state["parts.product.items.weight"])
+
+
+@pytest.mark.parametrize("bias", [200.0, -1e5, [3e38, -3e38, 0.0, 5.0]])
+def test_biases_of_a_hostile_coordinator_leave_a_shops_own_model_finite(bias):
+    public, model = PublicInputs(np.arange(4).astype(str)), Gmf(NcfSettings(factors=3, device="cpu"))
+    state = model.arrays_at(np.ones(4))
+    state["item_bias.weight"][:, 0] = bias
+    for rows in ([[1, 0, 0, 1], [1, 1, 0, 0]], [[0, 0, 0, 0]]):
+        own = model.own_statistics(state, sparse.csr_matrix(np.array(rows, np.float32)), public)
+        assert all(np.isfinite(values).all() for values in own.values())
+        scores = model.fit(own, public).scores(sparse.csr_matrix(np.eye(4, dtype=np.float32)))
+        assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("bias", [None, np.zeros((12, 2), np.float32), np.full((12, 1), np.nan, np.float32)])
+def test_arrays_without_the_items_biases_are_refused(bias):
+    public, model = PublicInputs(np.arange(12).astype(str)), NeuMf(NcfSettings(factors=3, device="cpu"))
+    state = {**model.arrays_at(np.ones(12)), "item_bias.weight": bias}
+    state = {name: values for name, values in state.items() if values is not None}
+    with pytest.raises(BadMessage, match=r"item_bias\.weight"):
+        model.own_statistics(state, sparse.csr_matrix(np.eye(12, dtype=np.float32)), public)
+
+
+def test_a_shops_negative_counts_are_none():
+    public, model = PublicInputs(np.arange(3).astype(str)), Gmf(NcfSettings(factors=3, device="cpu"))
+    spec = model.plan_round(0, {}, public)
+    assert spec is not None
+    state = model.advance(spec, {}, np.array([-7.0, 4.0, 2.0]), public)
+    counts = np.array([0.5, 4.5, 2.5])
+    np.testing.assert_allclose(state["item_bias.weight"][:, 0], np.log(counts / 2.5), rtol=1e-6)
+
+
+def test_a_table_of_one_value_an_item_is_no_bias():
+    """An item that the federation doesn't know takes the table's mean or zeros; of the biases the least."""
+    model = Gmf(NcfSettings(factors=1, device="cpu"))
+    state = model.arrays_at(np.arange(5) + 1.0)
+    own = model.project(state, np.array([3, -1]), PublicInputs(np.array(["3", "new"])))
+    table, bias = "parts.product.items.weight", "item_bias.weight"
+    np.testing.assert_array_equal(own[table], [state[table][3], [0]])
+    np.testing.assert_array_equal(own[bias], [state[bias][3], state[bias].min(0)])
+
+
+def test_no_items_are_no_trouble():
+    model, nothing = Gmf(NcfSettings(factors=3, device="cpu")), sparse.csr_matrix((2, 0), dtype=np.float32)
+    public = PublicInputs(np.array([], str))
+    own = model.own_statistics(model.train_alone(nothing, public), nothing, public)
+    assert model.fit(own, public).scores(nothing).shape == (2, 0)
