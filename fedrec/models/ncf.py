@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from scipy import sparse
 
-from fedrec.errors import BadMessage, ConfigError
+from fedrec.errors import ConfigError
 from fedrec.models.neural import NeuralSettings
 from fedrec.models.popularity import ItemCounts, binary_rows, popularity_round
 from fedrec.models.private_neural import PrivatelyTrainable
-from fedrec.models.recommender import LARGEST_ARRAY, Contributions, PublicInputs, RoundKind, RoundSpec, State
+from fedrec.models.recommender import Contributions, PublicInputs, RoundKind, RoundSpec, State
 
 if TYPE_CHECKING:
     from fedrec.training.ncf import NcfSettings as PairSettings
@@ -35,7 +35,6 @@ _SMALL: Mapping[str, Any] = {
     "fold_in_rate": 0.05,
 }
 """Under an epsilon: noise grows with the number of values, and a shopper's gradient is bounded by her drawn pairs."""
-_BIAS = "item_bias.weight"
 _LEAST = 0.5
 """Shoppers that are added to each item's, so that there is a logarithm."""
 _LOSSES = ("binary", "pairwise", "softmax")
@@ -150,19 +149,6 @@ class PairModel(PrivatelyTrainable):
             return self.arrays_at(np.maximum(total, 0) + _LEAST)
         return super().advance(spec, state, total, public, noise_sd=noise_sd)
 
-    def own_statistics(self, state: State, histories: sparse.csr_matrix, public: PublicInputs) -> State:
-        """As `NeuralModel` has it, with the items' biases at the shop's own popularity.
-
-        The federation's counts there like as many shoppers as bring one event for each item.
-
-        Raises:
-            BadMessage: the arrays hold no such biases.
-        """
-        popularity = _counts(histories) + np.exp(_biases(state))
-        mean = popularity.sum() / max(len(popularity), 1)
-        biases = np.log(popularity / mean).astype(np.float32)[:, None]
-        return super().own_statistics({**state, _BIAS: biases}, histories, public)
-
     def train_alone(self, histories: sparse.csr_matrix, public: PublicInputs, *, rounds: int | None = None) -> State:
         """As a federation of one shop would: rates fall over rounds, and each folds the shoppers' vectors in anew.
 
@@ -226,16 +212,3 @@ class NeuMf(PairModel):
 def _counts(histories: sparse.csr_matrix) -> np.ndarray:
     """float64, (num_items,): shoppers of each item."""
     return ItemCounts(binary_rows(histories)).total(np.ones(histories.shape[0]))
-
-
-def _biases(state: State) -> np.ndarray:
-    """float64, (num_items,): of arrays that came from outside, within what its exponential and a sum of them can hold.
-
-    Raises:
-        BadMessage: there are none, or not such.
-    """
-    biases = state.get(_BIAS)
-    if biases is None or biases.ndim != 2 or biases.shape[1] != 1 or not np.isfinite(biases).all():
-        found = "missing" if biases is None else f"of shape {biases.shape}, or not finite"
-        raise BadMessage(f"{_BIAS} is {found}: arrays of another network or release of fedrec; train the model again")
-    return biases[:, 0].astype(np.float64).clip(-LARGEST_ARRAY, LARGEST_ARRAY)

@@ -44,8 +44,7 @@ class FitSettings:
         proximal: mu of FedProx, the pull towards where training started (or towards ``anchor``); >= 0.
         max_gradient_norm: L2 norm above which a step's whole gradient is scaled down; > 0.
         vector_learning_rate: of shoppers' private vectors, where a network has such; each takes one step an epoch; > 0.
-        moved: what the names of the parameters that training moves start with; "" = all but what the network keeps.
-            Phases move no others.
+        moved: what the names of the parameters that training moves start with; "" = all. Phases move no others.
     """
 
     batch_shoppers: int = 128
@@ -249,7 +248,7 @@ class _Stepper:
         moved = {
             name: values
             for name, values in named(network)
-            if name.startswith(phase.moved) and name.startswith(settings.moved) and not name.startswith(network.kept)
+            if name.startswith(phase.moved) and name.startswith(settings.moved)
         }
         self.parameters: list[nn.Parameter] = list(moved.values())
         self._anchors = [pull[name] for name in moved] if pull else []

@@ -188,7 +188,6 @@ class Ncf(Network):
     """
 
     output_name, item_bias_name = "output.", "item_bias.weight"
-    kept = (item_bias_name,)
 
     def __init__(
         self,

@@ -36,7 +36,6 @@ class Network(nn.Module):
         num_shopper_values: length of a shopper's private vector; 0 = none.
         output_name: what the names of the output layer's parameters start with; "" = all, where layers share theirs.
         item_bias_name: of the parameter that adds to an item's score whoever asks, see `start_at`; "" = none.
-        kept: what the names of the parameters start with that plain training leaves as they are.
         is_seated: shapes of batches must follow from the rows' `fedrec.training.pairs.size_classes` alone; set by
             `fedrec.training.seats`.
         has_lists: a batch's tensors are as long as its rows' histories; False: of one size whatever is in them.
@@ -46,7 +45,6 @@ class Network(nn.Module):
     num_shopper_values: int = 0
     output_name: str = ""
     item_bias_name: str = ""
-    kept: tuple[str, ...] = ()
     is_seated: bool = False
     has_lists: bool = True
 

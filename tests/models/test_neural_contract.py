@@ -117,7 +117,7 @@ def tuned(model: NeuralModel, fine_tune: str) -> set[str]:
         ),
         (
             NeuMf(NcfSettings(**PAIRS)),
-            {"output.weight", "output.bias", "item_bias.weight"},
+            {"output.weight", "output.bias"},
             {"parts.product.items.weight", "parts.tower.items.weight", "item_bias.weight"},
         ),
         (

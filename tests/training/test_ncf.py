@@ -13,7 +13,6 @@ from fedrec.errors import ConfigError, NoPrivateVariant
 from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.testing.planted import plant_world
 from fedrec.training.dp_sgd import ShopperGradients
-from fedrec.training.fit import FitSettings, fit
 from fedrec.training.ncf import Gmf, Mlp, NcfSettings, NeuMf
 from fedrec.training.network_check import check_network
 from fedrec.training.pair_losses import PairLoss
@@ -302,16 +301,6 @@ def test_a_prior_pulls_on_vectors_like_so_many_more_items():
         torch.testing.assert_close(losses[1] - losses[0], expected, rtol=1e-4, atol=1e-6)
         lengths = [network.fold_in(rows).square().sum(1) for network in (free, held)]
         assert (lengths[1] < 0.8 * lengths[0]).all()
-
-
-def test_plain_training_keeps_the_items_biases():
-    world = plant_world(num_shoppers=60, num_items=33)
-    network = NeuMf(33, SMALL)
-    network.start_at(np.arange(33) + 0.5)
-    before = {name: values.detach().clone() for name, values in network.named_parameters()}
-    fit(network, world.histories, draws_for(world.histories), FitSettings(), epochs=1)
-    for name, values in network.named_parameters():
-        assert torch.equal(values, before[name]) == (name == "item_bias.weight")
 
 
 def test_fold_in_gives_zeros_to_whoever_has_nothing():
