@@ -27,7 +27,7 @@ from fedrec.testing.planted import plant_world
 FAST = {"rounds": 10, "local_epochs": 4, "batch_shoppers": 10, "learning_rate": 1e-2, "device": "cpu"}
 DRAWN = {"is_dot_product": False, "tower_factors": 0, "negatives": 4, "is_expected": False, "regularisation": 0.0}
 FOLDED = {"fold_in_steps": 20, "fold_in_rate": 0.05, "vector_learning_rate": 0.05, "last_round_rate": 1.0}
-PAIRS = {**FAST, **DRAWN, **FOLDED, "factors": 8}
+PAIRS = {**FAST, **DRAWN, **FOLDED, "factors": 8, "least_steps": 4}
 BASKETS = {**FAST, "hidden": 20, "latent": 8}
 ONE_STEP = {**BASKETS, "local_epochs": 1, "batch_shoppers": 30, "least_steps": 1}
 

@@ -30,7 +30,7 @@ FAST = {"rounds": 2, "device": "cpu", "batch_shoppers": 20}
 MODELS = {
     "multvae": FAST | {"hidden": 8, "latent": 4},
     "smallae": FAST | {"size": 4},
-    "neumf": FAST | {"factors": 4, "fold_in_steps": 5},
+    "neumf": FAST | {"factors": 4, "fold_in_steps": 5, "least_steps": 4},
 }
 
 
