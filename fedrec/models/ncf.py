@@ -158,8 +158,9 @@ class PairModel(PrivatelyTrainable):
         """
         from fedrec.privacy.draws import Draws, shopper_digests
 
-        settings = self.settings
-        arrays = self.arrays_at(_counts(histories) + _LEAST)
+        settings, counts = self.settings, popularity_round(public)
+        total = self.contributions(counts, histories).total(np.ones(histories.shape[0]))
+        arrays = self.advance(counts, {}, total, public)
         draws = Draws.seeded(f"alone/{settings.init_seed}", shopper_digests(range(histories.shape[0])))
         for index in range(settings.rounds if rounds is None else rounds - self.num_statistics_rounds):
             arrays = self._train(
@@ -207,8 +208,3 @@ class NeuMf(PairModel):
         from fedrec.training import ncf
 
         return ncf.NeuMf(num_items, self.settings.of_network(), init_seed=self.settings.init_seed)
-
-
-def _counts(histories: sparse.csr_matrix) -> np.ndarray:
-    """float64, (num_items,): shoppers of each item."""
-    return ItemCounts(binary_rows(histories)).total(np.ones(histories.shape[0]))

@@ -261,7 +261,7 @@ class NeuralModel:
         Biases of unknown items are the least that a known one has: they rank with the rarest.
         """
         is_known = positions >= 0
-        axes, bias = _item_axes(self), self.make_network(1).item_bias_name
+        axes, bias = _item_axes(self), _smallest_network(self).item_bias_name
         projected = {}
         for name, values in self._shared(state).items():
             if name not in axes:
@@ -299,7 +299,7 @@ class NeuralModel:
         """What the names of the parameters that fine-tuning moves start with."""
         match self.settings.fine_tune:
             case "output":
-                return (self.make_network(1).output_name,)
+                return (_smallest_network(self).output_name,)
             case "items":
                 return tuple(_item_axes(self))
         return ("",)
@@ -398,6 +398,12 @@ def weighted_change(before: State, after: State, weight: float) -> np.ndarray:
 def _first_network(model: NeuralModel, num_items: int) -> Network:
     """To be copied: drawing first parameters takes longer than an epoch of a small shop."""
     return model.make_network(num_items)
+
+
+@lru_cache(maxsize=64)
+def _smallest_network(model: NeuralModel) -> Network:
+    """To read names from."""
+    return model.make_network(1)
 
 
 @lru_cache(maxsize=64)

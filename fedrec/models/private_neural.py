@@ -264,7 +264,7 @@ class PrivateNeural(NeuralModel):
 
     def first_arrays(self, state: State, public: PublicInputs) -> State:
         """The network as its seed starts it, at noisy popularity."""
-        return self.base.arrays_at(covered_popularity(state))
+        return self.arrays_at(covered_popularity(state))
 
     def fit(self, state: State, public: PublicInputs) -> CoveredScorer:
         """The network over the covered items, popularity for the others."""

@@ -171,7 +171,7 @@ class PrivateSmallAe(PrivateNeural):
         weights = np.zeros((len(covered), self._size), np.float32)
         kept = np.maximum(values, 0)
         weights[:, :size] = vectors * np.sqrt(_SHARPNESS * kept / (kept + ridge))
-        return {**self.base.arrays_at(covered_popularity(state)), "tied.weight": weights}
+        return {**self.arrays_at(covered_popularity(state)), "tied.weight": weights}
 
     @property
     def _size(self) -> int:

@@ -81,7 +81,6 @@ class ShopperGradients:
         vectors: Tensor | None = None,
         engine: str = "closed-form",
         micro_batch: int = 256,
-        is_tried: bool = False,
     ) -> None:
         """Args:
             network: float64 where a guarantee is wanted; see `rounding_slack`.
@@ -90,7 +89,6 @@ class ShopperGradients:
             vectors: (num_shoppers, num_shopper_values); private vectors where the network has such.
             engine: a key of `ENGINES`.
             micro_batch: shoppers computed at once; bounds the memory and changes nothing else, up to rounding.
-            is_tried: the network passed one shopper alone before, with these very parameters.
 
         Raises:
             ConfigError: no such engine, or fewer than one shopper at once.
@@ -107,7 +105,7 @@ class ShopperGradients:
         self._network, self._histories, self._draws, self._vectors = network, histories, draws, vectors
         self._engine, self._micro_batch = ENGINES[engine], micro_batch
         self._only_part: PerShopper | None = None
-        if num_shoppers and not is_tried:
+        if num_shoppers:
             self._engine(network, self._batch(_longest(histories[:micro_batch])))  # refuses what one row gives away
 
     def norms(self) -> np.ndarray:

@@ -158,9 +158,7 @@ def seated(counts: np.ndarray, draws: Draws, seats: int | None = None) -> list[n
         places = words[members] % num_seats
         order = np.argsort(places, kind="stable")
         members, places = members[order], places[order]
-        layers = np.arange(len(members)) - np.searchsorted(
-            places, places
-        )  # how many of her class sit in her seat before
+        layers = np.arange(len(members)) - np.searchsorted(places, places)  # how many sit there before her
         rows = np.full((layers.max() + 1, num_seats), len(counts), np.int64)
         rows[layers, places] = members
         batches.extend(rows)

@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from ncf_files import RECIPES, Files, Recipe, figures, read_files, train
+from ncf_files import RECIPES, Files, Recipe, figures, read_files, start, train
 
 from fedrec.errors import DataError
 from fedrec.federation.run_record import RoundRecord
@@ -65,9 +65,7 @@ class Setting:
         """All shoppers in one place."""
         network = self.model.make_network(self.files.train.shape[1])
         assert isinstance(network, Ncf)
-        network.start_at(np.diff(self.files.train.tocsc().indptr) + 0.5)
-        vectors = torch.zeros(self.files.train.shape[0], network.num_shopper_values)
-        train(network, vectors, self.files, self.recipe, self.seed)
+        train(network, start(network, self.files), self.files, self.recipe, self.seed)
         return network
 
     def folded_in(self, network: Ncf) -> str:
@@ -110,9 +108,9 @@ def main() -> None:
     both = Setting(MODELS[name](settings), recipe, files, options.seed)
     for trained in [options.only] if options.only else ["federated", "pooled"]:
         is_federated = trained == "federated"
-        start = time.perf_counter()
+        began = time.perf_counter()
         network = both.federated(options.shops) if is_federated else both.pooled()
-        taken_s = time.perf_counter() - start
+        taken_s = time.perf_counter() - began
         line = {
             "model": name,
             "trained": trained,

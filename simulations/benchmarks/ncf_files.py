@@ -135,6 +135,12 @@ def intervals(scores: np.ndarray, files: Files) -> dict[str, str]:
     return written
 
 
+def start(network: Ncf, files: Files) -> torch.Tensor:
+    """Start the network at popularity, in place; the shoppers' first vectors, zeros."""
+    network.start_at(np.diff(files.train.tocsc().indptr) + 0.5)
+    return torch.zeros(files.train.shape[0], network.num_shopper_values)
+
+
 def train(network: Ncf, vectors: torch.Tensor, files: Files, recipe: Recipe, seed: int) -> torch.Tensor:
     """Train the network, in place, and the shoppers' vectors, which come back."""
     draws = Draws.seeded(f"ncf files/{seed}", shopper_digests(range(len(vectors))))
@@ -176,8 +182,7 @@ def main() -> None:
             )
         of_network = replace(recipe.settings, **changed).of_network()
         network = KINDS[name](files.train.shape[1], of_network, init_seed=options.seed)
-        network.start_at(np.diff(files.train.tocsc().indptr) + 0.5)
-        vectors = torch.zeros(files.train.shape[0], network.num_shopper_values)
+        vectors = start(network, files)
         if name == "pretrained":
             untrained = Mlp(network.num_items, of_network, init_seed=options.seed)
             gmf, of_gmf = trained["gmf"]  # checked when the options were read
@@ -187,10 +192,10 @@ def main() -> None:
             assert isinstance(mlp, Mlp)
             network.take_over(gmf, mlp, alpha=0.5 if "mlp" in trained else 1.0)
             vectors = torch.cat([of_gmf, of_mlp], dim=1)
-        start = time.perf_counter()
+        began = time.perf_counter()
         vectors = train(network, vectors, files, recipe, options.seed)
         trained[name] = network, vectors
-        taken_s = time.perf_counter() - start
+        taken_s = time.perf_counter() - began
         folded = "" if files.is_validation else figures(network, network.fold_in(files.train), files)
         line = {
             "model": name,
@@ -202,7 +207,7 @@ def main() -> None:
             "shared_values": sum(values.numel() for values in network.parameters()),
             "epochs": sum(epochs for epochs, _, _ in recipe.stages),
             "train_s": round(taken_s, 1),
-            "fold_in_s": round(time.perf_counter() - start - taken_s, 1),
+            "fold_in_s": round(time.perf_counter() - began - taken_s, 1),
         }
         print(json.dumps(line), flush=True)
 
