@@ -194,6 +194,7 @@ class EvaluationSection(_Section):
         ks: list lengths; 10 is always among them, since the comparison is on NDCG@10.
         columns: which columns of the comparison to compute; those under differential privacy need an epsilon.
         max_test_shoppers_per_shop: score a seeded sample where a shop has more; None = all.
+        max_curve_shoppers_per_shop: the same for the learning curve, which scores anew after each round.
         sampled_negatives: also the leave-one-out columns with 99 sampled negatives, for comparison with papers.
         bootstrap: resamples behind each interval.
     """
@@ -201,6 +202,7 @@ class EvaluationSection(_Section):
     ks: tuple[Annotated[int, Field(ge=1, le=50)], ...] = (10, 20, 50)
     columns: tuple[ColumnName, ...] = get_args(ColumnName)
     max_test_shoppers_per_shop: Annotated[int, Field(ge=1)] | None = None
+    max_curve_shoppers_per_shop: Annotated[int, Field(ge=1)] = 1000
     sampled_negatives: bool = False
     bootstrap: Annotated[int, Field(ge=100, le=100_000)] = 1000
 

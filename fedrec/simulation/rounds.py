@@ -131,10 +131,14 @@ def _measure(settings: SimulationSettings, world: World, model: Recommender) -> 
 
     **Guarantee:** none: both are figures on raw data, for the researcher.
     """
-    limit, seed = settings.evaluation.max_test_shoppers_per_shop, settings.seed
-    stages = {TEST: Stage.FINAL} | ({} if settings.federation.patience is None else {VALIDATION: Stage.CHOOSE})
+    most, seed = settings.evaluation.max_test_shoppers_per_shop, settings.seed
+    curve = settings.evaluation.max_curve_shoppers_per_shop
+    stages: dict[str, tuple[Stage, int | None]] = {TEST: (Stage.FINAL, curve if most is None else min(most, curve))}
+    if settings.federation.patience is not None:
+        stages[VALIDATION] = Stage.CHOOSE, most
     asked = {
-        name: [queries(shop, stage, limit=limit, seed=seed) for shop in world.shops] for name, stage in stages.items()
+        name: [queries(shop, stage, limit=limit, seed=seed) for shop in world.shops]
+        for name, (stage, limit) in stages.items()
     }
 
     def measure(state: State) -> dict[str, float | None]:

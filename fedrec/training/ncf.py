@@ -14,19 +14,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor, nn
-from torch.nn.functional import relu, softplus
-from torch.nn.utils import skip_init
+from torch.nn.functional import softplus
 
 from fedrec.errors import ConfigError
 from fedrec.privacy.draws import Draws
 from fedrec.training.network import Batch, Network, to_tensor
 from fedrec.training.pair_losses import LOSSES, PairLoss
+from fedrec.training.pair_parts import ItemSide, ProductPart, TowerPart, embedding, linear
 from fedrec.training.pairs import draw_pairs, own_draws, padded
 
 _CHUNK_VALUES = 1_000_000
@@ -50,12 +49,15 @@ class NcfSettings:
         is_expected: draw none: the binary loss that drawing would give on average, of all her items and all others.
             Many times as fast where a product alone is trained, and free of the draws' noise. Plain training only: it
             goes past the layers, so that no shopper's gradient can be bounded (`fedrec.training.dp_sgd` refuses).
+        expected_items: of a larger catalogue, so many that the mean over all others is estimated from; drawn anew in
+            each step, the same for all shoppers of a batch.
         max_pairs: of a shopper and step; of longer histories a part is drawn.
         loss_unit: what the sum over her pairs is divided by; public, the same for all.
         regularisation: of the shopper's vector and her pairs' item vectors, for each pair.
         prior_items: items whose pairs pull on her vector besides her own, so that of a short history little is made.
         init_sd: standard deviation of the item tables at the start.
-        fold_in_steps: of Adam, for a shopper's vector.
+        fold_in_steps: of Adam, for a shopper's vector, in training.
+        serving_steps: the same where she is recommended to; None = ``fold_in_steps``.
         fold_in_pairs: of a shopper and such a step.
         fold_in_rate: length of the first step; falls to 0.
     """
@@ -67,17 +69,20 @@ class NcfSettings:
     layers: int = 3
     negatives: int = 4
     is_expected: bool = False
+    expected_items: int = 4096
     max_pairs: int = 500
     loss_unit: float = 100.0
     regularisation: float = 0.0
     prior_items: float = 0.0
     init_sd: float = 0.1
     fold_in_steps: int = 30
+    serving_steps: int | None = None
     fold_in_pairs: int = 250
     fold_in_rate: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("factors", "tower_factors", "layers", "negatives", "fold_in_steps"):
+        counts = ("factors", "tower_factors", "layers", "negatives", "expected_items", "fold_in_steps", "serving_steps")
+        for name in counts:
             if getattr(self, name) is not None and not getattr(self, name) >= 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be at least 1")
         for name in ("max_pairs", "fold_in_pairs"):
@@ -98,83 +103,17 @@ class NcfSettings:
         return self.factors if self.tower_factors is None else self.tower_factors
 
 
-class ProductPart(nn.Module):
-    """The product of shopper and item vectors, value by value (GMF).
-
-    Attributes:
-        num_features: of those that the output layer weighs; a dot product has none.
-    """
-
-    def __init__(self, num_items: int, settings: NcfSettings, generator: torch.Generator) -> None:
-        super().__init__()
-        self.width = settings.factors
-        self.num_features = 0 if settings.is_dot_product else self.width
-        self.items = embedding(num_items, self.width)
-        nn.init.normal_(self.items.weight, std=settings.init_sd, generator=generator)
-
-    def of_items(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """What `forward` takes, and the item vectors' squared lengths, (num_shoppers, length)."""
-        items = self.items(ids)
-        return items, items.square().sum(2)
-
-    def forward(self, vectors: Tensor, items: Tensor) -> Tensor:
-        """Features, (num_shoppers, length, factors)."""
-        return vectors[:, None] * items
-
-    def of_all_items(self, vectors: Tensor, output: Tensor) -> Tensor:
-        """(num_shoppers, num_items): what the output's weights, (num_features,), make of the features."""
-        return (vectors * output if self.num_features else vectors) @ self.items.weight.T
-
-
-class TowerPart(nn.Module):
-    """A tower of layers over shopper and item vectors side by side (MLP)."""
-
-    def __init__(self, num_items: int, settings: NcfSettings, generator: torch.Generator) -> None:
-        super().__init__()
-        sizes = [settings.tower_width << layer for layer in reversed(range(settings.layers))]
-        self.width, self.num_features = sizes[0], sizes[-1]
-        self.items = embedding(num_items, self.width)
-        self.first_shopper = linear(self.width, sizes[0], has_bias=False)
-        self.first_item = linear(self.width, sizes[0])
-        rest = [linear(wide, narrow) for wide, narrow in pairwise(sizes)]
-        self.rest = nn.ModuleList(rest)
-        nn.init.normal_(self.items.weight, std=settings.init_sd, generator=generator)
-        for layer in (self.first_shopper, self.first_item):
-            fan = 2 * self.width + sizes[0]  # of the layer over both side by side
-            nn.init.uniform_(layer.weight, -math.sqrt(6 / fan), math.sqrt(6 / fan), generator=generator)
-        for after in rest:
-            nn.init.xavier_uniform_(after.weight, generator=generator)
-
-    def of_items(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """What `forward` takes, and the item vectors' squared lengths, (num_shoppers, length)."""
-        items = self.items(ids)
-        return self.first_item(items), items.square().sum(2)
-
-    def forward(self, vectors: Tensor, items: Tensor) -> Tensor:
-        """Features, (num_shoppers, length, num_features)."""
-        features = relu(self.first_shopper(vectors)[:, None] + items)
-        for layer in self.rest:
-            features = relu(layer(features))
-        return features
-
-    def of_all_items(self, vectors: Tensor, output: Tensor) -> Tensor:
-        """(num_shoppers, num_items): what the output's weights, (num_features,), make of the features."""
-        return self.forward(vectors, self.first_item(self.items.weight)) @ output
-
-
 @dataclass(frozen=True)
-class ItemSide:
-    """What some items for each shopper bring to their pairs, whoever she is.
+class BatchItems:
+    """The items that a batch's losses are made of.
 
     Attributes:
-        parts: of each part, (num_shoppers, length, width).
-        bias: (num_shoppers, length, 1).
-        squares: (num_shoppers, length); squared lengths of the item vectors.
+        of_pairs: each shopper's own, and others where such are drawn; None = all of hers are among ``same``.
+        same: those that the mean over all items is estimated from; None = others are drawn instead.
     """
 
-    parts: tuple[Tensor, ...]
-    bias: Tensor
-    squares: Tensor
+    of_pairs: ItemSide | None
+    same: ItemSide | None
 
 
 class Ncf(Network):
@@ -218,14 +157,16 @@ class Ncf(Network):
 
     def forward(self, batch: Batch) -> Tensor:
         """(num_shoppers,): the sum over a shopper's pairs, over `NcfSettings.loss_unit`."""
-        return self._losses(batch, self._drawn_items(batch))
+        return self._losses(batch, self._items_of(batch))
 
-    def _losses(self, batch: Batch, items: ItemSide | None) -> Tensor:
-        if items is None:
-            return self._expected(batch) / self.settings.loss_unit
-        losses = LOSSES[self.settings.loss](self._scores_of(batch["vectors"], items), batch)
+    def _losses(self, batch: Batch, items: BatchItems) -> Tensor:
+        pairs = items.of_pairs
+        if items.same is not None:
+            return self._expected(batch, items.same, pairs) / self.settings.loss_unit
+        assert pairs is not None
+        losses = LOSSES[self.settings.loss](self._scores_of(batch["vectors"], pairs), batch)
         if self.settings.regularisation:
-            lengths = (items.squares * batch["is_pair"]).sum(1) + self._pulls(batch["is_pair"].sum(1), batch["vectors"])
+            lengths = (pairs.squares * batch["is_pair"]).sum(1) + self._pulls(batch["is_pair"].sum(1), batch["vectors"])
             losses = losses + self.settings.regularisation * lengths
         return losses / self.settings.loss_unit
 
@@ -233,12 +174,18 @@ class Ncf(Network):
         """(num_shoppers, length): scores of some items for each."""
         return self._scores_of(vectors, self._of_items(ids))
 
-    def _drawn_items(self, batch: Batch) -> ItemSide | None:
-        return None if self.settings.is_expected else self._of_items(batch["ids"])
+    def _items_of(self, batch: Batch) -> BatchItems:
+        if not self.settings.is_expected:
+            return BatchItems(self._of_items(batch["ids"]), None)
+        if "same" not in batch:
+            return BatchItems(None, self._of_items(None))
+        hers = batch["ids"][batch["is_pair"] > 0]  # one after the other: padding costs as much as pairs
+        return BatchItems(self._of_items(hers[:, None]), self._of_items(batch["same"][0]))
 
-    def _of_items(self, ids: Tensor) -> ItemSide:
+    def _of_items(self, ids: Tensor | None) -> ItemSide:
         parts, squares = zip(*(part.of_items(ids) for part in self.typed_parts), strict=True)
-        return ItemSide(parts, self.item_bias(ids), torch.stack(squares).sum(0))
+        bias = self.item_bias.weight if ids is None else self.item_bias(ids)
+        return ItemSide(parts, bias.squeeze(-1), torch.stack(squares).sum(0))
 
     def _scores_of(self, vectors: Tensor, items: ItemSide) -> Tensor:
         weighed, added = [], vectors.new_zeros(*items.squares.shape)
@@ -250,7 +197,7 @@ class Ncf(Network):
             else:
                 added = features.sum(2)
         together = torch.cat(weighed or [torch.zeros_like(added)[:, :, None]], dim=2)
-        return (self.output(together) + items.bias).squeeze(2) + added
+        return self.output(together).squeeze(2) + items.bias + added
 
     @torch.no_grad()
     def scores(self, histories: sparse.csr_matrix, vectors: Tensor | None = None) -> Tensor:
@@ -258,7 +205,8 @@ class Ncf(Network):
         if vectors is None:
             vectors = self.fold_in(histories)
         chunks = vectors.to(self.device, self.floating).split(max(1, _CHUNK_VALUES // self._values_a_row))
-        return torch.cat([self._of_all_items(chunk) for chunk in chunks])
+        items = self._of_items(None)
+        return torch.cat([self._of_same_items(chunk, items) for chunk in chunks])
 
     def fold_in(self, histories: sparse.csr_matrix, draws: Draws | None = None) -> Tensor:
         """(num_shoppers, num_shopper_values): vectors that make each shopper's own loss small.
@@ -267,35 +215,41 @@ class Ncf(Network):
 
         Args:
             histories: CSR, (num_shoppers, num_items); entries > 0 where bought.
-            draws: of these shoppers; None = what a history itself stands for, so that the same history is always the
-                same vector.
+            draws: of these shoppers, for training; None = what a history itself stands for, so that the same history is
+                always the same vector: for recommending, in `NcfSettings.serving_steps`.
         Guarantee: a row depends on the shared parameters, the shopper's own history and draws alone.
         Source: Singhal et al. 2021, arXiv:2102.03448, Algorithm 1 (reconstruction), with Adam.
         """
-        values = self._values_a_row if self.settings.is_expected else self.settings.fold_in_pairs * max(self.widths)
+        values = self.settings.fold_in_pairs * max(self.widths)
+        if self.settings.is_expected:
+            values = min(self._values_a_row, self.settings.expected_items * self._widest)
         rows = max(1, _CHUNK_VALUES // values)
         found = []
         for start in range(0, histories.shape[0], rows):
             places = np.arange(start, min(start + rows, histories.shape[0]))
             some = histories[places]
-            found.append(self._fold_in_some(some, own_draws(some, "fold-in") if draws is None else draws.take(places)))
+            if draws is None:
+                steps = self.settings.serving_steps or self.settings.fold_in_steps
+                found.append(self._fold_in_some(some, own_draws(some, "fold-in"), steps))
+            else:
+                found.append(self._fold_in_some(some, draws.take(places), self.settings.fold_in_steps))
         empty = torch.zeros(0, self.num_shopper_values, dtype=self.floating, device=self.device)
         return torch.cat([empty, *found])
 
-    def _fold_in_some(self, histories: sparse.csr_matrix, draws: Draws) -> Tensor:
+    def _fold_in_some(self, histories: sparse.csr_matrix, draws: Draws, num_steps: int) -> Tensor:
         settings = self.settings
         shape = histories.shape[0], self.num_shopper_values
         vectors = torch.zeros(shape, dtype=self.floating, device=self.device, requires_grad=True)
         first, second = torch.zeros_like(vectors), torch.zeros_like(vectors)
-        batch, items = Batch(), None
-        for step in range(settings.fold_in_steps):
+        batch, items = Batch(), BatchItems(None, None)
+        for step in range(num_steps):
             if step % _STEPS_A_DRAW == 0:
                 batch = self._batch(histories, draws.of(f"fold-in {step}"), vectors, settings.fold_in_pairs)
                 with torch.no_grad():
-                    items = self._drawn_items(batch)  # which fold-in leaves as they are
+                    items = self._items_of(batch)  # which fold-in leaves as they are
             with torch.enable_grad():
                 (slope,) = torch.autograd.grad(self._losses({**batch, "vectors": vectors}, items).sum(), vectors)
-            rate = settings.fold_in_rate * (1 - step / settings.fold_in_steps)
+            rate = settings.fold_in_rate * (1 - step / num_steps)
             with torch.no_grad():
                 first.lerp_(slope, 1 - _FADING[0])
                 second.lerp_(slope.square(), 1 - _FADING[1])
@@ -330,7 +284,10 @@ class Ncf(Network):
         if self.settings.is_expected:
             ids, sizes = padded(histories)
             often = np.minimum(1, self.settings.negatives * sizes / np.maximum(self.num_items - sizes, 1))
+            same = self._same_for_all(draws)
+            some = {} if same is None else {"same": same.expand(len(sizes), -1)}
             return {
+                **some,
                 "vectors": vectors.to(self.device, self.floating),
                 "ids": torch.from_numpy(ids).to(self.device),
                 "is_pair": to_tensor(np.arange(ids.shape[1]) < sizes[:, None], self),
@@ -370,19 +327,35 @@ class Ncf(Network):
         is_open_share = self.popularity.sum() - bought @ self.popularity
         return np.log(np.maximum(is_open_share, 1e-300))[:, None] - np.log(self.popularity)[ids]
 
-    def _expected(self, batch: Batch) -> Tensor:
+    def _same_for_all(self, draws: Draws | None) -> Tensor | None:
+        """(expected_items,): items that stand for all of them, of no shopper's choosing; None = all are taken."""
+        size = self.settings.expected_items
+        if self.num_items <= size:
+            return None
+        nobody = np.zeros((1, 16), np.uint8)
+        public = Draws.seeded("items for all", nobody) if draws is None else Draws(draws.key, nobody)
+        words = public.of(f"items for all, {self.progress}").words(self.num_items)[0]
+        return torch.from_numpy(np.argpartition(words, size)[:size]).to(self.device)
+
+    def _expected(self, batch: Batch, same: ItemSide, pairs: ItemSide | None) -> Tensor:
         """(num_shoppers,): the mean of the binary loss over draws, as if every item were drawn ``often`` times."""
-        scores = self._of_all_items(batch["vectors"])
-        ids, is_own, often = batch["ids"], batch["is_pair"], batch["often"]
-        hers = scores.gather(1, ids)
-        losses = often * softplus(scores).sum(1) + (((1 - often[:, None]) * softplus(hers) - hers) * is_own).sum(1)
+        vectors, ids, is_own, often = batch["vectors"], batch["ids"], batch["is_pair"], batch["often"]
+        scores = self._of_same_items(vectors, same)
+        if pairs is None:
+            hers, squares = scores.gather(1, ids), same.squares[ids]
+        else:
+            places = is_own.nonzero(as_tuple=True)
+            found = self._scores_of(vectors.index_select(0, places[0]), pairs)
+            hers, squares = (torch.zeros_like(is_own).index_put(places, one[:, 0]) for one in (found, pairs.squares))
+        stands_for = self.num_items / max(scores.shape[1], 1)
+        losses = often * stands_for * softplus(scores).sum(1)
+        losses = losses + (((1 - often[:, None]) * softplus(hers) - hers) * is_own).sum(1)
         if self.settings.regularisation:
-            squares = torch.stack([part.items.weight.square().sum(1) for part in self.typed_parts]).sum(0)
             num_pairs = often * self.num_items + (1 - often) * is_own.sum(1)
             lengths = (
-                self._pulls(num_pairs, batch["vectors"])
-                + often * squares.sum()
-                + (1 - often) * (squares[ids] * is_own).sum(1)
+                self._pulls(num_pairs, vectors)
+                + often * stands_for * same.squares.sum()
+                + (1 - often) * (squares * is_own).sum(1)
             )
             losses = losses + self.settings.regularisation * lengths
         return losses
@@ -395,15 +368,18 @@ class Ncf(Network):
     @property
     def _values_a_row(self) -> int:
         """Of the largest tensor that all items of one shopper take."""
-        widest = max(part.width if isinstance(part, TowerPart) else 1 for part in self.typed_parts)
-        return max(1, self.num_items * widest)
+        return max(1, self.num_items * self._widest)
 
-    def _of_all_items(self, vectors: Tensor) -> Tensor:
+    @property
+    def _widest(self) -> int:
+        return max(part.width if isinstance(part, TowerPart) else 1 for part in self.typed_parts)
+
+    def _of_same_items(self, vectors: Tensor, items: ItemSide) -> Tensor:
         sizes = [part.num_features for part in self.typed_parts]
         weights = self.output.weight[0, : sum(sizes)].split(sizes)
-        split = zip(self.typed_parts, vectors.split(self.widths, dim=1), weights, strict=True)
-        first, *rest = [part.of_all_items(own, weight) for part, own, weight in split]
-        return sum(rest, first) + self.item_bias.weight[:, 0] + self.output.bias
+        split = zip(self.typed_parts, vectors.split(self.widths, dim=1), items.parts, weights, strict=True)
+        first, *rest = [part.of_same_items(own, side, weight) for part, own, side, weight in split]
+        return sum(rest, first) + items.bias + self.output.bias
 
 
 class Gmf(Ncf):
@@ -456,16 +432,3 @@ class NeuMf(Ncf):
         self.output.weight.copy_(torch.cat(weights, dim=1))
         self.output.bias.copy_(alpha * gmf.output.bias + (1 - alpha) * mlp.output.bias)
         self.item_bias.weight.copy_(alpha * gmf.item_bias.weight + (1 - alpha) * mlp.item_bias.weight)
-
-
-def linear(wide: int, narrow: int, *, has_bias: bool = True) -> nn.Linear:
-    """A layer whose weight is yet to be drawn (never from the global generator), its bias 0."""
-    layer = skip_init(nn.Linear, wide, narrow, bias=has_bias)
-    if has_bias:
-        nn.init.zeros_(layer.bias)
-    return layer
-
-
-def embedding(rows: int, width: int) -> nn.Embedding:
-    """A table that is yet to be drawn."""
-    return skip_init(nn.Embedding, rows, width)

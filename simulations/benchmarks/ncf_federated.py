@@ -4,7 +4,7 @@ Run: python simulations/benchmarks/ncf_federated.py [--model neumf|gmf|mlp] [--s
 The 6,040 shoppers fall at random into shops of equal size. Federated: rounds through Flower's apps in this process; in
 each a shop folds its shoppers' vectors in from the shared arrays, trains and sends its change. Pooled: the same network
 over all shoppers as ncf_files.py trains it, with its epochs and rates. Both are ranked by vectors folded in at test
-time, in twice the steps of a round. No privacy. Settings were chosen with --validation, as in ncf_files.py; there the
+time as the models serve. No privacy. Settings were chosen with --validation, as in ncf_files.py; there the
 figures of every fourth round are shown.
 """
 
@@ -70,7 +70,6 @@ class Setting:
 
     def folded_in(self, network: Ncf) -> str:
         """HR and NDCG at 10 of vectors from the histories and the shared arrays."""
-        network.settings = replace(network.settings, fold_in_steps=2 * self.model.settings.fold_in_steps)
         return figures(network, network.fold_in(self.files.train), self.files)
 
     def _show(self, record: RoundRecord, state: State) -> None:
@@ -103,7 +102,7 @@ def main() -> None:
     name = "gmf" if options.quick else options.model
     settings, recipe = replace(MODELS[name]().settings, init_seed=options.seed, **changed), RECIPES[name]
     if options.quick:
-        settings = replace(settings, rounds=1, local_epochs=1, fold_in_steps=3)
+        settings = replace(settings, rounds=1, local_epochs=1, fold_in_steps=3, serving_steps=3)
         recipe = replace(recipe, stages=((1, *recipe.stages[0][1:]),))
     both = Setting(MODELS[name](settings), recipe, files, options.seed)
     for trained in [options.only] if options.only else ["federated", "pooled"]:

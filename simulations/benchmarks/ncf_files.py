@@ -47,12 +47,12 @@ class Recipe:
     Attributes:
         stages: epochs, rate of Adam on the shared parameters, and on the shoppers' vectors, one stage after the other.
         batch: shoppers in a step.
-        settings: of its network: the models' defaults, but for longer folding in, in shorter steps.
+        settings: of its network: the models' defaults, but for folding in in shorter steps.
     """
 
     stages: tuple[tuple[int, float, float], ...]
     batch: int = 32
-    settings: NcfSettings = field(default_factory=lambda: NcfSettings(fold_in_steps=30, fold_in_rate=0.05))
+    settings: NcfSettings = field(default_factory=lambda: NcfSettings(fold_in_rate=0.05))
 
 
 LONG = (20, 0.01, 0.15), (12, 0.003, 0.05), (8, 0.001, 0.015)
@@ -60,7 +60,7 @@ RECIPES = {
     "gmf": Recipe(LONG, batch=64),
     "mlp": Recipe(
         ((18, 0.01, 0.1), (6, 0.003, 0.03)),
-        settings=MlpSettings(fold_in_steps=30, fold_in_rate=0.05, negatives=16, regularisation=0.002),
+        settings=MlpSettings(fold_in_rate=0.05, negatives=16, regularisation=0.002),
     ),
     "neumf": Recipe(LONG, batch=64),
     "pretrained": Recipe(((4, 0.003, 0.015), (2, 0.001, 0.005))),
@@ -178,7 +178,7 @@ def main() -> None:
         recipe = RECIPES[name]
         if options.quick:
             recipe = replace(
-                recipe, stages=((1, *recipe.stages[0][1:]),), settings=replace(recipe.settings, fold_in_steps=5)
+                recipe, stages=((1, *recipe.stages[0][1:]),), settings=replace(recipe.settings, serving_steps=5)
             )
         of_network = replace(recipe.settings, **changed).of_network()
         network = KINDS[name](files.train.shape[1], of_network, init_seed=options.seed)

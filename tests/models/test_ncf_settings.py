@@ -26,6 +26,18 @@ def test_the_tower_s_width_and_expected_draws_reach_the_network():
     assert not same.settings.is_expected
 
 
+def test_a_shopper_is_recommended_to_by_a_vector_of_more_steps_than_training_takes():
+    histories = sparse.csr_matrix((np.random.default_rng(2).random((6, 12)) < 0.4).astype(np.float32))
+    draws = Draws.seeded("some", shopper_digests(range(6)))
+    few, many, long = (
+        Gmf(NcfSettings(factors=3, fold_in_steps=steps, serving_steps=serving)).make_network(12)
+        for steps, serving in ((3, 3), (3, 9), (9, 9))
+    )
+    assert few.fold_in(histories, draws).equal(many.fold_in(histories, draws))
+    assert many.fold_in(histories).equal(long.fold_in(histories))
+    assert not few.fold_in(histories).equal(many.fold_in(histories))
+
+
 def test_the_vectors_rate_reaches_the_training():
     assert NeuMf(NcfSettings(vector_learning_rate=0.2)).fit_settings(5).vector_learning_rate == 0.2
 
@@ -48,7 +60,14 @@ def test_training_alone_folds_vectors_in_anew_with_every_round():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"tower_factors": -1}, {"fold_in_rate": 0}, {"is_expected": True, "loss": "softmax"}]
+    "wrong",
+    [
+        {"tower_factors": -1},
+        {"fold_in_rate": 0},
+        {"expected_items": 0},
+        {"serving_steps": 0},
+        {"is_expected": True, "loss": "softmax"},
+    ],
 )
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):

@@ -125,7 +125,7 @@ def _plain_record(num_shops: int, seed: int, untested: int, name: str) -> dict[s
             "seed": 0,
             "data": {"source": "synthetic", "events": None, "columns": {}, "synthetic": {"num_shops": num_shops}},
             "model": {"name": "ease", "settings": {"regularisation": 100.0}, "tune": True},
-            "evaluation": {"ks": [10, 20, 50]},
+            "evaluation": {"ks": [10, 20, 50], "max_curve_shoppers_per_shop": 1000},
         },
         "data": {
             "source": "synthetic",

@@ -150,6 +150,27 @@ def test_rounds_that_finished_before_an_interrupt_are_not_run_again(tmp_path):
     assert resumed.record.scores == whole.record.scores
 
 
+def test_the_curve_alone_is_measured_on_a_part_of_the_shoppers(tmp_path):
+    few = 4
+    model = {"name": "ials", "tune": False, "settings": {"factors": 4, "sweeps": 2}}
+    whole, part, least = (
+        fedrec.simulate(
+            with_changes(model=model, evaluation={"columns": ["federated"], **changes}), out=tmp_path / name
+        ).record
+        for name, changes in {
+            "whole": {},
+            "part": {"max_curve_shoppers_per_shop": few},
+            "least": {"max_test_shoppers_per_shop": few},
+        }.items()
+    )
+    ends = {id(record): record.learning_curve[-1]["ndcg@10"] for record in (whole, part, least)}
+    of_all = whole.scores["federated"]["macro"]["ndcg@10"]["mean"]
+    assert ends[id(whole)] == pytest.approx(of_all)
+    assert part.scores == whole.scores
+    assert ends[id(part)] == ends[id(least)] == pytest.approx(least.scores["federated"]["macro"]["ndcg@10"]["mean"])
+    assert ends[id(part)] != pytest.approx(of_all)
+
+
 def test_too_few_answers_end_the_run_and_keep_finished_rounds(tmp_path):
     settings = with_changes(federation={"min_shops": 3, "faults": {"drop": 1.0}}, model={"tune": False})
     with pytest.raises(TooFewShops, match="0 of 3"):

@@ -16,9 +16,10 @@ from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.training.autoencoders import MultDae, MultVae
 from fedrec.training.dp_sgd import ShopperGradients
 from fedrec.training.layer_rules import Lookups
-from fedrec.training.ncf import Gmf, Mlp, NcfSettings, NeuMf, TowerPart
+from fedrec.training.ncf import Gmf, Mlp, NcfSettings, NeuMf
 from fedrec.training.network import Network, dense
 from fedrec.training.network_check import check_seats
+from fedrec.training.pair_parts import TowerPart
 from fedrec.training.pairs import size_classes
 from fedrec.training.seats import SeatedGradients, seated
 from fedrec.training.small_autoencoder import SmallAutoencoder
