@@ -54,12 +54,11 @@ class NcfSettings(NeuralSettings):
         negatives: drawn for each of a shopper's items; >= 1.
         is_expected: train on the binary loss that drawing would give on average, without draws. Without privacy only:
             the network of a private run draws.
-        expected_items: of a larger catalogue, so many items that this average is estimated from in each step; >= 1.
         regularisation: L2 pull on the vectors of each pair; >= 0.
         prior_items: items whose pairs pull on a shopper's vector besides her own, so that of a short history little is
             made; >= 0.
         fold_in_steps: of Adam, for a shopper's vector, in training; >= 1.
-        serving_steps: the same where she is recommended to; >= 1.
+        serving_steps: the same where she is recommended to; >= 0. 0 = twice ``fold_in_steps``.
         fold_in_rate: length of the first of them, falling to 0; > 0. Short steps, and few, leave vectors where they
             are shorter than training left them; a federation then moves the shared arrays to suit that.
     """
@@ -71,11 +70,10 @@ class NcfSettings(NeuralSettings):
     layers: int = 1
     negatives: int = 8
     is_expected: bool = True
-    expected_items: int = 4096
     regularisation: float = 0.0035
     prior_items: float = 10.0
     fold_in_steps: int = 15
-    serving_steps: int = 30
+    serving_steps: int = 0
     fold_in_rate: float = 0.3
     rounds: int = 8
     local_epochs: int = 2
@@ -90,13 +88,14 @@ class NcfSettings(NeuralSettings):
         super().__post_init__()
         if self.loss not in _LOSSES:
             raise ConfigError(f"loss = {self.loss!r}: give one of {', '.join(_LOSSES)}")
-        for name in ("factors", "layers", "negatives", "expected_items", "fold_in_steps", "serving_steps"):
+        for name in ("factors", "layers", "negatives", "fold_in_steps"):
             if not getattr(self, name) >= 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give a whole number of at least 1")
         if not 0 < self.fold_in_rate < math.inf:
             raise ConfigError(f"fold_in_rate = {self.fold_in_rate}: give a finite number above 0")
-        if not self.tower_factors >= 0:
-            raise ConfigError(f"tower_factors = {self.tower_factors}: give a whole number of at least 0")
+        for name in ("tower_factors", "serving_steps"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} = {getattr(self, name)}: give a whole number of at least 0")
         if self.is_expected and self.loss != "binary":
             raise ConfigError(f"is_expected with loss = {self.loss!r}: only the binary loss has that mean, give binary")
 
@@ -113,11 +112,10 @@ class NcfSettings(NeuralSettings):
             layers=self.layers,
             negatives=self.negatives,
             is_expected=self.is_expected,
-            expected_items=self.expected_items,
             regularisation=self.regularisation,
             prior_items=self.prior_items,
             fold_in_steps=self.fold_in_steps,
-            serving_steps=self.serving_steps,
+            serving_steps=self.serving_steps or 2 * self.fold_in_steps,
             fold_in_rate=self.fold_in_rate,
         )
 

@@ -314,10 +314,11 @@ def _learning_curve(record: Record) -> Picture | None:
             f"NDCG@10 is {summary.score(values[0])} after round {rounds[0]}, {summary.score(values[-1])} after round "
             f"{rounds[-1]}, at most {summary.score(values[best])} after round {rounds[best]}."
         )
-        most = record["config"]["evaluation"]["max_curve_shoppers_per_shop"]
-        on = f"on at most {most:,} test shoppers of a shop"
+        evaluation = record["config"]["evaluation"]
+        limits = [evaluation.get(f"max_{of}_shoppers_per_shop") for of in ("test", "curve")]
+        on = f", on at most {min(filter(None, limits)):,} test shoppers of a shop" if any(limits) else ""
         text = (
-            f"The shared model after each round, {on}; dashed: what shops reach alone, and all data in one place.{text}"
+            f"The shared model after each round{on}; dashed: what shops reach alone, and all data in one place.{text}"
         )
         return Picture("curve", "Learning curve", text, inline_svg(figure, "curve", alt, _VARIABLES))
 

@@ -49,8 +49,6 @@ class NcfSettings:
         is_expected: draw none: the binary loss that drawing would give on average, of all her items and all others.
             Many times as fast where a product alone is trained, and free of the draws' noise. Plain training only: it
             goes past the layers, so that no shopper's gradient can be bounded (`fedrec.training.dp_sgd` refuses).
-        expected_items: of a larger catalogue, so many that the mean over all others is estimated from; drawn anew in
-            each step, the same for all shoppers of a batch.
         max_pairs: of a shopper and step; of longer histories a part is drawn.
         loss_unit: what the sum over her pairs is divided by; public, the same for all.
         regularisation: of the shopper's vector and her pairs' item vectors, for each pair.
@@ -69,7 +67,6 @@ class NcfSettings:
     layers: int = 3
     negatives: int = 4
     is_expected: bool = False
-    expected_items: int = 4096
     max_pairs: int = 500
     loss_unit: float = 100.0
     regularisation: float = 0.0
@@ -81,8 +78,7 @@ class NcfSettings:
     fold_in_rate: float = 0.05
 
     def __post_init__(self) -> None:
-        counts = ("factors", "tower_factors", "layers", "negatives", "expected_items", "fold_in_steps", "serving_steps")
-        for name in counts:
+        for name in ("factors", "tower_factors", "layers", "negatives", "fold_in_steps", "serving_steps"):
             if getattr(self, name) is not None and not getattr(self, name) >= 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be at least 1")
         for name in ("max_pairs", "fold_in_pairs"):
@@ -101,19 +97,6 @@ class NcfSettings:
     def tower_width(self) -> int:
         """Of the tower's last layer."""
         return self.factors if self.tower_factors is None else self.tower_factors
-
-
-@dataclass(frozen=True)
-class BatchItems:
-    """The items that a batch's losses are made of.
-
-    Attributes:
-        of_pairs: each shopper's own, and others where such are drawn; None = all of hers are among ``same``.
-        same: those that the mean over all items is estimated from; None = others are drawn instead.
-    """
-
-    of_pairs: ItemSide | None
-    same: ItemSide | None
 
 
 class Ncf(Network):
@@ -159,14 +142,12 @@ class Ncf(Network):
         """(num_shoppers,): the sum over a shopper's pairs, over `NcfSettings.loss_unit`."""
         return self._losses(batch, self._items_of(batch))
 
-    def _losses(self, batch: Batch, items: BatchItems) -> Tensor:
-        pairs = items.of_pairs
-        if items.same is not None:
-            return self._expected(batch, items.same, pairs) / self.settings.loss_unit
-        assert pairs is not None
-        losses = LOSSES[self.settings.loss](self._scores_of(batch["vectors"], pairs), batch)
+    def _losses(self, batch: Batch, items: ItemSide) -> Tensor:
+        if self.settings.is_expected:
+            return self._expected(batch, items) / self.settings.loss_unit
+        losses = LOSSES[self.settings.loss](self._scores_of(batch["vectors"], items), batch)
         if self.settings.regularisation:
-            lengths = (pairs.squares * batch["is_pair"]).sum(1) + self._pulls(batch["is_pair"].sum(1), batch["vectors"])
+            lengths = (items.squares * batch["is_pair"]).sum(1) + self._pulls(batch["is_pair"].sum(1), batch["vectors"])
             losses = losses + self.settings.regularisation * lengths
         return losses / self.settings.loss_unit
 
@@ -174,13 +155,8 @@ class Ncf(Network):
         """(num_shoppers, length): scores of some items for each."""
         return self._scores_of(vectors, self._of_items(ids))
 
-    def _items_of(self, batch: Batch) -> BatchItems:
-        if not self.settings.is_expected:
-            return BatchItems(self._of_items(batch["ids"]), None)
-        if "same" not in batch:
-            return BatchItems(None, self._of_items(None))
-        hers = batch["ids"][batch["is_pair"] > 0]  # one after the other: padding costs as much as pairs
-        return BatchItems(self._of_items(hers[:, None]), self._of_items(batch["same"][0]))
+    def _items_of(self, batch: Batch) -> ItemSide:
+        return self._of_items(None if self.settings.is_expected else batch["ids"])
 
     def _of_items(self, ids: Tensor | None) -> ItemSide:
         parts, squares = zip(*(part.of_items(ids) for part in self.typed_parts), strict=True)
@@ -206,7 +182,7 @@ class Ncf(Network):
             vectors = self.fold_in(histories)
         chunks = vectors.to(self.device, self.floating).split(max(1, _CHUNK_VALUES // self._values_a_row))
         items = self._of_items(None)
-        return torch.cat([self._of_same_items(chunk, items) for chunk in chunks])
+        return torch.cat([self._of_all_items(chunk, items) for chunk in chunks])
 
     def fold_in(self, histories: sparse.csr_matrix, draws: Draws | None = None) -> Tensor:
         """(num_shoppers, num_shopper_values): vectors that make each shopper's own loss small.
@@ -220,9 +196,7 @@ class Ncf(Network):
         Guarantee: a row depends on the shared parameters, the shopper's own history and draws alone.
         Source: Singhal et al. 2021, arXiv:2102.03448, Algorithm 1 (reconstruction), with Adam.
         """
-        values = self.settings.fold_in_pairs * max(self.widths)
-        if self.settings.is_expected:
-            values = min(self._values_a_row, self.settings.expected_items * self._widest)
+        values = self._values_a_row if self.settings.is_expected else self.settings.fold_in_pairs * max(self.widths)
         rows = max(1, _CHUNK_VALUES // values)
         found = []
         for start in range(0, histories.shape[0], rows):
@@ -239,14 +213,19 @@ class Ncf(Network):
     def _fold_in_some(self, histories: sparse.csr_matrix, draws: Draws, num_steps: int) -> Tensor:
         settings = self.settings
         shape = histories.shape[0], self.num_shopper_values
+
+        @torch.no_grad()
+        def drawn(step: int) -> tuple[Batch, ItemSide]:
+            """What a step and some after it take; fold-in leaves the items as they are."""
+            batch = self._batch(histories, draws.of(f"fold-in {step}"), vectors, settings.fold_in_pairs)
+            return batch, self._items_of(batch)
+
         vectors = torch.zeros(shape, dtype=self.floating, device=self.device, requires_grad=True)
         first, second = torch.zeros_like(vectors), torch.zeros_like(vectors)
-        batch, items = Batch(), BatchItems(None, None)
+        batch, items = drawn(0)
         for step in range(num_steps):
-            if step % _STEPS_A_DRAW == 0:
-                batch = self._batch(histories, draws.of(f"fold-in {step}"), vectors, settings.fold_in_pairs)
-                with torch.no_grad():
-                    items = self._items_of(batch)  # which fold-in leaves as they are
+            if step and step % _STEPS_A_DRAW == 0:
+                batch, items = drawn(step)
             with torch.enable_grad():
                 (slope,) = torch.autograd.grad(self._losses({**batch, "vectors": vectors}, items).sum(), vectors)
             rate = settings.fold_in_rate * (1 - step / num_steps)
@@ -284,10 +263,7 @@ class Ncf(Network):
         if self.settings.is_expected:
             ids, sizes = padded(histories)
             often = np.minimum(1, self.settings.negatives * sizes / np.maximum(self.num_items - sizes, 1))
-            same = self._same_for_all(draws)
-            some = {} if same is None else {"same": same.expand(len(sizes), -1)}
             return {
-                **some,
                 "vectors": vectors.to(self.device, self.floating),
                 "ids": torch.from_numpy(ids).to(self.device),
                 "is_pair": to_tensor(np.arange(ids.shape[1]) < sizes[:, None], self),
@@ -327,35 +303,18 @@ class Ncf(Network):
         is_open_share = self.popularity.sum() - bought @ self.popularity
         return np.log(np.maximum(is_open_share, 1e-300))[:, None] - np.log(self.popularity)[ids]
 
-    def _same_for_all(self, draws: Draws | None) -> Tensor | None:
-        """(expected_items,): items that stand for all of them, of no shopper's choosing; None = all are taken."""
-        size = self.settings.expected_items
-        if self.num_items <= size:
-            return None
-        nobody = np.zeros((1, 16), np.uint8)
-        public = Draws.seeded("items for all", nobody) if draws is None else Draws(draws.key, nobody)
-        words = public.of(f"items for all, {self.progress}").words(self.num_items)[0]
-        return torch.from_numpy(np.argpartition(words, size)[:size]).to(self.device)
-
-    def _expected(self, batch: Batch, same: ItemSide, pairs: ItemSide | None) -> Tensor:
+    def _expected(self, batch: Batch, items: ItemSide) -> Tensor:
         """(num_shoppers,): the mean of the binary loss over draws, as if every item were drawn ``often`` times."""
-        vectors, ids, is_own, often = batch["vectors"], batch["ids"], batch["is_pair"], batch["often"]
-        scores = self._of_same_items(vectors, same)
-        if pairs is None:
-            hers, squares = scores.gather(1, ids), same.squares[ids]
-        else:
-            places = is_own.nonzero(as_tuple=True)
-            found = self._scores_of(vectors.index_select(0, places[0]), pairs)
-            hers, squares = (torch.zeros_like(is_own).index_put(places, one[:, 0]) for one in (found, pairs.squares))
-        stands_for = self.num_items / max(scores.shape[1], 1)
-        losses = often * stands_for * softplus(scores).sum(1)
-        losses = losses + (((1 - often[:, None]) * softplus(hers) - hers) * is_own).sum(1)
+        scores = self._of_all_items(batch["vectors"], items)
+        ids, is_own, often = batch["ids"], batch["is_pair"], batch["often"]
+        hers = scores.gather(1, ids)
+        losses = often * softplus(scores).sum(1) + (((1 - often[:, None]) * softplus(hers) - hers) * is_own).sum(1)
         if self.settings.regularisation:
             num_pairs = often * self.num_items + (1 - often) * is_own.sum(1)
             lengths = (
-                self._pulls(num_pairs, vectors)
-                + often * stands_for * same.squares.sum()
-                + (1 - often) * (squares * is_own).sum(1)
+                self._pulls(num_pairs, batch["vectors"])
+                + often * items.squares.sum()
+                + (1 - often) * (items.squares[ids] * is_own).sum(1)
             )
             losses = losses + self.settings.regularisation * lengths
         return losses
@@ -368,17 +327,14 @@ class Ncf(Network):
     @property
     def _values_a_row(self) -> int:
         """Of the largest tensor that all items of one shopper take."""
-        return max(1, self.num_items * self._widest)
+        widest = max(part.width if isinstance(part, TowerPart) else 1 for part in self.typed_parts)
+        return max(1, self.num_items * widest)
 
-    @property
-    def _widest(self) -> int:
-        return max(part.width if isinstance(part, TowerPart) else 1 for part in self.typed_parts)
-
-    def _of_same_items(self, vectors: Tensor, items: ItemSide) -> Tensor:
+    def _of_all_items(self, vectors: Tensor, items: ItemSide) -> Tensor:
         sizes = [part.num_features for part in self.typed_parts]
         weights = self.output.weight[0, : sum(sizes)].split(sizes)
         split = zip(self.typed_parts, vectors.split(self.widths, dim=1), items.parts, weights, strict=True)
-        first, *rest = [part.of_same_items(own, side, weight) for part, own, side, weight in split]
+        first, *rest = [part.of_all_items(own, side, weight) for part, own, side, weight in split]
         return sum(rest, first) + items.bias + self.output.bias
 
 

@@ -43,8 +43,8 @@ class ProductPart(nn.Module):
         """Features, (num_shoppers, length, factors)."""
         return vectors[:, None] * items
 
-    def of_same_items(self, vectors: Tensor, items: Tensor, output: Tensor) -> Tensor:
-        """(num_shoppers, length): of the same items for all, what the weights, (num_features,), make of features."""
+    def of_all_items(self, vectors: Tensor, items: Tensor, output: Tensor) -> Tensor:
+        """(num_shoppers, num_items): what the output's weights, (num_features,), make of the features."""
         return (vectors * output if self.num_features else vectors) @ items.T
 
 
@@ -79,18 +79,18 @@ class TowerPart(nn.Module):
             features = relu(layer(features))
         return features
 
-    def of_same_items(self, vectors: Tensor, items: Tensor, output: Tensor) -> Tensor:
-        """(num_shoppers, length): of the same items for all, what the weights, (num_features,), make of features."""
+    def of_all_items(self, vectors: Tensor, items: Tensor, output: Tensor) -> Tensor:
+        """(num_shoppers, num_items): what the output's weights, (num_features,), make of the features."""
         return self.forward(vectors, items) @ output
 
 
 @dataclass(frozen=True)
 class ItemSide:
-    """What some items bring to pairs, whoever the shopper: of (num_shoppers, length) items, or of the same for all.
+    """What items bring to pairs, whoever the shopper: those of each shopper's pairs, or all items, once.
 
     Attributes:
-        parts: of each part, (num_shoppers, length, width) or (length, width).
-        bias: (num_shoppers, length) or (length,).
+        parts: of each part, (num_shoppers, length, width), or (num_items, width).
+        bias: (num_shoppers, length), or (num_items,).
         squares: as ``bias``; squared lengths of the item vectors.
     """
 

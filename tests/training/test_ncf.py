@@ -138,7 +138,6 @@ def test_the_loss_is_that_of_the_hand_formula(kind, loss):
 
 
 EXPECTED = dataclasses.replace(SMALL, is_expected=True, regularisation=0.03, tower_factors=3)
-ESTIMATED = dataclasses.replace(EXPECTED, expected_items=4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -153,37 +152,8 @@ def test_the_expected_loss_is_the_mean_over_draws(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_expected_loss_is_estimated_from_some_items(kind):
+def test_the_expected_loss_of_a_shopper_is_her_own(kind):
     network = kind(11, EXPECTED).double()
-    vectors = vectors_for(network, 5).double()
-    expected = network(network.batch(SOME, None, vectors))
-    network.settings = ESTIMATED
-    found = []
-    for step in range(2000):
-        network.progress = step / 2000
-        batch = network.batch(SOME, None, vectors)
-        assert batch["same"].shape == (5, 4)
-        found.append(network(batch).detach())
-    torch.testing.assert_close(torch.stack(found).mean(0), expected.detach(), rtol=0.01, atol=0)
-    assert (torch.stack(found)[:, [0, 2, 3]].std(0) > 1e-4 * expected[[0, 2, 3]]).all()
-    network.settings = dataclasses.replace(ESTIMATED, expected_items=11)
-    assert torch.equal(network(network.batch(SOME, None, vectors)), expected)
-
-
-def test_items_that_an_estimate_is_made_from_are_no_shoppers_choice():
-    network = Gmf(11, ESTIMATED)
-    vectors, draws = vectors_for(network, 5), draws_for(SOME)
-    first = network.batch(SOME, draws, vectors)["same"][0].sort()[0]
-    assert torch.equal(network.batch(SOME[[4]], draws.take(np.array([4])), vectors[[4]])["same"][0].sort()[0], first)
-    assert len(first.unique()) == 4
-    later = [network.batch(SOME, draws.of(str(step)), vectors)["same"][0].sort()[0] for step in range(9)]
-    assert not all(torch.equal(items, first) for items in later)
-
-
-@pytest.mark.parametrize("settings", [EXPECTED, ESTIMATED], ids=["all items", "some items"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_expected_loss_of_a_shopper_is_her_own(kind, settings):
-    network = kind(11, settings).double()
     vectors = vectors_for(network, 5).double()
     together = network(network.batch(SOME, None, vectors))
     alone = [network(network.batch(SOME[[row]], None, vectors[[row]]))[0] for row in range(5)]
@@ -281,7 +251,7 @@ def test_the_start_comes_from_the_seed_and_leaves_the_global_generator_alone(kin
 
 @pytest.mark.parametrize(
     "changes",
-    [*({"loss": loss} for loss in PairLoss), {"is_expected": True}, {"is_expected": True, "expected_items": 12}],
+    [*({"loss": loss} for loss in PairLoss), {"is_expected": True}],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
 @pytest.mark.parametrize("kind", KINDS)
@@ -301,11 +271,10 @@ def test_trained_and_folded_in_shoppers_get_items_of_their_own_block(kind, chang
         assert (world.blocks[best] == tastes[:, None]).mean() > 0.85
 
 
-@pytest.mark.parametrize("settings", [SMALL, ESTIMATED], ids=["drawn", "expected"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_fold_in_is_the_same_each_time_and_for_each_row_alone(kind, settings):
+def test_fold_in_is_the_same_each_time_and_for_each_row_alone(kind):
     world = plant_world(num_shoppers=20, num_items=33)
-    network = kind(33, dataclasses.replace(settings, fold_in_steps=5), init_seed=2).double()
+    network = kind(33, dataclasses.replace(SMALL, fold_in_steps=5), init_seed=2).double()
     vectors = network.fold_in(world.histories)
     assert torch.equal(vectors, network.fold_in(world.histories))
     assert not torch.equal(vectors, network.fold_in(world.histories, draws_for(world.histories)))
