@@ -159,8 +159,8 @@ class PrivateDoor:
         Guarantee: with sigma the schedule's noise multiplier, C the clip norm and d the mode's divisor, the values are
             the sum plus a rounded Gaussian of standard deviation sigma x C / d in every coordinate. The data lies on
             the grid before the noise, so rounding is post-processing of the Gaussian mechanism.
-        Source: Canonne et al. 2020, arXiv:2004.00010 (noise on a grid); PRIVACY.md states the deviation: rounded
-            Gaussians in place of discrete ones, and the residual added to delta.
+        Source: Canonne et al. 2020, arXiv:2004.00010 (noise on a grid). Deviation: rounded Gaussians in place of
+            discrete ones, and the residual added to delta.
         """
         plan = self._plan
         if self._release.local_steps:

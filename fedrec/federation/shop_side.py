@@ -26,8 +26,8 @@ _BELOW_BOUND = 1 - 2.0**-30
 """A clipped norm is computed in float64: this much below the bound, no rounding of it can cross the bound."""
 
 _BELOW_GRADIENT = 1 - 2.0**-10
-"""Room for float64's rounding in a sum of clipped gradients: 2 u N^2 of C for N shoppers in any order (u = 2^-53; up to
-2^20 shoppers), and for what the size of a batch does to the last bits of a row (see `contribute_on_grid`)."""
+"""Room for float64's rounding in a sum of clipped gradients: `fedrec.training.dp_sgd.rounding_slack`, which derives it,
+stays below 2^-11 for N shoppers whose gradients are added in L pieces each while N^2 L <= 2^36."""
 
 
 @dataclass(frozen=True, repr=False)

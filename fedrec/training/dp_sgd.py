@@ -1,17 +1,27 @@
 """Differentially private SGD where the unit is a shopper: clipped sums of per-shopper gradients, by two engines.
 
-The guarantee, from top to bottom: `ShopperGradients.clipped` adds up w_u g_u over shoppers, w_u = min(1, C / norm_u)
-(`clip_weights`); so one shopper moves the sum by at most C if (1) g_u and norm_u depend on her own row alone, and (2)
-norm_u is the norm of the very g_u that is added. For (1) a network must not mix shoppers: `recording.layers_of` refuses
-layers that do, `network_check.check_network` tries the rest. For (2) every way from a parameter to a loss must be
-known: `recording.refuse_unseen` looks for others in autograd's graph at every step. Here (1) holds up to rounding: a
-row's last bits may hang on the batch's shape. In private steps shoppers have seats (`fedrec.training.seats`), where the
-bits are her own too; `rounding_slack` says what is left. No noise is drawn here, and nothing is divided by a number of
-shoppers: the door (`fedrec.federation.release`) does the first, public numbers the second.
+The guarantee, from top to bottom. `ShopperGradients.clipped` adds up w_u g_u over shoppers u, w_u = min(1, C / norm_u)
+(`clip_weights`; 0 where norm_u is not finite). Take one shopper away: the sum loses her w_u g_u, of norm at most C, and
+nothing else, if
 
-``closed-form`` (the fast one) does one forward and one backward pass: norms and weighted sums of each layer follow from
-its inputs and the derivatives by its outputs (`fedrec.training.layer_rules`). ``opacus`` is Opacus 1.6's machinery for
-the same two numbers, the oracle and the way for layers without a rule; its noise, samplers and optimisers are not used.
+1. w_v and g_v of everybody else stay as they were: they follow from v's own row of the histories, her own draws, her
+   private vector (which `Network.fold_in` makes of the same) and the round's arrays. So a network must not mix
+   shoppers: `recording.layers_of` refuses layers that do, `network_check.check_network` tries the rest;
+2. norm_u is not below the norm of the very g_u that is added.
+
+``closed-form`` (the fast one) does one forward and one backward pass, of the summed losses: by (1), row u of what comes
+back to a layer's outputs is the derivative of u's loss alone. That and the layer's inputs are recorded, and norms and
+weighted sums both follow from these (`fedrec.training.layer_rules`), so (2) holds layer by layer; squared norms of
+layers add up because no parameter has two of them (`recording.layers_of`). A way from a parameter to a loss that went
+past the records would make g_u wrong, but bounded. In ``opacus-ghost``, whose sum is a second backward pass, it would
+be added without having been measured: hence `recording.refuse_unseen` looks for such ways in autograd's graph, at every
+step, for every engine. ``opacus`` is Opacus 1.6's machinery for the same two numbers, the oracle and the way for layers
+without a rule; its noise, samplers and optimisers are not used.
+
+(1) and (2) hold up to rounding, which `rounding_slack` bounds. A row's last bits may hang on the batch's shape, so
+private steps take `fedrec.training.seats.SeatedGradients` in place of `ShopperGradients`: this file's `ClosedForm` and
+`clip_weights` over batches in which those bits are her own too. No noise is drawn here, and nothing is divided by a
+number of shoppers: the door (`fedrec.federation.release`) does the first, public numbers the second.
 """
 
 from __future__ import annotations
@@ -30,7 +40,7 @@ from torch import Tensor, nn
 
 from fedrec.errors import BadAssumption, ConfigError, NoPrivateVariant
 from fedrec.privacy.draws import Draws
-from fedrec.training.layer_rules import LayerGradients, SparseLinear, TiedAutoencoder
+from fedrec.training.layer_rules import LEAST_SHARE, LayerGradients, SparseLinear, TiedAutoencoder
 from fedrec.training.network import Batch, Network, threads_for
 from fedrec.training.recording import (
     Layer,
@@ -106,7 +116,7 @@ class ShopperGradients:
         self._engine, self._micro_batch = ENGINES[engine], micro_batch
         self._only_part: PerShopper | None = None
         if num_shoppers:
-            self._engine(network, self._batch(_longest(histories[:micro_batch])))  # refuses what one row gives away
+            self._engine(network, self._batch(_longest(histories[:micro_batch])))  # a network that cannot be used fails
 
     def norms(self) -> np.ndarray:
         """float64, (num_shoppers,): L2 norm of each shopper's gradient."""
@@ -200,24 +210,31 @@ def clip_weights(norms: Tensor, bound: float) -> Tensor:
     return torch.where(norms.isfinite(), (bound / norms).clamp(max=1), 0)
 
 
-def rounding_slack(num_shoppers: int, *, longest_sum: int, spread: float = 0.0) -> float:
+def rounding_slack(num_shoppers: int, *, longest_sum: int, addends: int = 1, spread: float = 0.0) -> float:
     """By how much float64 rounding may lift the sensitivity of `ShopperGradients.clipped` above C, as a share of C.
 
     Args:
         num_shoppers: a public bound on the shoppers of one sum, N.
         longest_sum: most products in one inner product of the network: its widest layer, or its longest list.
+        addends: most pieces, L, as which a shopper's gradient of one layer is added: 1 where it is an outer product or
+            written out, 2 of a `TiedAutoencoder`, as many as calls in `layer_rules.SumsOfOuterProducts`.
         spread: most by which a shopper's own gradient, relative to its norm, changes with who else is in the
             micro-batch: another shape of a matrix product adds up in another order.
     Returns:
-        4 u m for the norm of the removed shopper, 2 u N^2 for two sums of up to N addends of norm up to C in any order,
-        spread x N for the others; u = 2^-53. A worst case: errors of both signs make it about the square root.
+        4 u m for the norm of the removed shopper (a square that is a sum of m products, and its root);
+        2 u (N L) (N R) for two sums, with her and without, of N L pieces in any order, each sum of norms up to N R C:
+        R = 1 where L = 1, else 1 / `layer_rules.LEAST_SHARE`, since pieces may cancel; spread x N for the others. u =
+        2^-53. A worst case: errors of both signs make it about the square root. Below 2^-11 for N^2 L <= 2^36, so that
+        2^-10 of C, which `fedrec.federation.shop_side` keeps free for it, is enough.
     Note:
-        With seats ``spread`` is 0. Without, it is below 1e-12 for smooth networks at usual parameters (the tests
-        measure it), and nothing bounds it at parameters that somebody chose for that: five times C was reached, with
-        kinks (ReLU), inner steps, gradients of nothing but rounding, and norms at the end of float64's range.
+        With seats ``spread`` is 0. Without, it is below 1e-12 for smooth networks at usual parameters
+        (tests/training/test_dp_sgd.py), and nothing bounds it at parameters that somebody chose for that: five times C
+        was reached, with kinks (ReLU), inner steps, gradients of nothing but rounding, and norms at the end of
+        float64's range (tests/training/test_seats.py has such networks).
     """
     unit = 2.0**-53
-    return 4 * unit * longest_sum + 2 * unit * num_shoppers**2 + spread * num_shoppers
+    lengths = num_shoppers * (1 if addends == 1 else 1 / LEAST_SHARE)
+    return 4 * unit * longest_sum + 2 * unit * num_shoppers * addends * lengths + spread * num_shoppers
 
 
 class ClosedForm:

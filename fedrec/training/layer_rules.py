@@ -6,7 +6,9 @@ shopper's part and into sums of the parts with any weights. `RULES` has the laye
 an entry of its own.
 
 Where a squared norm is a sum of products that may cancel, a bound on its rounding error is added: no norm comes out
-smaller than it is, so that nobody is clipped too little.
+smaller than it is, so that nobody is clipped too little. And a gradient that is nearly all cancelled counts as
+`LEAST_SHARE` of what its addends would be without: they are added one by one to a sum over shoppers, where rounding
+follows their lengths, not that of what they leave.
 """
 
 from __future__ import annotations
@@ -159,18 +161,14 @@ class SumsOfOuterProducts:
     """Each shopper's gradient is a sum of few outer products, too large to write out: norms from inner products."""
 
     def __init__(self, call: Call, has_bias: bool) -> None:
-        inputs, gradient = (
-            call.inputs,
-            call.gradient,
-        )  # (num_shoppers, length, size_in), (num_shoppers, length, size_out)
+        inputs, gradient = call.inputs, call.gradient  # a_i (num_shoppers, length, size_in), g_i (..., size_out)
         self._call = call
-        by_inputs, by_gradient = inputs @ inputs.mT, gradient @ gradient.mT  # (num_shoppers, length, length)
-        lengths = inputs.double().norm(dim=2) * gradient.double().norm(dim=2)
+        # |sum_i g_i a_i^T|^2 = sum_ij (a_i.a_j)(g_i.g_j), each (num_shoppers, length, length); a bias is an input of 1
+        by_inputs, by_gradient = inputs @ inputs.mT + has_bias, gradient @ gradient.mT
+        lengths = (inputs.double().square().sum(2) + has_bias).sqrt() * gradient.double().norm(dim=2)
         products = (by_inputs.double() * by_gradient.double()).sum((1, 2))
-        terms = inputs.shape[2] + gradient.shape[2] + inputs.shape[1] ** 2
+        terms = inputs.shape[2] + has_bias + gradient.shape[2] + inputs.shape[1] ** 2
         self.squares = _upper(products, lengths.sum(1), terms, inputs.dtype)
-        if has_bias:
-            self.squares = self.squares + _squares(gradient.sum(1))
 
     def add(self, weights: Tensor, totals: Mapping[str, Tensor]) -> None:
         weights, inputs, gradient = _kept(weights, self._call.inputs, self._call.gradient)
@@ -252,6 +250,7 @@ class TiedProducts:
         rows, p, codes, g = (
             tensor.double() for tensor in (encode.inputs, encode.gradient, decode.inputs, decode.gradient)
         )
+        # |x p^T + g z^T|^2 = |x|^2 |p|^2 + |g|^2 |z|^2 + 2 (x.g)(p.z)
         first, second = _squares(rows) * _squares(p), _squares(codes) * _squares(g)
         cross = 2 * (rows * g).sum(1) * (p * codes).sum(1)
         reach, num_terms = first.sqrt() + second.sqrt(), rows.shape[1] + p.shape[1]
@@ -342,6 +341,9 @@ def _refuse_embedding(layer: nn.Module) -> str:
     return "scale_grad_by_freq divides by counts over all shoppers" if layer.scale_grad_by_freq else ""
 
 
+LEAST_SHARE = 2.0**-5
+"""Of the lengths of a gradient's addends, added up, that its norm counts as at least; see above."""
+
 _INPUTS_AT_ONCE = 512  # whose part of a sum fits into the cache
 _AFFINE = frozenset({"weight", "bias"})
 
@@ -382,7 +384,7 @@ def _squares(values: Tensor) -> Tensor:
 
 
 def _upper(squares: Tensor, reach: Tensor, num_terms: int, dtype: torch.dtype) -> Tensor:
-    """Squared norms plus a bound on their rounding error.
+    """Squared norms plus a bound on their rounding error, at least `LEAST_SHARE` of reach, squared.
 
     Args:
         squares: float64, (num_shoppers,): sums of products that may cancel.
@@ -390,7 +392,8 @@ def _upper(squares: Tensor, reach: Tensor, num_terms: int, dtype: torch.dtype) -
         num_terms: length of the longest chain of additions.
         dtype: in which the products were computed.
     """
-    return squares.clamp(min=0) + num_terms * torch.finfo(dtype).eps * reach.square()
+    error = num_terms * torch.finfo(dtype).eps * reach.square()
+    return torch.maximum(squares, (LEAST_SHARE * reach).square()) + error
 
 
 def _kept(weights: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
