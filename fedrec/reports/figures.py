@@ -299,11 +299,15 @@ def _learning_curve(record: Record) -> Picture | None:
                 " The upright line is the round whose arrays are kept, the best on validation (half the mean of shops, "
             )
             text += "half that of shoppers)."
-        for place, column in enumerate(("local", "pooled")):
+        levels = []
+        for column, dashes, words in (
+            ("local", (2, 2), "what shops reach alone"),
+            ("pooled", (5, 3), "all data in one place"),
+        ):
             if (level := summary.mean(record, column, "ndcg@10")) is not None:
-                dashes = (5, 3) if place else (2, 2)
                 label = summary.title_of(column)
                 axes.axhline(level, color=_SERIES[column], linewidth=1.4, dashes=dashes, label=label)
+                levels.append(words)
         _round_axis(axes)
         axes.set_ylabel("NDCG@10, mean of shops")
         axes.set_ylim(bottom=0)
@@ -317,9 +321,8 @@ def _learning_curve(record: Record) -> Picture | None:
         evaluation = record["config"]["evaluation"]
         limits = [evaluation.get(f"max_{of}_shoppers_per_shop") for of in ("test", "curve")]
         on = f", on at most {min(filter(None, limits)):,} test shoppers of a shop" if any(limits) else ""
-        text = (
-            f"The shared model after each round{on}; dashed: what shops reach alone, and all data in one place.{text}"
-        )
+        dashed = f"; dashed: {', and '.join(levels)}" if levels else ""
+        text = f"The shared model after each round{on}{dashed}.{text}"
         return Picture("curve", "Learning curve", text, inline_svg(figure, "curve", alt, _VARIABLES))
 
 
