@@ -53,6 +53,8 @@ class RunRecord:
 
     Mappings hold JSON values; a figure that does not exist is None, never NaN. ``privacy`` says what the columns under
     differential privacy promise, ``gain_by_epsilon`` what each of them gains over local-only; None and empty without.
+    ``rounds`` are those without noise, and ``bytes`` theirs; where no column asks for them, the first draw's of the
+    private main column. The ``test_shoppers`` of ``scores`` were scored, those of ``data`` have test items.
     """
 
     name: str

@@ -71,7 +71,7 @@ def render(record: Record) -> str:
         "direction": _direction,
         "plain": _plain,
     }
-    promises = _promises(record)
+    promises, shops = _promises(record), _shops(record)
     return environment.get_template("comparison.html").render(
         record=record,
         headline=_headline(record),
@@ -82,10 +82,11 @@ def render(record: Record) -> str:
         accuracy=[metric for metric in _metrics(record) if metric.startswith(_ACCURACY)],
         character=_character(record),
         key_columns=[column for column in _columns(record) if column["name"] in summary.key_columns(record)],
-        shops=_shops(record),
+        shops=shops,
+        is_sampled=any(shop["scored"] != shop["test_shoppers"] for shop in shops),
         gains=gains if len(gains := record.get("gain_by_epsilon") or []) > 1 else [],
         promises=promises,
-        num_rounds=len(record["rounds"]) + sum(len(promise["rounds"]) for promise in promises),
+        rounds=_rounds(record, promises),
         pictures=pictures(record),
         settings=_settings(record),
         tuned=_tuned(record),
@@ -166,12 +167,15 @@ def _columns(record: Record) -> list[dict[str, Any]]:
 
 
 def _shops(record: Record) -> list[dict[str, Any]]:
-    """One entry a shop, the largest first, with the gain where there is one."""
+    """One entry a shop, the largest first, with the shoppers that were scored, and the gain where there is one."""
     gain = record.get("gain") or {}
+    scored = record["scores"][record["columns"][0]]["shops"]  # the same shoppers in every column
     rows = []
     for shop in sorted(record["data"]["shops"], key=lambda row: (-row["shoppers"], row["shop"])):
         scores = {column: summary.shop_mean(record, column, shop["shop"], "ndcg@10") for column in record["columns"]}
-        rows.append({**shop, "scores": scores, "gain": (gain.get("shops") or {}).get(shop["shop"])})
+        num_scored = scored[shop["shop"]]["test_shoppers"]
+        of_shop = (gain.get("shops") or {}).get(shop["shop"])
+        rows.append({**shop, "scored": num_scored, "scores": scores, "gain": of_shop})
     return rows
 
 
@@ -201,6 +205,16 @@ def _promises(record: Record) -> list[dict[str, Any]]:
             }
         )
     return entries
+
+
+def _rounds(record: Record, promises: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One entry a round: those without noise, then of each epsilon the first draw's.
+
+    Without a column of the federation without noise the record's own rounds are one of the promises'.
+    """
+    has_plain = not promises or set(record["columns"]) & {"federated", "federated_personal"}
+    rounds = [{**one, "epsilon": ""} for one in record["rounds"]] if has_plain else []
+    return rounds + [{**one, "epsilon": promise["epsilon"]} for promise in promises for one in promise["rounds"]]
 
 
 def _variable(column: str) -> str:

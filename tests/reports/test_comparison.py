@@ -89,7 +89,7 @@ def test_a_page_with_private_columns_is_sound_and_says_what_they_promise(
     assert "Not protected: the coordinator sees each sum." in shown
     assert "1.23, 2.35, 3.46" in shown
     assert "co-occurrence σ 2.35" in shown
-    assert "ε 2: noisy pairs" in shown
+    assert "ε 2: 2 noisy pairs" in shown
     assert ("Gain at ε 8" in shown) == (8.0 in epsilons)
 
 
@@ -104,6 +104,42 @@ def test_many_equal_rounds_and_settings_take_a_line_each(record_of: Make) -> Non
     assert "co-occurrence σ 2.35, 30 × gradient step σ 6.24" in words
     assert "11 settings private 0 0" in words
     assert re.search(r'class="scroll tall"[^>]*aria-label="Rounds"', text)
+
+
+def test_every_round_is_listed_once_and_the_page_says_which_are_in_the_total(record_of: Make) -> None:
+    plain = ["1 popularity", "2 co-occurrence"]
+    assert rounds_of(record_of(3)) == (plain, "")
+    first, counted = "Of each ε the rounds of its first noise draw.", "The rounds and bytes counted on top are those"
+    record = record_of(3, epsilons=(2.0, 0.5))
+    private = ["ε 0.5: 2 noisy pairs", "ε 2: 2 noisy pairs"]
+    assert rounds_of(record) == (plain + private, f"{first} {counted} without an ε alone.")
+    record["columns"] = [name for name in record["columns"] if name not in ("federated", "federated_personal")]
+    record["rounds"] = record["privacy"]["runs"][1]["federated"]["rounds"]
+    assert rounds_of(record) == (private, f"{first} {counted} of ε 2 alone.")
+    del record["privacy"]["runs"][0]
+    assert rounds_of(record) == (private[1:], first)
+
+
+def rounds_of(record: dict[str, Any]) -> tuple[list[str], str]:
+    """The rounds that the page lists, and the sentence above them."""
+    _, _, section = render(record).partition("<h2>Rounds and costs</h2>")
+    above, _, below = section.partition("<tbody>")
+    rows = re.findall(r'<th scope="row">(.*?)</th>', below.partition("</tbody>")[0])
+    said = re.search(r"<p>(.*?)</p>", above)
+    return rows, said[1] if said else ""
+
+
+def test_tested_are_the_shoppers_that_were_scored(record_of: Make) -> None:
+    record = record_of(2)
+    shown = " ".join(" ".join(Page(render(record)).text).split())
+    assert "Items Tested Gain" in shown
+    assert "shop-000 6,000 900 6,000 " in shown
+    for column in record["scores"].values():
+        column["shops"]["shop-000"]["test_shoppers"] = 100
+    shown = " ".join(" ".join(Page(render(record)).text).split())
+    assert "Items Tested of those with test items Gain" in shown
+    assert "shop-000 6,000 900 100 of 6,000 " in shown
+    assert "shop-001 60 900 60 +" in shown
 
 
 def test_a_benchmarks_promise_is_called_one(record_of: Make) -> None:

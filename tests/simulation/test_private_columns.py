@@ -1,6 +1,7 @@
 """Columns under differential privacy: through real rounds, noise and ledgers, on a small marketplace."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -308,6 +309,18 @@ def test_shops_fall_into_classes_by_their_number_of_shoppers():
         "10,000 shoppers and more": ["e"],
     }
     assert size_classes({"a": 5}) == {"under 100 shoppers": ["a"]}
+
+
+def test_a_report_of_private_columns_alone_lists_the_rounds_that_the_total_counts(tmp_path):
+    settings = with_changes(
+        privacy={"epsilon": 2, "noise_draws": 2}, evaluation={"columns": ["dp_popularity", "federated_dp"]}
+    )
+    done = fedrec.simulate(settings, out=tmp_path / "run")
+    page = (done.run_dir / "report.html").read_text(encoding="utf-8")
+    table = page.partition('aria-label="Rounds"')[2].partition("</table>")[0]
+    assert re.findall(r'<th scope="row">(.*?)</th>', table) == ["ε 2: 1 popularity", "ε 2: 2 co-occurrence"]
+    assert len(done.record.rounds) == 2
+    assert "in all, 2 rounds" in page
 
 
 def test_the_record_holds_no_shopper(run):

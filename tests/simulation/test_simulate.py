@@ -1,13 +1,17 @@
 """A whole comparison, from settings to the run directory."""
 
+import io
 import json
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 from safetensors.numpy import load_file
 
 import fedrec
+from fedrec.cli.tables import shop_table
 from fedrec.errors import ConfigError, TooFewShops
 from fedrec.shop.served import open_shop
 
@@ -169,6 +173,30 @@ def test_the_curve_alone_is_measured_on_a_part_of_the_shoppers(tmp_path):
     assert part.scores == whole.scores
     assert ends[id(part)] == ends[id(least)] == pytest.approx(least.scores["federated"]["macro"]["ndcg@10"]["mean"])
     assert ends[id(part)] != pytest.approx(of_all)
+
+
+def test_the_report_says_how_many_shoppers_were_scored_as_the_terminal_does(tmp_path):
+    few = 20
+    settings = with_changes(
+        model={"tune": False},
+        evaluation={"columns": ["local", "federated_personal"], "max_test_shoppers_per_shop": few},
+    )
+    done = fedrec.simulate(settings, out=tmp_path / "few")
+    record = json.loads(done.record.to_json())
+    console = Console(file=io.StringIO(), width=120)
+    console.print(shop_table(record))
+    lines = console.file.getvalue().splitlines()
+    page = (done.run_dir / "report.html").read_text(encoding="utf-8")
+    with_items = {shop["shop"]: shop["test_shoppers"] for shop in record["data"]["shops"]}
+    assert few < max(with_items.values())
+    for name, row in record["gain"]["shops"].items():
+        num_scored = int((~np.isnan(done.evaluation.per_shopper("local", name, "ndcg@10"))).sum())
+        assert num_scored <= few
+        assert next(line.split() for line in lines if name in line)[2] == str(num_scored)
+        cells = re.search(rf'class="name">{name}</th>(?:<td class="n">.*?</td>){{2}}<td class="n">(.*?)</td>', page)
+        more = f"<small>of {with_items[name]:,}</small>" if with_items[name] > num_scored else ""
+        assert cells[1] == f"{num_scored}{more}"
+        assert row["test_shoppers"] == num_scored
 
 
 def test_too_few_answers_end_the_run_and_keep_finished_rounds(tmp_path):
