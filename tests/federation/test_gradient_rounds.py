@@ -367,7 +367,6 @@ def test_a_quantile_is_refused_for_people_with_several_accounts_and_where_shops_
         {"private_clip_quantile": 0.0},
         {"private_clip_quantile": 1},
         {"private_clip_quantile": float("nan")},
-        {"private_clip_norm": 65.0},
         {"private_rounds": "local-update", "private_local_steps": 2},
     ):
         with pytest.raises(ConfigError, match="private_clip_quantile"):
