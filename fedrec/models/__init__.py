@@ -111,12 +111,19 @@ def private_schedule(model: Recommender, spec: PrivacySpec, num_shops: int) -> S
         num_shops: of the roster.
     Raises:
         NoPrivateVariant: the model cannot be trained under a privacy budget.
+        ConfigError: shoppers are sampled, and people have accounts in several shops.
         PrivacyError: no noise keeps the promise.
     """
     from fedrec.privacy.calibration import calibrate
     from fedrec.privacy.mechanisms import ReleaseRequest, sum_noise_sd
 
-    _private_variant(model)
+    rate = min((request.sampling_rate for request in release_requests(model)), default=1.0)
+    if rate < 1 and spec.max_shops_per_person > 1:
+        raise ConfigError(
+            f"private_sampling_rate = {rate:g} with max_shops_per_person = {spec.max_shops_per_person}: steps on a "
+            "sample are not accounted for people in several shops; give private_sampling_rate = 1, or "
+            "max_shops_per_person = 1"
+        )
     whole = calibrate((ReleaseRequest("all", 1.0, clip_norm=1.0),), spec)[0]
     crowd = spec.public_shoppers / sum_noise_sd(whole, spec, num_shops)
     return calibrate(release_requests(model, crowd), spec)
@@ -264,4 +271,4 @@ def _default(field: Any) -> Any:
 
 def _nearest(name: str, names: list[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    return f" (did you mean '{near[0]}'?)" if near else ""

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import sparse
 
 from fedrec.errors import ConfigError
-from fedrec.models.neural import NeuralModel, NeuralSettings
+from fedrec.models.neural import LARGEST_WIDTH, NeuralModel, NeuralSettings, check_whole
 from fedrec.models.private_neural import PrivatelyTrainable
 from fedrec.models.recommender import RoundSpec
 
@@ -28,8 +28,8 @@ class AutoencoderSettings(NeuralSettings):
     """What the autoencoders share.
 
     Attributes:
-        hidden: size of the layers between items and code; 0 = none.
-        latent: size of the code; >= 1.
+        hidden: size of the layers between items and code, at most `LARGEST_WIDTH`; 0 = none.
+        latent: size of the code; 1 to `LARGEST_WIDTH`.
         dropout: share of a shopper's items that are hidden from the encoder in training, in [0, 1).
         has_sparse_input: the first layer computes where items were bought alone: faster on a CPU, the same result.
     """
@@ -47,8 +47,8 @@ class AutoencoderSettings(NeuralSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.hidden >= 0 or not self.latent >= 1:
-            raise ConfigError(f"hidden = {self.hidden}, latent = {self.latent}: give 0 or more, and 1 or more")
+        check_whole(self, "hidden", least=0, most=LARGEST_WIDTH)
+        check_whole(self, "latent", most=LARGEST_WIDTH)
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout = {self.dropout}: give a share from 0 to below 1")
 
@@ -189,11 +189,15 @@ class VaeGanSettings(MultVaeSettings):
 
     Attributes:
         adversarial: weight of the judge's verdict in the generator's loss; >= 0.
-        judge_size: width of the discriminator; >= 1.
+        judge_size: width of the discriminator; 1 to `LARGEST_WIDTH`.
     """
 
     adversarial: float = 0.1
     judge_size: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(self, "judge_size", most=LARGEST_WIDTH)
 
 
 @dataclass(frozen=True)

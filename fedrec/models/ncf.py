@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse
 
 from fedrec.errors import ConfigError
-from fedrec.models.neural import NeuralSettings
+from fedrec.models.neural import LARGEST_WIDTH, NeuralSettings, check_whole
 from fedrec.models.popularity import ItemCounts, binary_rows, popularity_round
 from fedrec.models.private_neural import PrivatelyTrainable
 from fedrec.models.recommender import Contributions, PublicInputs, RoundKind, RoundSpec, State
@@ -39,6 +39,9 @@ _SMALL: Mapping[str, Any] = {
 _LEAST = 0.5
 """Shoppers that are added to each item's, so that there is a logarithm."""
 _LOSSES = ("binary", "pairwise", "softmax")
+_MOST_LAYERS = 8
+_MOST_NEGATIVES = 249
+"""A step of fold-in draws 250 pairs: an item and its negatives must be among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +50,11 @@ class NcfSettings(NeuralSettings):
 
     Attributes:
         loss: binary (cross-entropy, the paper's), pairwise (BPR) or softmax (over sampled negatives).
-        factors: width of the product and of the tower's last layer; >= 1.
+        factors: width of the product and of the tower's last layer; 1 to `LARGEST_WIDTH`.
         is_dot_product: add the product's values up without learned weights, so that regularisation holds.
         tower_factors: width of the tower's last layer where it is another, >= 1; 0 = ``factors``.
-        layers: of the tower; >= 1.
-        negatives: drawn for each of a shopper's items; >= 1.
+        layers: of the tower, each half as wide as the one before, the first at most `LARGEST_WIDTH`; 1 to 8.
+        negatives: drawn for each of a shopper's items; 1 to 249.
         is_expected: train on the binary loss that drawing would give on average, without draws. Without privacy only:
             the network of a private run draws.
         regularisation: L2 pull on the vectors of each pair; >= 0.
@@ -88,16 +91,26 @@ class NcfSettings(NeuralSettings):
         super().__post_init__()
         if self.loss not in _LOSSES:
             raise ConfigError(f"loss = {self.loss!r}: give one of {', '.join(_LOSSES)}")
-        for name in ("factors", "layers", "negatives", "fold_in_steps"):
-            if not getattr(self, name) >= 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}: give a whole number of at least 1")
+        check_whole(self, "factors", most=LARGEST_WIDTH)
+        check_whole(self, "tower_factors", least=0, most=LARGEST_WIDTH)
+        check_whole(self, "layers", most=_MOST_LAYERS)
+        check_whole(self, "negatives", most=_MOST_NEGATIVES)
+        check_whole(self, "fold_in_steps")
+        check_whole(self, "serving_steps", least=0)
+        last = "tower_factors" if self.tower_factors else "factors"
+        first = getattr(self, last) << (self.layers - 1)
+        if first > LARGEST_WIDTH:
+            raise ConfigError(
+                f"layers = {self.layers}: over {last} = {getattr(self, last)} the tower's first layer is {first} wide; "
+                f"give fewer layers or a smaller {last}, for at most {LARGEST_WIDTH}"
+            )
         if not 0 < self.fold_in_rate < math.inf:
             raise ConfigError(f"fold_in_rate = {self.fold_in_rate}: give a finite number above 0")
-        for name in ("tower_factors", "serving_steps"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} = {getattr(self, name)}: give a whole number of at least 0")
         if self.is_expected and self.loss != "binary":
-            raise ConfigError(f"is_expected with loss = {self.loss!r}: only the binary loss has that mean, give binary")
+            raise ConfigError(
+                f"loss = {self.loss!r}: only the binary loss has the mean over draws; give is_expected = false, or "
+                "loss = 'binary'"
+            )
 
     def of_network(self) -> PairSettings:
         """As the networks take them."""

@@ -55,6 +55,17 @@ PRIVATE_ROUNDS = (str(RoundKind.GRADIENT_STEP), str(RoundKind.LOCAL_UPDATE))
 FINE_TUNE = ("all", "output", "items")
 """What of a network the shop may fine-tune for itself."""
 
+LARGEST_WIDTH = 8192
+"""Of a network's layer."""
+
+
+def check_whole(settings: NeuralSettings, *names: str, least: int = 1, most: float = math.inf) -> None:
+    """Refuse (`ConfigError`) a setting that is not from ``least`` to ``most``."""
+    for name in names:
+        if not least <= (value := getattr(settings, name)) <= most:
+            allowed = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+            raise ConfigError(f"{name} = {value}: give a whole number {allowed}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class NeuralSettings:
@@ -80,11 +91,11 @@ class NeuralSettings:
         fine_tune: what of the network its personal model fine-tunes: all of it, the output layer alone (FedRep) or the
             item tables (PFedRec); see `NeuralModel.own_statistics`.
         fine_tune_epochs: epochs on the shop's own shoppers after the last round, for its personal model; >= 0.
-        init_seed: of the first shared arrays.
+        init_seed: of the first shared arrays; from 0 to 2^63 - 1.
         device: auto (a GPU where there is one), cpu or cuda.
         private_steps: T, gradient steps under an epsilon; >= 1.
         private_sampling_rate: q in (0, 1]: part of all shoppers in each of them.
-        private_clip_norm: C, bound on the L2 norm of one shopper's gradient; > 0.
+        private_clip_norm: C, bound on the L2 norm of one shopper's gradient; > 0, at most `LARGEST_ARRAY`.
         private_learning_rate: of Adam at the first of them, falling to 0 with the last; > 0.
         private_rounds: gradient-step: the coordinator takes each of them, on the noisy sum over shops. local-update:
             every shop takes ``private_local_steps`` by itself, with all of the noise in each, and the changes are
@@ -120,20 +131,18 @@ class NeuralSettings:
     private_clip_quantile: float | None = None
 
     def __post_init__(self) -> None:
-        counts = ("rounds", "local_epochs", "batch_shoppers", "least_steps", "private_steps", "private_local_steps")
-        for name in counts:
-            if not getattr(self, name) >= 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}: give a whole number of at least 1")
-        rates = ("learning_rate", "vector_learning_rate", "server_learning_rate", "private_learning_rate")
-        for name in (*rates, "private_clip_norm"):
+        check_whole(self, "rounds", "local_epochs", "batch_shoppers", "least_steps")
+        check_whole(self, "private_steps", "private_local_steps")
+        check_whole(self, "init_seed", least=0, most=2**63 - 1)
+        for name in ("learning_rate", "vector_learning_rate", "server_learning_rate", "private_learning_rate"):
             if not 0 < getattr(self, name) < np.inf:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give a number above 0")
         for name in ("round_learning_rate", "weight_decay", "proximal", "fine_tune_epochs"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give 0 or more")
-        for name in ("private_sampling_rate", "last_round_rate"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}: above 0, at most 1")
+        for name, most in ("private_sampling_rate", 1), ("last_round_rate", 1), ("private_clip_norm", LARGEST_ARRAY):
+            if not 0 < getattr(self, name) <= most:
+                raise ConfigError(f"{name} = {getattr(self, name)}: give a number above 0, at most {most:g}")
         if self.private_rounds not in PRIVATE_ROUNDS:
             raise ConfigError(f"private_rounds = {self.private_rounds!r}: give one of {', '.join(PRIVATE_ROUNDS)}")
         if self.is_privately_local and self.private_steps % self.private_local_steps:
@@ -146,9 +155,9 @@ class NeuralSettings:
                 raise ConfigError(
                     f"private_clip_quantile = {self.private_clip_quantile}: above 0, below 1, or left out"
                 )
-            if self.is_privately_local or not self.private_clip_norm <= LARGEST_ARRAY:
+            if self.is_privately_local:
                 raise ConfigError(
-                    f"private_clip_quantile is for gradient steps from a private_clip_norm of at most {LARGEST_ARRAY:g}"
+                    f"private_clip_quantile = {self.private_clip_quantile}: leave it out in local updates"
                 )
         if self.strategy not in STRATEGIES:
             raise ConfigError(f"strategy = {self.strategy!r}: give one of {', '.join(STRATEGIES)}")
@@ -188,6 +197,17 @@ class NeuralModel:
     @abstractmethod
     def make_network(self, num_items: int) -> Network:
         """The network over so many items as ``init_seed`` starts it, on the CPU; imports torch."""
+
+    def check_here(self) -> None:
+        """Pick the device and build the network, over one item, so that a run that cannot be does not begin.
+
+        Raises:
+            ConfigError: this machine has no such device, or no network has these settings.
+        """
+        from fedrec.training.network import pick_device
+
+        pick_device(self.settings.device)
+        _smallest_network(self)
 
     def plan_round(self, index: int, state: State, public: PublicInputs) -> RoundSpec | None:
         """A local update from the arrays so far."""

@@ -32,7 +32,7 @@ from scipy import sparse
 
 from fedrec.errors import ConfigError
 from fedrec.models.item_item import most_popular, selected_columns
-from fedrec.models.neural import NetworkScorer, NeuralModel, NeuralSettings, weighted_change
+from fedrec.models.neural import NetworkScorer, NeuralModel, NeuralSettings, check_whole, weighted_change
 from fedrec.models.popularity import ItemCounts, binary_rows, covered_rows, mix_arrays, popularity_round, take
 from fedrec.models.private_rules import item_item_rules
 from fedrec.models.recommender import (
@@ -89,9 +89,7 @@ class PrivateNeuralSettings(NeuralSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("released_items", "public_shoppers"):
-            if not getattr(self, name) >= 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}: give a whole number of at least 1")
+        check_whole(self, "released_items", "public_shoppers")
 
 
 @dataclass(frozen=True)

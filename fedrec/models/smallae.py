@@ -17,7 +17,7 @@ from fedrec.errors import ConfigError
 from fedrec.models.co_occurrence import unpack_lower
 from fedrec.models.ease import PrivateEase, PrivateEaseSettings
 from fedrec.models.item_item import add_similarity
-from fedrec.models.neural import NeuralSettings
+from fedrec.models.neural import LARGEST_WIDTH, NeuralSettings, check_whole
 from fedrec.models.private_neural import (
     PrivatelyTrainable,
     PrivateNeural,
@@ -45,7 +45,7 @@ class SmallAeSettings(NeuralSettings):
     """Settings of the small autoencoder.
 
     Attributes:
-        size: length of an item's vector; >= 1.
+        size: length of an item's vector; 1 to `LARGEST_WIDTH`.
         dropout: share of a shopper's items that training hides from the input, in [0, 1); none under an epsilon.
     """
 
@@ -59,8 +59,7 @@ class SmallAeSettings(NeuralSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.size >= 1:
-            raise ConfigError(f"size = {self.size}: give a whole number of at least 1")
+        check_whole(self, "size", most=LARGEST_WIDTH)
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout = {self.dropout}: give a share from 0 to below 1")
 

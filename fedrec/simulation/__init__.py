@@ -25,6 +25,7 @@ from fedrec.evaluation.tables import Evaluation, evaluate_lists
 from fedrec.federation.run_record import RunRecord, epsilon_of, family_of
 from fedrec.flower.engines import Trained, require_ray
 from fedrec.models import load_model
+from fedrec.models.neural import NeuralModel
 from fedrec.shop.personalise import Choice
 from fedrec.simulation import outputs
 from fedrec.simulation.columns import Chosen, Search
@@ -98,6 +99,8 @@ def simulate(
     """
     settings, progress = _checked(settings), progress or quiet
     model = load_model(settings.model.name, settings.model.settings)
+    if isinstance(model, NeuralModel):
+        model.check_here()
     if settings.federation.engine == "ray":
         require_ray()
     run_dir = outputs.choose_run_dir(settings, out, resume=resume)

@@ -168,8 +168,9 @@ def pick_device(wanted: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(wanted)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device = {wanted!r}: {reason}; give auto, cpu or cuda") from error
+        torch.empty(0, device=device).cpu()  # values of "meta" cannot be read
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ConfigError(
+            f"device = {wanted!r}: this machine has no such device for torch; give auto, cpu, or cuda with a GPU"
+        ) from error
     return device

@@ -138,6 +138,67 @@ def test_settings_of_rounds_that_cannot_be_are_refused_before_anything_is_writte
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("model", "option", "words"),
+    [
+        ("multvae", "latent=100000000", "latent = 100000000: give a whole number from 1 to 8192"),
+        ("multvae", "init_seed=99999999999999999999999", "init_seed = 99999999999999999"),
+        ("multvae", "beta=-1", "beta = -1"),
+        ("multvae", "device=tpu", "device = 'tpu': this machine has no such device for torch; give auto, cpu, or cuda"),
+        ("multvae", "device=cuda:99", "device = 'cuda:99': this machine has no such device"),
+        ("multvae", "device=meta", "device = 'meta': this machine has no such device"),
+        ("recvae", "gamma=-1", "gamma = -1"),
+        ("vaegan", "adversarial=-1", "adversarial = -1"),
+        ("gmf", "factors=10000000000", "factors = 10000000000: give a whole number from 1 to 8192"),
+        ("gmf", "negatives=1000000", "negatives = 1000000: give a whole number from 1 to 249"),
+        (
+            "gmf",
+            "loss=pairwise",
+            "loss = 'pairwise': only the binary loss has the mean over draws; give is_expected = fa",
+        ),
+        ("neumf", "layers=60", "layers = 60: give a whole number from 1 to 8"),
+        ("smallae", "size=100000", "size = 100000: give a whole number from 1 to 8192"),
+        ("smallae", "learning_rat=1", "no setting 'learning_rat' (did you mean 'learning_rate'?); it takes: "),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused_before_anything_is_written(
+    fedrec: Callable[..., Any], tmp_path: Path, model: str, option: str, words: str
+) -> None:
+    scenario = tmp_path / "scenario.toml"
+    scenario.write_text(SCENARIO.format(num_items=60, model=model))
+    said = fedrec("simulate", scenario, "--set", f"model.settings.{option}", "--out", tmp_path / "run")
+    assert refused(said, words), said.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("model.settings.private_clip_norm=1e308",), "private_clip_norm = 1e+308: give a number above 0, at most 64"),
+        (
+            ("model.settings.private_sampling_rate=0.5", "privacy.max_shops_per_person=2"),
+            "private_sampling_rate = 0.5 with max_shops_per_person = 2",
+        ),
+        (
+            ("model.settings.private_clip_quantile=0.5", "privacy.max_shops_per_person=2"),
+            "private_clip_quantile with max_shops_per_person = 2",
+        ),
+        (("model.settings.device=tpu",), "device = 'tpu'"),
+    ],
+)
+def test_noisy_steps_that_cannot_be_are_refused_before_anything_is_written(
+    fedrec: Callable[..., Any], tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
+    scenario = tmp_path / "scenario.toml"
+    scenario.write_text(SCENARIO.format(num_items=60, model="smallae"))
+    promise = ("privacy.epsilon=2", "privacy.delta=1e-6", "privacy.mode=local", "privacy.benchmark=true")
+    columns = 'evaluation.columns=["federated_dp"]'
+    sets = [part for option in (columns, *promise, *options) for part in ("--set", option)]
+    said = fedrec("simulate", scenario, *sets, "--out", tmp_path / "run")
+    assert refused(said, words), said.err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("model", ["multvae", "gmf"])
 def test_batches_larger_than_a_shop_and_shops_that_know_few_items_are_no_trouble(
     fedrec: Callable[..., Any], tmp_path: Path, model: str

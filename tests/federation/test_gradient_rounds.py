@@ -282,6 +282,16 @@ def test_sampling_is_not_combined_with_accounts_in_several_shops_nor_with_too_ma
             changed.allow(steps[0].spec, steps[0].index)
 
 
+@pytest.mark.parametrize("rounds", ["gradient-step", "local-update"])
+def test_sampling_for_people_with_several_accounts_is_refused_with_the_schedule(rounds):
+    spec = replace(SPEC, max_shops_per_person=2, mode=Mode.LOCAL)
+    settings = {**STEPS, "private_rounds": rounds, "private_local_steps": 2}
+    with pytest.raises(ConfigError, match=r"private_sampling_rate = 0\.6 with max_shops_per_person = 2: .*give"):
+        private_schedule(SmallAe(SmallAeSettings(**settings)), spec, NUM_SHOPS)
+    everybody = SmallAe(SmallAeSettings(**settings | {"private_sampling_rate": 1.0}))
+    assert all(release.sampling_rate == 1 for release in private_schedule(everybody, spec, NUM_SHOPS))
+
+
 @pytest.mark.parametrize("rate", [1.0, 0.5, 0.1])
 def test_popularity_gets_about_a_tenth_of_the_budget_at_any_rate(rate):
     model = MultVae(MultVaeSettings(private_steps=100, private_sampling_rate=rate))
@@ -357,7 +367,6 @@ def test_a_quantile_is_refused_for_people_with_several_accounts_and_where_shops_
         {"private_clip_quantile": 0.0},
         {"private_clip_quantile": 1},
         {"private_clip_quantile": float("nan")},
-        {"private_clip_norm": 65.0},
         {"private_rounds": "local-update", "private_local_steps": 2},
     ):
         with pytest.raises(ConfigError, match="private_clip_quantile"):

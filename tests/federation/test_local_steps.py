@@ -319,7 +319,8 @@ def test_kinds_that_were_not_agreed_are_refused():
 
 def test_accounts_in_several_shops_are_taken_without_sampling_alone():
     several = replace(SPEC, max_shops_per_person=2)
-    trained, terms = private(MODELS["smallae"], several)
+    _, terms = private(MODELS["smallae"])
+    terms = replace(terms, privacy=several)
     spec = RoundSpec(RoundKind.LOCAL_UPDATE, "local steps", Layout((("weight", (1,)),)), sampling_rate=0.6)
     with pytest.raises(RoundRefused, match="accounts"):
         terms.allow(spec, 2)

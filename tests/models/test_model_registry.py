@@ -55,8 +55,8 @@ def test_an_entry_point_loads(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("eas", {}, "did you mean 'ease'"),
-        ("ease", {"regularization": 3}, "did you mean 'regularisation'"),
+        ("eas", {}, r"'eas' \(did you mean 'ease'\?\); give one of"),
+        ("ease", {"regularization": 3}, r" \(did you mean 'regularisation'\?\); it takes: "),
         ("popularity", {"k": 3}, "it takes: none"),
         ("ease", {"max_items": 2.5}, "give a whole number"),
         ("ease", {"regularisation": "much"}, "give a number"),

@@ -66,11 +66,37 @@ def test_training_alone_folds_vectors_in_anew_with_every_round():
         {"fold_in_rate": 0},
         {"serving_steps": -1},
         {"is_expected": True, "loss": "softmax"},
+        {"factors": 8193},
+        {"tower_factors": 8193},
+        {"layers": 9},
+        {"negatives": 250},
+        {"negatives": 0},
     ],
 )
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         NcfSettings(**wrong)
+
+
+def test_a_towers_first_layer_is_bounded_as_every_other_width_is():
+    assert NcfSettings(tower_factors=64, layers=8).of_network().tower_width << 7 == 8192
+    assert NcfSettings(tower_factors=0, factors=8192).of_network().tower_width == 8192
+    for wrong in {"tower_factors": 65, "layers": 8}, {"tower_factors": 0, "factors": 4097, "layers": 2}:
+        with pytest.raises(ConfigError, match=r"layers = .* the tower's first layer is (8320|8194) wide"):
+            NcfSettings(**wrong)
+
+
+def test_the_most_negatives_are_those_that_leave_room_for_an_item():
+    of_network = NcfSettings(negatives=249).of_network()
+    with pytest.raises(ConfigError, match="must leave room for an item"):
+        dataclasses.replace(of_network, negatives=250)
+
+
+@pytest.mark.parametrize("loss", ["pairwise", "softmax"])
+def test_a_loss_without_a_mean_over_draws_is_refused_by_what_makes_it_work(loss):
+    with pytest.raises(ConfigError, match=rf"loss = '{loss}': .*give is_expected = false, or"):
+        NcfSettings(loss=loss)
+    assert NcfSettings(loss=loss, is_expected=False).of_network().loss.value == loss
 
 
 def test_a_federation_starts_at_the_popularity_of_all_shops_together():

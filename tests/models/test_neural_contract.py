@@ -1,12 +1,14 @@
 """Every neural recommender under the contract."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from fedrec.errors import ConfigError
 from fedrec.models.autoencoders import (
+    AutoencoderSettings,
     MultDae,
     MultDaeSettings,
     MultVae,
@@ -17,7 +19,7 @@ from fedrec.models.autoencoders import (
     VaeGanSettings,
 )
 from fedrec.models.ncf import Gmf, Mlp, NcfSettings, NeuMf
-from fedrec.models.neural import NeuralModel
+from fedrec.models.neural import NeuralModel, NeuralSettings
 from fedrec.models.smallae import SmallAe, SmallAeSettings
 from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.testing import NeuralContract
@@ -140,6 +142,36 @@ def test_fine_tuning_moves_the_output_layer_or_the_item_tables_alone(
 def test_another_style_of_fine_tuning_is_refused() -> None:
     with pytest.raises(ConfigError, match="all, output, items"):
         MultVaeSettings(fine_tune="head")
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "least", "most"),
+    [
+        *((AutoencoderSettings, *bounds) for bounds in (("hidden", 0, 8192), ("latent", 1, 8192))),
+        (VaeGanSettings, "judge_size", 1, 8192),
+        (SmallAeSettings, "size", 1, 8192),
+        (SmallAeSettings, "init_seed", 0, 2**63 - 1),
+    ],
+)
+def test_widths_and_seeds_are_bounded_on_both_sides(
+    settings: Callable[..., NeuralSettings], name: str, least: int, most: int
+) -> None:
+    assert [getattr(settings(**{name: value}), name) for value in (least, most)] == [least, most]
+    for wrong in (least - 1, most + 1):
+        with pytest.raises(ConfigError, match=f"^{name} = {wrong}: give a whole number from {least} to {most}$"):
+            settings(**{name: wrong})
+
+
+def test_a_network_starts_from_the_largest_seed() -> None:
+    VaeGan(VaeGanSettings(init_seed=2**63 - 1, latent=2)).check_here()
+    Gmf(NcfSettings(init_seed=2**63 - 1, factors=2)).check_here()
+
+
+def test_a_clip_norm_is_bounded_as_arrays_are() -> None:
+    assert SmallAeSettings(private_clip_norm=64.0).private_clip_norm == 64
+    for wrong in (0.0, 64.5, 1e308, float("nan")):
+        with pytest.raises(ConfigError, match=r"private_clip_norm = .*: give a number above 0, at most 64"):
+            SmallAeSettings(private_clip_norm=wrong)
 
 
 def test_a_small_shop_takes_the_least_steps_in_smaller_batches() -> None:
