@@ -26,8 +26,8 @@ _BELOW_BOUND = 1 - 2.0**-30
 """A clipped norm is computed in float64: this much below the bound, no rounding of it can cross the bound."""
 
 _BELOW_GRADIENT = 1 - 2.0**-10
-"""Room for float64's rounding in a sum of clipped gradients: `fedrec.training.dp_sgd.rounding_slack`, which derives it,
-stays below 2^-11 for N shoppers whose gradients are added in L pieces each while N^2 L <= 2^36."""
+"""Room for float64's rounding in a sum of clipped gradients, of up to 2^20 shoppers: more than
+`fedrec.training.dp_sgd.rounding_slack`, which derives it."""
 
 
 @dataclass(frozen=True, repr=False)

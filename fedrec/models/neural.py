@@ -55,8 +55,7 @@ PRIVATE_ROUNDS = (str(RoundKind.GRADIENT_STEP), str(RoundKind.LOCAL_UPDATE))
 FINE_TUNE = ("all", "output", "items")
 """What of a network the shop may fine-tune for itself."""
 
-LARGEST_WIDTH = 8192
-"""Of a network's layer."""
+LARGEST_WIDTH = 8192  # of a network's layer
 
 
 def check_whole(settings: NeuralSettings, *names: str, least: int = 1, most: float = math.inf) -> None:
@@ -95,7 +94,7 @@ class NeuralSettings:
         device: auto (a GPU where there is one), cpu or cuda.
         private_steps: T, gradient steps under an epsilon; >= 1.
         private_sampling_rate: q in (0, 1]: part of all shoppers in each of them.
-        private_clip_norm: C, bound on the L2 norm of one shopper's gradient; > 0, at most `LARGEST_ARRAY`.
+        private_clip_norm: C, bound on the L2 norm of one shopper's gradient; above 1e-6, at most `LARGEST_ARRAY`.
         private_learning_rate: of Adam at the first of them, falling to 0 with the last; > 0.
         private_rounds: gradient-step: the coordinator takes each of them, on the noisy sum over shops. local-update:
             every shop takes ``private_local_steps`` by itself, with all of the noise in each, and the changes are
@@ -140,9 +139,10 @@ class NeuralSettings:
         for name in ("round_learning_rate", "weight_decay", "proximal", "fine_tune_epochs"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise ConfigError(f"{name} = {getattr(self, name)}: give 0 or more")
-        for name, most in ("private_sampling_rate", 1), ("last_round_rate", 1), ("private_clip_norm", LARGEST_ARRAY):
-            if not 0 < getattr(self, name) <= most:
-                raise ConfigError(f"{name} = {getattr(self, name)}: give a number above 0, at most {most:g}")
+        ranges = ("private_sampling_rate", 0, 1), ("last_round_rate", 0, 1), ("private_clip_norm", 1e-6, LARGEST_ARRAY)
+        for name, above, most in ranges:
+            if not above < getattr(self, name) <= most:
+                raise ConfigError(f"{name} = {getattr(self, name)}: give a number above {above:g}, at most {most:g}")
         if self.private_rounds not in PRIVATE_ROUNDS:
             raise ConfigError(f"private_rounds = {self.private_rounds!r}: give one of {', '.join(PRIVATE_ROUNDS)}")
         if self.is_privately_local and self.private_steps % self.private_local_steps:

@@ -75,6 +75,8 @@ class PerShopper(Protocol):
 
 Engine = Callable[[Network, Batch], PerShopper]
 
+_LEAST_BOUND = 1e-12
+
 
 class ShopperGradients:
     """The gradients of some shoppers' losses by all shared parameters, in micro-batches.
@@ -144,11 +146,11 @@ class ShopperGradients:
         """The sum of gradients, each scaled down to an L2 norm of at most ``bound``, in one pass.
 
         Args:
-            bound: C > 0, public.
+            bound: C >= 1e-12, public.
         Returns:
             float64 (num_values,), float64 (num_shoppers,): the sum, and the norms before.
         Raises:
-            BadAssumption: bound is not a finite number above 0.
+            BadAssumption: bound is below that, or not finite.
         Guarantee: with or without any one shopper, the sum differs by at most C (1 + `rounding_slack`) in L2, for a
             float64 network that does not mix shoppers and parameters that nobody chose for their rounding (others:
             `fedrec.training.seats`). A shopper whose norm is not finite counts as the zero vector.
@@ -210,22 +212,27 @@ def clip_weights(norms: Tensor, bound: float) -> Tensor:
     return torch.where(norms.isfinite(), (bound / norms).clamp(max=1), 0)
 
 
-def rounding_slack(num_shoppers: int, *, longest_sum: int, addends: int = 1, spread: float = 0.0) -> float:
+def rounding_slack(
+    num_shoppers: int, *, longest_sum: int, addends: int = 1, at_once: int | None = None, spread: float = 0.0
+) -> float:
     """By how much float64 rounding may lift the sensitivity of `ShopperGradients.clipped` above C, as a share of C.
 
     Args:
         num_shoppers: a public bound on the shoppers of one sum, N.
-        longest_sum: most products in one inner product of the network: its widest layer, or its longest list.
+        longest_sum: most products in one inner product or norm, m: of the widest layer, the longest list, or a gradient
+            that is written out.
         addends: most pieces, L, as which a shopper's gradient of one layer is added: 1 where it is an outer product or
             written out, 2 of a `TiedAutoencoder`, as many as calls in `layer_rules.SumsOfOuterProducts`.
+        at_once: shoppers, S, whose pieces are added up before they join the sum; None = N.
         spread: most by which a shopper's own gradient, relative to its norm, changes with who else is in the
             micro-batch: another shape of a matrix product adds up in another order.
     Returns:
-        4 u m for the norm of the removed shopper (a square that is a sum of m products, and its root);
-        2 u (N L) (N R) for two sums, with her and without, of N L pieces in any order, each sum of norms up to N R C:
-        R = 1 where L = 1, else 1 / `layer_rules.LEAST_SHARE`, since pieces may cancel; spread x N for the others. u =
-        2^-53. A worst case: errors of both signs make it about the square root. Below 2^-11 for N^2 L <= 2^36, so that
-        2^-10 of C, which `fedrec.federation.shop_side` keeps free for it, is enough.
+        4 u m for the norm of the removed shopper (a square that is a sum of m products, and its root); for two sums,
+        with her and without, in any order, 2 u N^2 for N addends of norm up to C, and, where L > 1, 2 u (N / S) (S L)
+        (S R) for N / S sums of S L pieces each: pieces of one shopper may cancel, and are up to R C long together, R =
+        1 / `layer_rules.LEAST_SHARE`; spread x N for the others. u = 2^-53. A worst case: errors of both signs make it
+        about the square root. For N <= 2^20, which `Terms.check_step` demands, S L <= 2^16 (seats: at most 128 shoppers
+        with lists of a few, 16 of 500) and m <= 2^30 it is below 2^-10, which `fedrec.federation.shop_side` keeps free.
     Note:
         With seats ``spread`` is 0. Without, it is below 1e-12 for smooth networks at usual parameters
         (tests/training/test_dp_sgd.py), and nothing bounds it at parameters that somebody chose for that: five times C
@@ -233,8 +240,8 @@ def rounding_slack(num_shoppers: int, *, longest_sum: int, addends: int = 1, spr
         float64's range (tests/training/test_seats.py has such networks).
     """
     unit = 2.0**-53
-    lengths = num_shoppers * (1 if addends == 1 else 1 / LEAST_SHARE)
-    return 4 * unit * longest_sum + 2 * unit * num_shoppers * addends * lengths + spread * num_shoppers
+    pieces = (at_once or num_shoppers) * addends / LEAST_SHARE if addends > 1 else 0
+    return 4 * unit * longest_sum + 2 * unit * num_shoppers * (num_shoppers + pieces) + spread * num_shoppers
 
 
 class ClosedForm:
@@ -270,9 +277,9 @@ def zero_totals(network: Network) -> tuple[Tensor, Totals]:
 
 
 def check_bound(bound: float) -> None:
-    """Refuse a clip norm that is not a finite number above 0."""
-    if not 0 < bound < math.inf:
-        raise BadAssumption(f"clip norm = {bound}: give a finite number above 0")
+    """Refuse a clip norm that is not finite, or so small that squared norms of its size are nothing to float64."""
+    if not _LEAST_BOUND <= bound < math.inf:
+        raise BadAssumption(f"clip norm = {bound}: give a finite number of at least {_LEAST_BOUND:g}")
 
 
 def _longest(histories: sparse.csr_matrix) -> slice:

@@ -174,7 +174,10 @@ def test_a_network_that_cannot_be_is_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("model.settings.private_clip_norm=1e308",), "private_clip_norm = 1e+308: give a number above 0, at most 64"),
+        (
+            ("model.settings.private_clip_norm=1e308",),
+            "private_clip_norm = 1e+308: give a number above 1e-06, at most 64",
+        ),
         (
             ("model.settings.private_sampling_rate=0.5", "privacy.max_shops_per_person=2"),
             "private_sampling_rate = 0.5 with max_shops_per_person = 2",

@@ -170,7 +170,7 @@ def test_a_network_starts_from_the_largest_seed() -> None:
 def test_a_clip_norm_is_bounded_as_arrays_are() -> None:
     assert SmallAeSettings(private_clip_norm=64.0).private_clip_norm == 64
     for wrong in (0.0, 64.5, 1e308, float("nan")):
-        with pytest.raises(ConfigError, match=r"private_clip_norm = .*: give a number above 0, at most 64"):
+        with pytest.raises(ConfigError, match=r"private_clip_norm = .*: give a number above 1e-06, at most 64"):
             SmallAeSettings(private_clip_norm=wrong)
 
 

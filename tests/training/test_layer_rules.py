@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedrec.privacy.draws import Draws, shopper_digests
 from fedrec.training.dp_sgd import clip_weights, rounding_slack
 from fedrec.training.layer_rules import LEAST_SHARE, Call, SumsOfOuterProducts, TiedProducts, linear
+from fedrec.training.seats import seated
 
 SIZE, LENGTH, NUM_SHOPPERS = 16, 6, 50
 SLOPES = [1e2, 1e4, 1e6, 1e8, 1e10]
@@ -81,6 +83,8 @@ def test_what_hardly_cancels_is_clipped_by_its_own_length() -> None:
 
 
 def test_the_room_that_shops_keep_for_rounding_is_enough() -> None:
-    for addends in (1, 2, 64):
-        most = int((2**36 / addends) ** 0.5)
-        assert rounding_slack(most, longest_sum=1 << 20, addends=addends) < 2.0**-10
+    for addends, at_once in (1, 128), (2, 128), (512, 128), (4096, 16):
+        assert rounding_slack(2**20, longest_sum=2**30, addends=addends, at_once=at_once) < 2.0**-10
+    seats = seated(np.repeat([1, 3, 9, 40, 500], 200), Draws.seeded("some", shopper_digests(range(1000))))
+    longest = [(len(rows), (1, 4, 16, 64, 512)[min(rows) // 200]) for rows in seats]
+    assert max(shoppers * items for shoppers, items in longest) <= 2**16
