@@ -223,7 +223,7 @@ def rounding_slack(
             that is written out.
         addends: most pieces, L, as which a shopper's gradient of one layer is added: 1 where it is an outer product or
             written out, 2 of a `TiedAutoencoder`, as many as calls in `layer_rules.SumsOfOuterProducts`.
-        at_once: shoppers, S, whose pieces are added up before they join the sum; None = N.
+        at_once: shoppers of a batch, S, whose pieces are added up before they join the sum; None = N.
         spread: most by which a shopper's own gradient, relative to its norm, changes with who else is in the
             micro-batch: another shape of a matrix product adds up in another order.
     Returns:

@@ -7,8 +7,8 @@ an entry of its own.
 
 Where a squared norm is a sum of products that may cancel, a bound on its rounding error is added: no norm comes out
 smaller than it is, so that nobody is clipped too little. And a gradient that is nearly all cancelled counts as
-`LEAST_SHARE` of what its addends would be without: they are added one by one to a sum over shoppers, where rounding
-follows their lengths, not that of what they leave.
+`LEAST_SHARE` of what its addends would be without: in a sum over shoppers rounding follows their lengths, not that of
+what they leave. Such a batch is summed apart before it joins the sum of all.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class SumsOfOuterProducts:
     def add(self, weights: Tensor, totals: Mapping[str, Tensor]) -> None:
         weights, inputs, gradient = _kept(weights, self._call.inputs, self._call.gradient)
         weighted = (gradient * weights.to(gradient.dtype)[:, None, None]).flatten(0, 1)
-        _add_product(totals["weight"], weighted, inputs.flatten(0, 1))
+        totals["weight"] += weighted.T @ inputs.flatten(0, 1)
         if "bias" in totals:
             totals["bias"] += weighted.sum(0)
 
@@ -262,8 +262,7 @@ class TiedProducts:
         )
         factors = kept.to(g.dtype)[:, None]
         weighted = g * factors
-        _add_product(totals["weight"], rows, p * factors)
-        _add_product(totals["weight"], weighted, codes)
+        totals["weight"] += (rows.T @ (p * factors)).addmm_(weighted.T, codes)
         totals["bias"] += weighted.sum(0)
 
 

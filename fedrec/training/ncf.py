@@ -4,10 +4,9 @@ A score is the item's bias, which starts at its popularity, plus what the shoppe
 is private: it is computed from her own history and the shared parameters alone (`fold_in`), and it never travels. A new
 shopper is folded in so without training; one without a history has a vector of zeros.
 
-Source: He et al. 2017, arXiv:1708.05031. Deviations: the loss of a shopper is the sum over her pairs; the first layer
-of the tower is split into an item part and a shopper part, which is the same function of their concatenation; a new
-shopper's vector is reconstructed as in Singhal et al. 2021, arXiv:2102.03448; ``is_dot_product`` is the product of
-Rendle et al. 2020, arXiv:2005.09683.
+Source: He et al. 2017, arXiv:1708.05031. Deviations: the loss of a shopper is the sum over her pairs; a new shopper's
+vector is reconstructed as in Singhal et al. 2021, arXiv:2102.03448; ``is_dot_product`` is the product of Rendle et al.
+2020, arXiv:2005.09683; the tower's: `fedrec.training.pair_parts`.
 """
 
 from __future__ import annotations
@@ -140,7 +139,7 @@ class Ncf(Network):
 
     def forward(self, batch: Batch) -> Tensor:
         """(num_shoppers,): the sum over a shopper's pairs, over `NcfSettings.loss_unit`."""
-        return self._losses(batch, self._items_of(batch))
+        return self._losses(batch, self._batch_items(batch))
 
     def _losses(self, batch: Batch, items: ItemSide) -> Tensor:
         if self.settings.is_expected:
@@ -155,7 +154,7 @@ class Ncf(Network):
         """(num_shoppers, length): scores of some items for each."""
         return self._scores_of(vectors, self._of_items(ids))
 
-    def _items_of(self, batch: Batch) -> ItemSide:
+    def _batch_items(self, batch: Batch) -> ItemSide:
         return self._of_items(None if self.settings.is_expected else batch["ids"])
 
     def _of_items(self, ids: Tensor | None) -> ItemSide:
@@ -196,17 +195,16 @@ class Ncf(Network):
         Guarantee: a row depends on the shared parameters, the shopper's own history and draws alone.
         Source: Singhal et al. 2021, arXiv:2102.03448, Algorithm 1 (reconstruction), with Adam.
         """
-        values = self._values_a_row if self.settings.is_expected else self.settings.fold_in_pairs * max(self.widths)
+        settings = self.settings
+        values = self._values_a_row if settings.is_expected else settings.fold_in_pairs * max(self.widths)
         rows = max(1, _CHUNK_VALUES // values)
+        num_steps = settings.fold_in_steps if draws is not None else settings.serving_steps or settings.fold_in_steps
         found = []
         for start in range(0, histories.shape[0], rows):
             places = np.arange(start, min(start + rows, histories.shape[0]))
             some = histories[places]
-            if draws is None:
-                steps = self.settings.serving_steps or self.settings.fold_in_steps
-                found.append(self._fold_in_some(some, own_draws(some, "fold-in"), steps))
-            else:
-                found.append(self._fold_in_some(some, draws.take(places), self.settings.fold_in_steps))
+            own = own_draws(some, "fold-in") if draws is None else draws.take(places)
+            found.append(self._fold_in_some(some, own, num_steps))
         empty = torch.zeros(0, self.num_shopper_values, dtype=self.floating, device=self.device)
         return torch.cat([empty, *found])
 
@@ -218,7 +216,7 @@ class Ncf(Network):
         def drawn(step: int) -> tuple[Batch, ItemSide]:
             """What a step and some after it take; fold-in leaves the items as they are."""
             batch = self._batch(histories, draws.of(f"fold-in {step}"), vectors, settings.fold_in_pairs)
-            return batch, self._items_of(batch)
+            return batch, self._batch_items(batch)
 
         vectors = torch.zeros(shape, dtype=self.floating, device=self.device, requires_grad=True)
         first, second = torch.zeros_like(vectors), torch.zeros_like(vectors)

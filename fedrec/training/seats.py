@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedrec.privacy.draws import Draws
 from fedrec.training.dp_sgd import ClosedForm, Totals, check_bound, clip_weights, zero_totals
-from fedrec.training.layer_rules import OuterProducts, SumsOfOuterProducts, TiedProducts
+from fedrec.training.layer_rules import OuterProducts
 from fedrec.training.network import Batch, Network, threads_for
 from fedrec.training.pairs import size_classes
 from fedrec.training.recording import Layer
@@ -115,12 +115,6 @@ class _Sum:
             if isinstance(gradients, OuterProducts):
                 *_, waiting = self._waiting.setdefault(layer.name, (layer, gradients, []))
                 waiting.append(gradients.weighted(weights))
-            elif isinstance(gradients, SumsOfOuterProducts | TiedProducts):
-                # Apart from the sum first: their pieces may be longer than what they leave, and so what is rounded.
-                alone = {name: torch.zeros_like(total) for name, total in self._of(layer).items()}
-                gradients.add(weights, alone)
-                for name, total in self._of(layer).items():
-                    total += alone[name]
             else:
                 gradients.add(weights, self._of(layer))
         self._num_waiting += int(torch.count_nonzero(weights))

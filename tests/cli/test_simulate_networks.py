@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +131,18 @@ def test_a_model_that_makes_no_promise_names_those_that_do(
 def test_settings_of_rounds_that_cannot_be_are_refused_before_anything_is_written(
     fedrec: Callable[..., Any], tmp_path: Path, options: tuple[str, ...], words: str
 ) -> None:
+    check_refused_before_writing(fedrec, tmp_path, "multvae", options, words)
+
+
+def check_refused_before_writing(
+    fedrec: Callable[..., Any], tmp_path: Path, model: str, options: Iterable[str], words: str
+) -> None:
+    """One line, and no run directory."""
     scenario = tmp_path / "scenario.toml"
-    scenario.write_text(SCENARIO.format(num_items=60, model="multvae"))
+    scenario.write_text(SCENARIO.format(num_items=60, model=model))
     sets = [part for option in options for part in ("--set", option)]
-    assert refused(fedrec("simulate", scenario, *sets, "--out", tmp_path / "run"), words)
+    said = fedrec("simulate", scenario, *sets, "--out", tmp_path / "run")
+    assert refused(said, words), said.err
     assert not (tmp_path / "run").exists()
 
 
@@ -164,11 +172,7 @@ def test_settings_of_rounds_that_cannot_be_are_refused_before_anything_is_writte
 def test_a_network_that_cannot_be_is_refused_before_anything_is_written(
     fedrec: Callable[..., Any], tmp_path: Path, model: str, option: str, words: str
 ) -> None:
-    scenario = tmp_path / "scenario.toml"
-    scenario.write_text(SCENARIO.format(num_items=60, model=model))
-    said = fedrec("simulate", scenario, "--set", f"model.settings.{option}", "--out", tmp_path / "run")
-    assert refused(said, words), said.err
-    assert not (tmp_path / "run").exists()
+    check_refused_before_writing(fedrec, tmp_path, model, [f"model.settings.{option}"], words)
 
 
 @pytest.mark.parametrize(
@@ -192,14 +196,9 @@ def test_a_network_that_cannot_be_is_refused_before_anything_is_written(
 def test_noisy_steps_that_cannot_be_are_refused_before_anything_is_written(
     fedrec: Callable[..., Any], tmp_path: Path, options: tuple[str, ...], words: str
 ) -> None:
-    scenario = tmp_path / "scenario.toml"
-    scenario.write_text(SCENARIO.format(num_items=60, model="smallae"))
     promise = ("privacy.epsilon=2", "privacy.delta=1e-6", "privacy.mode=local", "privacy.benchmark=true")
     columns = 'evaluation.columns=["federated_dp"]'
-    sets = [part for option in (columns, *promise, *options) for part in ("--set", option)]
-    said = fedrec("simulate", scenario, *sets, "--out", tmp_path / "run")
-    assert refused(said, words), said.err
-    assert not (tmp_path / "run").exists()
+    check_refused_before_writing(fedrec, tmp_path, "smallae", (columns, *promise, *options), words)
 
 
 @pytest.mark.parametrize("model", ["multvae", "gmf"])
